@@ -1,0 +1,82 @@
+"""What every entry point shares: --help, --list, --dry-run, one-line errors, exit codes, a clean stop on SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from configs.errors import UserError
+from configs.loader import CHOICES, available, known_keys, load, to_yaml
+from configs.schema import Config
+
+OPTIONS = """options:
+  task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them)
+  section.key=value                    any key below
+  --dry-run                            print the resolved configuration and the plan, do nothing
+  --list                               the tasks, teachers and presets there are
+  --help                               this text
+
+keys:"""
+
+
+def entry(
+    doc: str,
+    sections: Sequence[str],
+    work: Callable[[Config], None],
+    plan: Callable[[Config], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run one entry point; returns its exit code.
+
+    doc: the module's docstring, printed by --help before the keys of `sections`. plan: what --dry-run prints under the configuration.
+    Exit codes: 0 done; 2 a UserError, printed as one line; 130 Ctrl-C; 143 SIGTERM. Any other exception is a bug and shows its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in arguments or "-h" in arguments:
+        print(doc.strip() + "\n\n" + OPTIONS + "\n" + describe_keys(sections))
+        return 0
+    if "--list" in arguments:
+        print("\n".join(f"{kind}: {', '.join(available(kind))}" for kind in reversed(CHOICES)))
+        return 0
+    dry_run = "--dry-run" in arguments
+    previous = _stop_on_sigterm()
+    try:
+        config = load([argument for argument in arguments if argument != "--dry-run"])
+        if dry_run:
+            print(to_yaml(config) + "\n" + "\n".join(f"{key}: {value}" for key, value in plan(config).items()))
+        else:
+            work(config)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        return 130
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def describe_keys(sections: Sequence[str]) -> str:
+    """One line for each key of the sections (and the top-level ones): name, default, meaning."""
+    lines = []
+    for key, item in known_keys().items():
+        if "." not in key or key.split(".")[0] in sections:
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            lines.append(f"  {key + '=' + str(default):44} {item.metadata['help']}")
+    return "\n".join(lines)
+
+
+def _stop_on_sigterm() -> Any:
+    """SIGTERM unwinds like Ctrl-C, so that temporary files go, and ends with 143. Only the main thread may set it."""
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(143)
+
+    try:
+        return signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        return None

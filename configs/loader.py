@@ -1,0 +1,145 @@
+"""Configuration from the command line: dotted overrides over yaml fragments over the schema.
+
+Order, later wins: configs/schema.py < preset < teacher < task < the teacher's own values for that task < the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from configs.schema import Config
+
+HERE = Path(__file__).resolve().parent
+CHOICES = ("preset", "teacher", "task")
+DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter"}
+
+
+def available(kind: str) -> list[str]:
+    """Names of the yaml files there are for 'preset', 'teacher' or 'task', sorted."""
+    return sorted(path.stem for path in (HERE / kind).glob("*.yaml"))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """'; did you mean ...?' for the error message, or '' where nothing is near."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def known_keys(schema: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of the schema with its dataclass field, in order."""
+    keys: dict[str, Any] = {}
+    for item in fields(schema):
+        default = item.default_factory() if callable(item.default_factory) else None  # type: ignore[misc]
+        if is_dataclass(default):
+            keys.update(known_keys(type(default), f"{prefix}{item.name}."))
+        else:
+            keys[prefix + item.name] = item
+    return keys
+
+
+def load(argv: Sequence[str]) -> Config:
+    """The resolved configuration of `name=choice` and `section.key=value` arguments.
+
+    Raises UserError for an unknown choice or key (naming the nearest right ones) and for a value of the wrong type.
+    """
+    chosen, overrides = _split(argv)
+    names = DEFAULT_CHOICE | chosen
+    preset = _fragment("preset", names["preset"])
+    names = DEFAULT_CHOICE | preset.pop("choose", {}) | chosen
+    teacher = _fragment("teacher", names["teacher"])
+    per_task, required = teacher.pop("tasks", {}), teacher.pop("require", [])
+    task = _fragment("task", names["task"])
+    layers = [
+        (f"configs/preset/{names['preset']}.yaml", preset),
+        (f"configs/teacher/{names['teacher']}.yaml", teacher),
+        (f"configs/task/{names['task']}.yaml", task),
+        (f"configs/teacher/{names['teacher']}.yaml, tasks.{names['task']}", per_task.get(names["task"], {})),
+    ]
+    config = _merge(layers, overrides)
+    config.task.name, config.teacher.name = names["task"], names["teacher"]
+    for key in required:
+        section, name = key.split(".")
+        if not getattr(getattr(config, section), name):
+            raise UserError(f"set {key}= (teacher={names['teacher']} needs it): {known_keys()[key].metadata['help']}")
+    return config
+
+
+def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    chosen, overrides = {}, []
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"'{argument}' is not key=value: see --help for the keys")
+        if key in CHOICES:
+            chosen[key] = value
+        else:
+            overrides.append(argument)
+    return chosen, overrides
+
+
+def _fragment(kind: str, name: str) -> dict[str, Any]:
+    import yaml
+
+    names = available(kind)
+    if name not in names:
+        raise UserError(f"no {kind} '{name}'{nearest(name, names)} There are: {', '.join(names)}")
+    return yaml.safe_load((HERE / kind / f"{name}.yaml").read_text()) or {}
+
+
+def _merge(layers: list[tuple[str, dict]], overrides: list[str]) -> Config:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+    known = list(known_keys())
+    config = OmegaConf.structured(Config)
+    parts = [(origin, OmegaConf.create(content)) for origin, content in layers]
+    for argument in overrides:
+        key = argument.partition("=")[0]
+        if not any(key == k or key.startswith(k + ".") for k in known):
+            raise UserError(f"no key '{key}'{nearest(key, known)} See --help for the keys")
+        parts.append((f"'{argument}'", OmegaConf.from_dotlist([argument])))
+    for origin, part in parts:
+        try:
+            config = OmegaConf.merge(config, part)
+        except ConfigKeyError as error:
+            key = str(error.full_key)
+            raise UserError(f"{origin}: no key '{key}'{nearest(key, known)}") from error
+        except OmegaConfBaseException as error:
+            raise UserError(f"{origin}: {str(error).splitlines()[0]} (key '{error.full_key}')") from error
+    return OmegaConf.to_object(config)  # type: ignore[return-value]
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as yaml text."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def run_dir(config: Config) -> Path:
+    """<runs_dir>/<task>/<teacher>."""
+    return Path(config.runs_dir) / config.task.name / config.teacher.name
+
+
+def pairs_dir(config: Config) -> Path:
+    """The folder of the pair shards: generate.out, else <run>/pairs."""
+    return Path(config.generate.out) if config.generate.out else run_dir(config) / "pairs"
+
+
+def digest(*parts: Any) -> str:
+    """A hash (16 hex digits) of dataclasses or JSON values: equal exactly when their contents are."""
+    plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def find_file(path: str) -> str:
+    """A path as given if it is there, else below the project's root if it is there, else as given (a hub name, or an error to come)."""
+    below_root = HERE.parent / path
+    return str(below_root) if not Path(path).exists() and below_root.exists() else path

@@ -1,0 +1,235 @@
+"""The typed configuration: every key there is, its type, its default and what it means.
+
+A stage gets its own section, never the whole. Defaults are the paper's (Parmar et al. 2023) where it states one, else the reference code's;
+presets, teachers and tasks (yaml fragments beside this file) override them, and the command line overrides all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _opt(default: Any, text: str) -> Any:
+    """A field with its help text; mutable defaults are copied per instance."""
+    metadata = {"help": text}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Task:
+    """One edit direction, and what counts as a good pair for it."""
+
+    name: str = _opt("", "name of the task, from task=NAME")
+    source: str = _opt("", "what the input shows: 'tree in summer'")
+    target: str = _opt("", "what the edit shows: 'tree in winter'")
+    source_bank: str = _opt("", "text file of sentences about the source, one a line (relative to configs/banks, or a path)")
+    target_bank: str = _opt("", "the same about the target")
+    caption: str = _opt("a photo of {source}", "caption for an image that brings none")
+    swap: dict[str, str] = _opt({}, "word swap of the baselines: source word -> target word")
+    source_noun: str = _opt("", "foreground object of the input, for the overlap score; empty: the whole picture is edited")
+    target_noun: str = _opt("", "foreground object of the edit")
+    clip_gain: float | None = _opt(0.10, "keep pairs whose CLIP gain is at least this, in the paper's units (see scorer.gain_unit)")
+    overlap: float | None = _opt(None, "keep pairs whose mask IoU is at least this; null: not asked for")
+    scene_input: dict[str, str] = _opt({}, "look of a rendered input scene (models.miniature.scenes.Look)")
+    scene_truth: dict[str, str] = _opt({}, "look of its true edit, the judge in scripts/evaluate.py")
+
+
+@dataclass
+class Teacher:
+    """A Stable Diffusion folder in diffusers' layout."""
+
+    name: str = _opt("", "name of the teacher, from teacher=NAME")
+    path: str = _opt("", "folder or hub name for StableDiffusionPipeline.from_pretrained")
+    resolution: int = _opt(512, "side of the square images it edits, pixels")
+
+
+@dataclass
+class Source:
+    """Where the input images come from."""
+
+    images: str = _opt("", "a folder of images, or one image file; empty: scenes rendered by models/miniature")
+    caption: str = _opt("", "one caption for every image; empty: the image's own (NAME.txt beside it), else the task's template")
+    first_seed: int = _opt(1_000_000, "seed of the first rendered scene; the miniature was trained on seeds below 1,000,000")
+    max_pixels: int = _opt(100_000_000, "larger images are refused before they are decoded")
+    max_unreadable_share: float = _opt(0.05, "more unreadable images than this share is an error; fewer are counted and left out")
+
+
+@dataclass
+class Direction:
+    """The edit direction in text-embedding space, 1 x T x D."""
+
+    file: str = _opt("", "a ready direction (.safetensors with one 1 x T x D tensor) instead of the sentence banks")
+    strength: float = _opt(1.0, "multiplies the direction")
+
+
+@dataclass
+class Inversion:
+    """Regularised DDIM inversion (Parmar et al. 2023, section 3.2)."""
+
+    steps: int | None = _opt(None, "DDIM steps from the image to noise; null: edit.steps")
+    lambda_ac: float = _opt(20.0, "weight of the auto-correlation term")
+    lambda_kl: float = _opt(20.0, "weight of the KL term")
+    outer_iterations: int = _opt(5, "regularisation rounds a step")
+    inner_iterations: int = _opt(5, "auto-correlation updates a round; one KL update ends it")
+    pool_gain: float = _opt(1.0, "factor after each pooling: 1 as the reference code, 2 keeps unit variance as the paper says")
+
+
+@dataclass
+class Edit:
+    """Which edit, and for how many steps."""
+
+    method: str = _opt("pix2pix-zero", "pix2pix-zero, or a configuration of the paper's Table 2: A, B, C, D (E is pix2pix-zero)")
+    steps: int = _opt(100, "DDIM steps of the reference and the edit trajectory")
+
+
+@dataclass
+class Guidance:
+    """Cross-attention guidance and classifier-free guidance; both belong to the teacher."""
+
+    amount: float = _opt(0.10, "step size on x_t along the gradient of the attention distance; 0.1 real images, 0.15 synthetic")
+    scale: float = _opt(5.0, "classifier-free guidance scale")
+    negative: str = _opt("caption", "negative prompt of the edit: 'caption' (real images) or 'empty'")
+
+
+@dataclass
+class Generate:
+    """Stage 1: making pairs."""
+
+    pairs: int = _opt(15_000, "pairs to make; a folder with fewer images gives one pair an image")
+    pairs_per_shard: int = _opt(64, "pairs in one tar: what an interruption can cost")
+    batch: int = _opt(16, "images edited together")
+    dtype: str = _opt("float16", "float32, float16 or bfloat16 weights and activations")
+    device: str = _opt("auto", "auto, cpu, cuda or cuda:N")
+    out: str = _opt("", "folder of the shards; empty: <run>/pairs")
+    save_reconstruction: bool = _opt(False, "keep the reference pass's picture beside the pair")
+    save_latents: bool = _opt(False, "keep the inverted noise as float32 .npy beside the pair")
+
+
+@dataclass
+class Scorer:
+    """The CLIP model that judges; never the teacher's own text tower."""
+
+    model: str = _opt("ViT-L-14", "open_clip model name, or local-dir:FOLDER")
+    pretrained: str = _opt("openai", "open_clip pretrained tag or checkpoint; empty with local-dir")
+    templates: list[str] = _opt(["a photo of {}", "a picture of {}", "{}"], "text templates, averaged")
+    gain_unit: float = _opt(1.0, "a gain of g in the paper's CLIP counts as g x gain_unit in this one")
+
+
+@dataclass
+class Segmenter:
+    """segment-anything, for the overlap score."""
+
+    model: str = _opt("vit_h", "vit_h, vit_l or vit_b; or a folder with config.json + model.safetensors")
+    checkpoint: str = _opt("", "the .pth for a vit_* model")
+    points_per_side: int = _opt(32, "grid of automatic mask prompts")
+    min_predicted_iou: float = _opt(0.88, "proposed masks of which the model itself expects less are left out (segment-anything's default)")
+    min_stability: float = _opt(0.95, "so are masks that change more than this with the cut-off (segment-anything's default)")
+    crop_margin: float = _opt(0.1, "around a mask's box when the scorer looks at it, as a share of its longer side")
+    outside: float = _opt(0.3, "how much of the picture outside the mask the scorer sees: 0 grey, 1 untouched")
+    min_noun_probability: float = _opt(0.5, "a mask counts as the noun where the scorer gives it at least this against the other nouns")
+    other_nouns: list[str] = _opt(["the background", "the sky", "the ground"], "what else a mask may show")
+
+
+@dataclass
+class Filter:
+    """Stage 2: scoring pairs."""
+
+    batch: int = _opt(32, "pairs scored together")
+    device: str = _opt("auto", "auto, cpu, cuda or cuda:N")
+
+
+@dataclass
+class Generator:
+    """Stage 3's network: Co-Mod-GAN (Zhao et al. 2021)."""
+
+    channel_base: int = _opt(16_384, "channels at side s: min(channel_max, 2 channel_base / s)")
+    channel_max: int = _opt(512, "most channels of any layer")
+    z_dim: int = _opt(512, "width of the latent z; fixed to zero where distill.latent is 'fixed'")
+    w_dim: int = _opt(512, "width of the mapped latent w")
+    code_dim: int = _opt(1024, "width of the encoder's global code")
+    mapping_layers: int = _opt(8, "layers of the mapping network")
+    dropout: float = _opt(0.5, "dropout on the global code while training")
+
+
+@dataclass
+class Augment:
+    """Training-time augmentation with kornia; one geometric draw for both images."""
+
+    flip: float = _opt(0.5, "probability of a horizontal flip of both")
+    crop: float = _opt(0.8, "smallest side of a random crop of both, as a share; 1: none")
+    brightness: float = _opt(0.1, "colour jitter, the same draw for both images")
+    contrast: float = _opt(0.1, "colour jitter, the same draw for both images")
+    saturation: float = _opt(0.1, "colour jitter, the same draw for both images")
+    hue: float = _opt(0.02, "colour jitter, the same draw for both images")
+    noise: float = _opt(0.02, "largest standard deviation of noise added to the input alone, images in [-1, 1]")
+
+
+@dataclass
+class Distill:
+    """Stage 3: training the generator."""
+
+    images: int = _opt(1_000_000, "training length, in images shown")
+    batch: int = _opt(64, "images a step, over all processes")
+    lr: float = _opt(0.001, "Adam learning rate")
+    beta1: float = _opt(0.0, "Adam beta 1 (Co-Mod-GAN)")
+    beta2: float = _opt(0.99, "Adam beta 2 (Co-Mod-GAN)")
+    warmup_images: int = _opt(2_000, "linear warm-up of the learning rate")
+    l1: float = _opt(1.0, "weight of L1")
+    lpips: float = _opt(1.0, "weight of LPIPS (VGG16)")
+    lpips_crop: int = _opt(0, "side of the random window LPIPS looks at, pixels; 0: the whole image")
+    latent: str = _opt("fixed", "z while training: 'fixed' (zeros: one edit an input) or 'sampled'")
+    ema_half_life_images: int = _opt(10_000, "half-life of the moving average of the weights")
+    validation_share: float = _opt(0.05, "share of the input images held out")
+    max_validation_pairs: int = _opt(256, "at most so many are measured")
+    save_every_images: int = _opt(20_000, "checkpoint, validation and sample grid each so many images")
+    keep_checkpoints: int = _opt(2, "newest checkpoints kept")
+    workers: int = _opt(2, "decoding processes")
+    dtype: str = _opt("float32", "float32 or bfloat16 autocast")
+    init: str = _opt("", "start from these weights: an exported generator.safetensors")
+
+
+@dataclass
+class Evaluate:
+    """scripts/evaluate.py: methods against the true edit."""
+
+    scenes: int = _opt(256, "held-out scenes")
+    first_seed: int = _opt(3_000_000, "seed of the first; validation sweeps use other seeds")
+    methods: list[str] = _opt(["pix2pix-zero", "B", "D"], "editing methods to compare (edit.method)")
+    amounts: list[float] = _opt([], "guidance amounts to sweep; empty: guidance.amount")
+    scales: list[float] = _opt([], "guidance scales to sweep; empty: guidance.scale")
+
+
+@dataclass
+class Demo:
+    """scripts/demo.py: the whole way on the miniature."""
+
+    scenes: int = _opt(8, "held-out scenes in the report, and at most so many photographs")
+    photos: str = _opt("", "a folder of photographs to edit too; empty: those that scikit-image installs")
+
+
+@dataclass
+class Config:
+    """Everything."""
+
+    task: Task = field(default_factory=Task)
+    teacher: Teacher = field(default_factory=Teacher)
+    source: Source = field(default_factory=Source)
+    direction: Direction = field(default_factory=Direction)
+    inversion: Inversion = field(default_factory=Inversion)
+    edit: Edit = field(default_factory=Edit)
+    guidance: Guidance = field(default_factory=Guidance)
+    generate: Generate = field(default_factory=Generate)
+    scorer: Scorer = field(default_factory=Scorer)
+    segmenter: Segmenter = field(default_factory=Segmenter)
+    filter: Filter = field(default_factory=Filter)
+    generator: Generator = field(default_factory=Generator)
+    augment: Augment = field(default_factory=Augment)
+    distill: Distill = field(default_factory=Distill)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    demo: Demo = field(default_factory=Demo)
+    runs_dir: str = _opt("runs", "everything is written below <runs_dir>/<task>/<teacher>")
+    seed: int = _opt(0, "every draw derives from it and from the sample's key")
+    force: bool = _opt(False, "go on in a run folder that was made with another configuration")

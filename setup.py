@@ -1,0 +1,40 @@
+"""Package metadata. Work in a clone: `pip install -e .[dev,demo]`, or let `make` do it."""
+
+from setuptools import setup
+
+REQUIREMENTS = [
+    "accelerate>=1.0",
+    "diffusers>=0.35",  # from_pretrained(dtype=...)
+    "kornia>=0.7.3",
+    "lpips==0.1.4",
+    "numpy>=1.26",
+    "omegaconf>=2.3",
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "onnxscript>=0.3",
+    "open_clip_torch>=2.30,<4",  # local-dir: model folders
+    "pillow>=10.3",
+    "pyarrow>=17",
+    "pyyaml>=6",
+    "safetensors>=0.4.5",
+    "segment-anything==1.0",
+    "torch>=2.6",
+    "torchvision>=0.21",
+    "transformers>=4.56",
+    "webdataset>=1.0.2,<2",
+]
+
+setup(
+    name="zero2gan",
+    version="0.1.0",
+    description="Distil a pix2pix-zero image edit from Stable Diffusion into a Co-Mod-GAN that runs in milliseconds",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["configs", "distill", "filter", "generate", "models", "models.miniature", "scripts"],
+    install_requires=REQUIREMENTS,
+    extras_require={
+        "dev": ["mypy>=1.11", "pytest>=8", "ruff>=0.6", "types-PyYAML"],
+        "demo": ["scikit-image>=0.24"],  # its sample photographs
+        "ray": ["ray[default]>=2.40"],
+    },
+)

@@ -1,0 +1,96 @@
+"""The command line: every task loads, layers override in order, and what is wrong is named with what is nearly right."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from configs.cli import entry
+from configs.errors import UserError
+from configs.loader import available, digest, known_keys, load, run_dir, to_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+ENTRY_POINTS = ("generate/run.py", "filter/run.py", "distill/train.py", "distill/export.py", "scripts/evaluate.py", "scripts/demo.py")
+
+
+@pytest.mark.parametrize("task", available("task"))
+def test_every_task_is_complete(task):
+    from generate.directions import read_bank
+
+    config = load([f"task={task}"])
+    assert config.task.name == task and config.task.source and config.task.target and config.task.swap
+    sources, targets = read_bank(config.task.source_bank, ""), read_bank(config.task.target_bank, "")
+    assert len(sources) >= 100 and len(targets) >= 100 and set(sources) != set(targets)
+    assert bool(config.task.overlap) == bool(config.task.source_noun)
+
+
+@pytest.mark.parametrize("teacher", available("teacher"))
+def test_every_teacher_loads(teacher):
+    config = load([f"teacher={teacher}", "teacher.path=x", "source.images=y"])
+    assert config.teacher.name == teacher and config.teacher.resolution > 0
+
+
+def test_later_layers_win():
+    assert load([]).generate.pairs == 48
+    paper = load(["preset=paper", "source.images=x"])
+    assert (paper.teacher.name, paper.generate.pairs, paper.edit.steps, paper.teacher.resolution) == ("sd14", 15_000, 100, 512)
+    assert load(["generate.pairs=7", "task.clip_gain=null"]).generate.pairs == 7
+    assert str(run_dir(load(["runs_dir=/r", "task=tree2fall"]))) == "/r/tree2fall/miniature"
+
+
+def test_the_written_configuration_says_everything():
+    import yaml
+
+    written = yaml.safe_load(to_yaml(load(["inversion.lambda_kl=3"])))
+    assert written["inversion"]["lambda_kl"] == 3.0
+    flat = {f"{section}.{key}" for section, content in written.items() if isinstance(content, dict) for key in content}
+    assert {key for key in known_keys() if "." in key} <= flat
+
+
+def test_the_digest_follows_the_content():
+    task = load([]).task
+    assert digest(task) == digest(load([]).task) != digest(replace(task, target="x"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("task=tree2wintr", "did you mean tree2winter"),
+        ("teacher=sd41", "There are:"),
+        ("preset=papr", "paper"),
+        ("guidance.amunt=1", "did you mean guidance.amount"),
+        ("generate.pairs=many", "generate.pairs"),
+        ("source.caption.x=1", "source.caption"),
+        ("edit", "key=value"),
+        ("teacher=sd14", "source.images="),
+    ],
+)
+def test_wrong_arguments_name_the_right_ones(argument, says):
+    with pytest.raises(UserError) as error:
+        load([argument])
+    assert says in str(error.value)
+
+
+def test_errors_end_with_2_and_one_line(capsys):
+    assert entry("doc", (), lambda config: None, lambda config: {}, ["nonsense=1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ENTRY_POINTS)
+def test_every_entry_point_helps_and_lists(path):
+    """Without torch or diffusers: they load inside, so help is instant."""
+    probe = (
+        "import runpy, sys; sys.argv = ['x', sys.argv[1]]\n"
+        f"try: runpy.run_path({str(ROOT / path)!r}, run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert not {'torch', 'diffusers', 'open_clip'} & set(sys.modules), 'heavy import'\n"
+        "sys.exit(code)"
+    )
+    for option, expected in (("--help", "task=NAME"), ("--list", "tree2winter")):
+        done = subprocess.run(
+            [sys.executable, "-c", probe, option], cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
+        )
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
