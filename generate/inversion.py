@@ -1,0 +1,120 @@
+"""Regularised DDIM inversion (Parmar et al. 2023, section 3.2): an image's latent to the noise that DDIM turns back into it.
+
+The predicted noise of each step is nudged towards white noise by two terms: the auto-correlation at random shifts over a pyramid, and
+the KL divergence to a unit Gaussian. Both gradients are in closed form, and everything is per image: a batch of B equals B runs of 1.
+
+Shapes: B batch, C latent channels, H W latent cells, S steps, O outer and I inner iterations, L pyramid levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from configs.schema import Inversion
+from models.teacher import Schedule, Teacher
+
+SMALLEST_LEVEL = 8  # cells; the pyramid 64, 32, 16, 8 of the reference code
+VARIANCE_EPSILON = 1e-7
+
+
+def ddim_step(latent_BCHW: Tensor, noise_BCHW: Tensor, alpha_from: float, alpha_to: float) -> Tensor:
+    """Move a latent from one alpha_bar to another along the predicted noise; either direction (Song et al. 2021, eq. 12, eta = 0)."""
+    clean = (latent_BCHW - (1 - alpha_from) ** 0.5 * noise_BCHW) / alpha_from**0.5
+    return alpha_to**0.5 * clean + (1 - alpha_to) ** 0.5 * noise_BCHW
+
+
+@torch.no_grad()
+def invert(
+    teacher: Teacher, schedule: Schedule, latent_BCHW: Tensor, caption_BTD: Tensor, generators: Sequence[torch.Generator], config: Inversion
+) -> Tensor:
+    """The inverted noise of latents, B x C x H x W, under their captions (guidance scale 1).
+
+    generators: one CPU generator an image, from which its shifts are drawn, so that a result does not depend on its batch.
+    """
+    shifts = None
+    if config.lambda_ac:
+        shifts = draw_shifts(generators, latent_BCHW.shape[1:3], len(schedule.timesteps), config).to(latent_BCHW.device)
+    latent_BCHW = latent_BCHW.clone()
+    for step in reversed(range(len(schedule.timesteps))):
+        # The latent is at the level *below* this step's timestep; the lowest level lies under the last timestep and is evaluated there.
+        below = min(step + 1, len(schedule.timesteps) - 1)
+        noise = teacher.noise(latent_BCHW, schedule.timesteps[below], caption_BTD)
+        noise = regularise(noise, None if shifts is None else shifts[:, step], config)
+        latent_BCHW = ddim_step(latent_BCHW, noise, schedule.alpha_next[step], schedule.alpha[step])
+    return latent_BCHW
+
+
+def draw_shifts(generators: Sequence[torch.Generator], channels_height: Sequence[int], steps: int, config: Inversion) -> Tensor:
+    """Random shifts r ~ U{1 .. side/2 - 1} for every pyramid level: B x S x O x I x C x L integers."""
+    channels, height = channels_height
+    shape = (steps, config.outer_iterations, config.inner_iterations, channels)
+    per_image = [
+        torch.stack([torch.randint(1, max(side // 2, 2), shape, generator=g) for side in _pyramid_sides(height)], -1) for g in generators
+    ]
+    return torch.stack(per_image)
+
+
+def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor | None, config: Inversion) -> Tensor:
+    """The predicted noise after outer x (inner auto-correlation steps, one KL step); shifts None: no auto-correlation term."""
+    circulants = None if shifts_BOICL is None else symmetric_circulants(noise_BCHW, shifts_BOICL)
+    for outer in range(config.outer_iterations):
+        if circulants is not None:
+            for inner in range(config.inner_iterations):
+                gradient = auto_correlation_gradient(noise_BCHW, [level[:, outer, inner] for level in circulants], config.pool_gain)
+                noise_BCHW = noise_BCHW - config.lambda_ac / config.inner_iterations * gradient
+        if config.lambda_kl:
+            noise_BCHW = noise_BCHW - config.lambda_kl * kl_gradient(noise_BCHW)
+    return noise_BCHW
+
+
+def symmetric_circulants(noise_BCHW: Tensor, shifts_BxCL: Tensor) -> list[Tensor]:
+    """For each level the matrices S_r with S_r v = roll(v, r) + roll(v, -r), for the shifts given: (..., C, side, side) a level.
+
+    A shift of its own for every image and channel would be a gather; as a matrix product it is one batched call on any device.
+    """
+    levels = []
+    for level, side in enumerate(_pyramid_sides(noise_BCHW.shape[2])):
+        identity = torch.eye(side, device=noise_BCHW.device, dtype=noise_BCHW.dtype)
+        table = torch.stack([identity.roll(r, 0) + identity.roll(-r, 0) for r in range(max(side // 2, 2))])
+        levels.append(table[shifts_BxCL[..., level]])
+    return levels
+
+
+def auto_correlation_gradient(noise_BCHW: Tensor, circulants: list[Tensor], pool_gain: float = 1.0) -> Tensor:
+    """Gradient of L_ac: the sum over levels, channels and both axes of mean(n * roll(n, r))^2; a circulant B x C x side x side a level.
+
+    With m = mean(n * roll(n, r)) over N cells: dL/dn = 2 m (roll(n, r) + roll(n, -r)) / N, and the mean is half of mean(n * S_r n), as both
+    rolls have the same one. Coarser levels reach the finest through the average pooling: a quarter to each of four cells, times pool_gain.
+    """
+    gradients = []
+    level = noise_BCHW
+    for index, circulant in enumerate(circulants):
+        if index:
+            level = F.avg_pool2d(level, 2) * pool_gain
+        gradient = torch.zeros_like(level)
+        for neighbours in (circulant @ level, level @ circulant):
+            mean = (level * neighbours).mean((2, 3), keepdim=True) / 2
+            gradient = gradient + 2 * mean / level[0, 0].numel() * neighbours
+        gradients.append(gradient)
+    total = gradients.pop()
+    while gradients:
+        total = gradients.pop() + F.interpolate(total, scale_factor=2, mode="nearest") * (pool_gain / 4)
+    return total
+
+
+def kl_gradient(noise_BCHW: Tensor) -> Tensor:
+    """Gradient of L_kl = var + mean^2 - 1 - log(var + eps), with the unbiased variance over each whole image."""
+    count = noise_BCHW[0].numel()
+    variance, mean = torch.var_mean(noise_BCHW, (1, 2, 3), keepdim=True)
+    return (1 - 1 / (variance + VARIANCE_EPSILON)) * 2 * (noise_BCHW - mean) / (count - 1) + 2 * mean / count
+
+
+def _pyramid_sides(height: int) -> list[int]:
+    sides = [height]
+    while sides[-1] > SMALLEST_LEVEL and sides[-1] % 2 == 0:
+        sides.append(sides[-1] // 2)
+    return sides

@@ -1,0 +1,229 @@
+"""Pair shards: the one home of the format that generate writes and filter and distill read.
+
+    pairs/000000.tar    KEY.input.png KEY.edit.png KEY.json [KEY.reconstruction.png KEY.noise.npy], one sample after the other
+    pairs/000000.json   the manifest: keys, byte count and SHA-256 of the tar, what was left out; written last
+
+A tar without its manifest is unfinished and is never read. Bytes are deterministic (no times, no users), so an interrupted run that is
+taken up again ends with the same files as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from configs.errors import UserError
+
+FORMAT = 1
+KEY = re.compile(r"[a-z0-9_-]+")
+IMAGES = ("input", "edit", "reconstruction")
+
+
+@dataclass
+class Pair:
+    """One sample: a key `[a-z0-9_-]+`, RGB uint8 images H x W x 3 by name (input, edit, ...), its record, float arrays by name."""
+
+    key: str
+    images: dict[str, np.ndarray]
+    record: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PairLocation:
+    """Where a finished pair lies: the shard and, by member name ('input.png', 'json', ...), offset and size in bytes."""
+
+    key: str
+    shard: Path
+    members: dict[str, tuple[int, int]]
+
+
+class ShardError(UserError):
+    """A shard that is torn, changed or unfinished; names it and says how to mend it."""
+
+
+def write_shard(folder: Path, index: int, pairs: Iterable[Pair], about: dict[str, Any]) -> Path:
+    """Write shard `index` atomically and its manifest after it; returns the tar's path.
+
+    about: further JSON content of the manifest (left-out images, configuration hash). Raises ShardError for a bad or repeated key.
+    """
+    import webdataset
+
+    path = folder / f"{index:06d}.tar"
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    keys: list[str] = []
+    try:
+        with open(temporary, "wb") as stream:
+            with webdataset.TarWriter(stream, encoder=False, mtime=0, user="zero2gan", group="zero2gan") as writer:
+                for pair in pairs:
+                    if not KEY.fullmatch(pair.key) or pair.key in keys:
+                        raise ShardError(f"{path}: key '{pair.key}' is repeated or not of [a-z0-9_-]+")
+                    keys.append(pair.key)
+                    writer.write(_encode(pair))
+            stream.flush()
+            os.fsync(stream.fileno())
+        manifest = {"format": FORMAT, "keys": keys, **_fingerprint(temporary), **about}
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_json(manifest_path(path), manifest)
+    return path
+
+
+def manifest_path(shard: Path) -> Path:
+    """The manifest beside a tar."""
+    return shard.with_suffix(".json")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as stream:
+            json.dump(content, stream, indent=1, sort_keys=True)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_finished(shard: Path) -> bool:
+    """Whether the tar and its manifest are there and the tar has the size that the manifest says."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return shard.stat().st_size == json.loads(manifest_path(shard).read_text())["bytes"]
+    return False
+
+
+def finished_shards(folder: Path) -> list[Path]:
+    """The finished tars of a folder, sorted.
+
+    Raises ShardError where there is none, and where a tar and its manifest disagree (torn or changed).
+    """
+    for shard in sorted(folder.glob("[0-9]*.tar")):
+        if manifest_path(shard).exists() and not is_finished(shard):
+            raise ShardError(f"{shard} is not the size its manifest says: delete both and run generate/run.py again to make it anew")
+    shards = [shard for shard in sorted(folder.glob("[0-9]*.tar")) if is_finished(shard)]
+    if not shards:
+        raise ShardError(f"{folder}: no finished pair shards; make them with generate/run.py")
+    return shards
+
+
+def verify(shard: Path) -> None:
+    """Raise ShardError unless the tar's SHA-256 is the manifest's."""
+    manifest = read_manifest(shard)
+    if _fingerprint(shard) != {name: manifest[name] for name in ("bytes", "sha256")}:
+        raise ShardError(f"{shard} differs from its manifest (a flipped bit, a cut file?): delete both and run generate/run.py again")
+
+
+def read_manifest(shard: Path) -> dict[str, Any]:
+    """The manifest of a tar; ShardError where it is missing or of another format."""
+    try:
+        manifest = json.loads(manifest_path(shard).read_text())
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{shard} has no readable manifest (interrupted?): run the same command again to finish it") from error
+    if manifest.get("format") != FORMAT:
+        raise ShardError(f"{shard}: format {manifest.get('format')}, this version reads {FORMAT}: make the pairs again")
+    return manifest
+
+
+def locate(shard: Path) -> list[PairLocation]:
+    """Where each pair of a finished shard lies, in order; reads headers only. ShardError where keys differ from the manifest's."""
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for item in archive:
+                key, _, name = item.name.partition(".")
+                members.setdefault(key, {})[name] = (item.offset_data, item.size)
+    except (tarfile.TarError, OSError) as error:
+        raise ShardError(f"{shard} cannot be read ({error}): delete it and its manifest and run generate/run.py again") from error
+    if list(members) != read_manifest(shard)["keys"]:
+        raise ShardError(f"{shard} does not hold the keys of its manifest: delete both and run generate/run.py again")
+    return [PairLocation(key, shard, found) for key, found in members.items()]
+
+
+def read_pair(location: PairLocation, names: Iterable[str] = IMAGES) -> Pair:
+    """Read one pair: its record and those of the named images and arrays that it has."""
+    images: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
+    with open(location.shard, "rb") as stream:
+
+        def member(name: str) -> bytes:
+            offset, size = location.members[name]
+            stream.seek(offset)
+            return stream.read(size)
+
+        record = json.loads(member("json"))
+        for name in names:
+            if f"{name}.png" in location.members:
+                images[name] = decode_png(member(f"{name}.png"))
+            elif f"{name}.npy" in location.members:
+                arrays[name] = np.load(io.BytesIO(member(f"{name}.npy")), allow_pickle=False)
+    return Pair(location.key, images, record, arrays)
+
+
+def read_pairs(folder: Path, names: Iterable[str] = IMAGES) -> Iterator[Pair]:
+    """Every finished pair of a folder, in order."""
+    for shard in finished_shards(folder):
+        for location in locate(shard):
+            yield read_pair(location, names)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, name: str) -> Iterator[None]:
+    """Hold the folder's writer lock `name`; UserError where another process has it. The system frees it when the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f".{name}.lock", "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another process writes here; wait for it, or choose another generate.out= or runs_dir=") from error
+        yield
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Lossless PNG bytes of an RGB uint8 H x W x 3 image."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG", compress_level=4)
+    return stream.getvalue()
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """RGB uint8 H x W x 3 of PNG bytes; nothing but a PNG is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB"))
+
+
+def _encode(pair: Pair) -> dict[str, Any]:
+    sample: dict[str, Any] = {"__key__": pair.key}
+    sample.update({f"{name}.png": encode_png(image) for name, image in pair.images.items()})
+    for name, array in pair.arrays.items():
+        stream = io.BytesIO()
+        np.save(stream, array, allow_pickle=False)
+        sample[f"{name}.npy"] = stream.getvalue()
+    sample["json"] = json.dumps(pair.record, sort_keys=True).encode()
+    return sample
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as stream:
+        hasher = hashlib.sha256()
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            hasher.update(block)
+    return {"bytes": path.stat().st_size, "sha256": hasher.hexdigest()}

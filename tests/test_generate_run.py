@@ -1,0 +1,162 @@
+"""generate/run.py through its command line, on a teacher that takes a second."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.loader import load, pairs_dir
+from generate import run
+from generate.directions import edit_direction
+from generate.editors import swap_words
+from generate.shards import read_pairs
+
+
+def folder(arguments):
+    return pairs_dir(load(arguments))
+
+
+def contents(path: Path):
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.suffix in (".tar", ".json")}
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_run, capsys):
+    assert run.main(tiny_run) == 0
+    pairs = folder(tiny_run)
+    whole = contents(pairs)
+    assert sorted(whole) == ["000000.json", "000000.tar", "000001.json", "000001.tar", "000002.json", "000002.tar", "made_with.json"]
+    (pairs / "000001.json").unlink()  # killed between the tar and its manifest
+    (pairs / "000002.tar").unlink()
+    assert run.main(tiny_run) == 0
+    assert "1 of 3 shards already" in capsys.readouterr().out
+    assert contents(pairs) == whole
+
+
+def test_records_say_how_to_make_the_pair_again(tiny_run):
+    assert run.main([*tiny_run, "generate.save_latents=true"]) == 0
+    pairs = list(read_pairs(folder(tiny_run), ("input", "edit", "reconstruction", "noise")))
+    assert [pair.key for pair in pairs] == [f"scene-{1_000_000 + index}" for index in range(5)]
+    for pair in pairs:
+        assert set(pair.images) == {"input", "edit", "reconstruction"} and pair.arrays["noise"].dtype == np.float32
+        assert set(pair.record) >= {"source", "caption", "caption_from", "seed", "direction", "configuration", "noise", "versions"}
+
+
+@pytest.mark.parametrize("method", ["pix2pix-zero", "A", "B", "C", "D"])
+def test_a_pair_does_not_depend_on_the_batch(tiny_run, method):
+    edits = []
+    for batch in (1, 3):
+        arguments = [
+            *tiny_run,
+            f"edit.method={method}",
+            f"generate.batch={batch}",
+            f"runs_dir={tiny_run[6][9:]}/{batch}",
+            "generate.pairs=3",
+        ]
+        arguments.append("generate.pairs_per_shard=3")
+        assert run.main(arguments) == 0
+        edits.append(np.stack([pair.images["edit"] for pair in read_pairs(folder(arguments))]).astype(int))
+    assert np.abs(edits[0] - edits[1]).max() <= 1  # an eighth bit may round either way
+
+
+def test_more_pairs_add_to_what_is_there(tiny_run):
+    assert run.main(tiny_run) == 0
+    before = [pair.images["edit"] for pair in read_pairs(folder(tiny_run))]
+    assert run.main([*tiny_run, "generate.pairs=6"]) == 0
+    after = [pair.images["edit"] for pair in read_pairs(folder(tiny_run))]
+    assert len(after) == 6 and all(np.array_equal(*both) for both in zip(before, after, strict=False))
+
+
+def test_another_configuration_is_refused_with_the_difference(tiny_run, capsys):
+    assert run.main(tiny_run) == 0
+    assert run.main([*tiny_run, "guidance.scale=3"]) == 2
+    message = capsys.readouterr().err
+    assert "guidance.scale was 7.5, now 3.0" in message or "guidance.scale was" in message
+    assert "force=true" in message
+
+
+def test_photographs_and_unreadable_ones(tiny_run, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(4):
+        Image.new("RGB", (50, 40), (index * 60, 90, 30)).save(photos / f"{index}.jpg")
+    (photos / "broken.png").write_text("no")
+    arguments = [*tiny_run, f"source.images={photos}"]
+    assert run.main(arguments) == 2  # one in five is more than source.max_unreadable_share
+    assert "broken.png" in capsys.readouterr().err
+    assert len(list(read_pairs(folder(arguments)))) == 4  # and yet all the others are there
+    assert run.main([*arguments, "source.max_unreadable_share=0.5", "force=true"]) == 0
+    assert "1 of 5 images could not be read" in capsys.readouterr().out
+
+
+def test_dry_run_writes_nothing(tiny_run, tmp_path, capsys):
+    assert run.main([*tiny_run, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "shards: 3" in printed and "steps: 3" in printed
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("edit.method=magic", "pix2pix-zero"),
+        ("edit.steps=0", "edit.steps"),
+        ("generate.dtype=int8", "float16"),
+        ("teacher.path=/nowhere", "teacher.path=/nowhere"),
+        ("task.source_bank=nothing.txt", "tree_summer.txt"),
+        ("direction.file=/nowhere.safetensors", "direction.file"),
+        ("guidance.negative=maybe", "caption, empty"),
+    ],
+)
+def test_wrong_input_gives_one_line(tiny_run, capsys, argument, says):
+    assert run.main([*tiny_run, argument]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and says in error and "Traceback" not in error
+
+
+def test_the_direction_is_the_difference_of_the_mean_embeddings(tiny_teacher, tiny_run, tmp_path):
+    """By hand with transformers' own classes; and the cached file gives the same."""
+    config = load(tiny_run)
+    first = edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
+    sentences = {
+        "source": ["a photo of a tree in summer", "a green tree", "two trees in summer"],
+        "target": ["a photo of a tree in winter", "a snowy tree", "two trees in winter"],
+    }
+    means = {}
+    for name, texts in sentences.items():
+        tokens = tiny_teacher.tokenizer(texts, padding="max_length", return_tensors="pt", truncation=True)
+        with torch.no_grad():
+            means[name] = tiny_teacher.text_encoder(input_ids=tokens.input_ids).last_hidden_state.mean(0, keepdim=True)
+    torch.testing.assert_close(first.value_1TD, means["target"] - means["source"])
+    assert "3 + 3 sentences" in first.report
+    again = edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
+    assert torch.equal(first.value_1TD, again.value_1TD) and first.hash == again.hash
+    (cached,) = tmp_path.glob("*.safetensors")
+    config.direction.file, config.direction.strength = str(cached), 2.0
+    assert torch.equal(edit_direction(tiny_teacher, config.task, config.direction, tmp_path).value_1TD, 2 * first.value_1TD)
+
+
+def test_word_swap():
+    task = load([]).task
+    assert swap_words("a Summer tree in a green meadow", task) == "a winter tree in a snowy meadow"
+    assert swap_words("a midsummer dream", task) == "a midsummer dream, tree in winter"
+
+
+def test_two_processes_make_the_same_shards(tiny_run, tmp_path):
+    """accelerate launch with two CPU processes against one process in this one."""
+    import subprocess
+    import sys
+
+    assert run.main([*tiny_run, f"runs_dir={tmp_path}/one"]) == 0
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(Path(run.__file__)), *tiny_run, f"runs_dir={tmp_path}/two"]
+    root = Path(run.__file__).parent.parent
+    done = subprocess.run(
+        command, cwd=root, env={**__import__("os").environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (contents(folder([*tiny_run, f"runs_dir={tmp_path}/{name}"])) for name in ("one", "two"))
+    assert one == two
+    assert len(json.loads(one["000000.json"])["keys"]) == 2

@@ -1,0 +1,108 @@
+"""Cross-attention guidance against diffusers' own attention, finite differences, and the cases that are known."""
+
+import pytest
+import torch
+
+from generate.guidance import attention_distance, attention_gradient, edit_in_lockstep
+
+
+@pytest.fixture
+def setting(tiny_teacher):
+    torch.manual_seed(0)
+    latent = torch.randn(2, 4, 8, 8)
+    caption = tiny_teacher.embed(["a photo of a tree in summer", "two green trees"])
+    edited = tiny_teacher.embed(["a photo of a tree in winter", "two snowy trees"])
+    return tiny_teacher, latent, caption, edited
+
+
+def test_the_processor_computes_what_diffusers_does(setting):
+    from diffusers.models.attention_processor import AttnProcessor
+
+    teacher, latent, caption, _ = setting
+    fused = teacher.noise(latent, 500, caption)
+    with teacher.recorded_maps() as maps:
+        explicit = teacher.noise(latent, 500, caption)
+    teacher.unet.set_attn_processor(AttnProcessor())
+    expected = teacher.noise(latent, 500, caption)
+    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(explicit, expected, rtol=1e-4, atol=1e-5)
+    layers = [name for name, _ in teacher.unet.named_modules() if name.endswith("attn2")]
+    assert len(maps) == len(layers) > 3
+    for probabilities in maps:
+        assert probabilities.shape[0] == 2 and probabilities.shape[-1] == teacher.tokenizer.model_max_length
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
+
+
+def test_v_prediction_is_converted(setting):
+    """eps = sqrt(alpha) v + sqrt(1 - alpha) x, so that x0 from either agrees."""
+    teacher, latent, caption, _ = setting
+    velocity = teacher.noise(latent, 300, caption)
+    teacher._v_prediction = True
+    epsilon = teacher.noise(latent, 300, caption)
+    alpha = teacher.scheduler.alphas_cumprod[300]
+    from_epsilon = (latent - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
+    from_velocity = alpha.sqrt() * latent - (1 - alpha).sqrt() * velocity
+    torch.testing.assert_close(from_epsilon, from_velocity, rtol=1e-3, atol=1e-3)
+
+
+def test_the_gradient_is_the_slope(setting):
+    teacher, latent, caption, edited = setting
+    with torch.no_grad(), teacher.recorded_maps() as reference:
+        teacher.noise(latent, 500, caption)
+
+    def distance(x):
+        with torch.no_grad(), teacher.recorded_maps() as maps:
+            teacher.noise(x, 500, edited)
+        return float(attention_distance(maps, reference))
+
+    gradient = attention_gradient(teacher, latent, 500, edited, reference)
+    direction = gradient / gradient.norm()
+    step = 0.5
+    slope = (distance(latent + step * direction) - distance(latent - step * direction)) / (2 * step)
+    assert slope == pytest.approx(float(gradient.norm()), rel=0.05)
+    assert all(p.grad is None for p in teacher.unet.parameters())
+
+
+def test_one_images_gradient_does_not_depend_on_its_neighbours(setting):
+    teacher, latent, caption, edited = setting
+    with torch.no_grad(), teacher.recorded_maps() as reference:
+        teacher.noise(latent, 500, caption)
+    together = attention_gradient(teacher, latent, 500, edited, reference)
+    alone = attention_gradient(teacher, latent[1:], 500, edited[1:], [maps[1:] for maps in reference])
+    torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-7)
+
+
+def test_no_change_of_text_reconstructs(setting):
+    """With the caption itself as the edited text, guidance has nothing to pull and CFG nothing to amplify: edit = reference."""
+    teacher, latent, caption, _ = setting
+    reference, edit = edit_in_lockstep(teacher, teacher.schedule(4), latent, caption, caption, caption, amount=1.0, scale=7.5)
+    torch.testing.assert_close(edit, reference, rtol=1e-3, atol=1e-3)
+
+
+def test_lockstep_is_the_two_pass_algorithm(setting):
+    """The reference code's order (all reference maps first, then the edit) gives the same edit."""
+    teacher, latent, caption, edited = setting
+    schedule = teacher.schedule(3)
+    amount, scale = 50.0, 3.0
+    stored, x = [], latent
+    for t, a, b in zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True):
+        with torch.no_grad(), teacher.recorded_maps() as maps:
+            noise = teacher.noise(x, t, caption)
+        stored.append(maps)
+        x = b**0.5 * (x - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - b) ** 0.5 * noise
+    y = latent
+    for t, a, b, maps in zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, stored, strict=True):
+        variable = y.clone().requires_grad_()
+        with teacher.recorded_maps() as current:
+            teacher.noise(variable, t, edited)
+        loss = sum(((p - q) ** 2).sum((2, 3)).mean(1).sum() for p, q in zip(current, maps, strict=True))
+        y = y - amount * torch.autograd.grad(loss, variable)[0]
+        with torch.no_grad():
+            negative, positive = teacher.noise(y, t, caption), teacher.noise(y, t, edited)
+        noise = negative + scale * (positive - negative)
+        y = b**0.5 * (y - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - b) ** 0.5 * noise
+    reference, edit = edit_in_lockstep(teacher, schedule, latent, caption, edited, caption, amount, scale)
+    torch.testing.assert_close(reference, x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(edit, y, rtol=1e-3, atol=1e-3)
+    unguided = edit_in_lockstep(teacher, schedule, latent, caption, edited, caption, 0.0, scale, reference=False)
+    assert unguided[0] is None and not torch.allclose(unguided[1], y, atol=1e-3)

@@ -1,0 +1,104 @@
+"""Photographs in every shape come out upright, square and RGB; what cannot be read is named."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.errors import UserError
+from configs.schema import Source, Task
+from generate.shards import KEY
+from generate.sources import Unreadable, open_source, photo_key, read_square
+
+TASK = Task(name="t", source="tree", caption="a photo of a {source}", scene_input={"season": "summer"})
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def save(image, path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def test_the_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (40, 40), RED)
+    image.paste(BLUE, (0, 0, 40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    upright = read_square(save(image, tmp_path / "a.png", exif=exif), 8, 10_000)
+    assert tuple(upright[0, 0]) == RED and tuple(upright[-1, 0]) == BLUE
+
+
+def test_the_centre_square_is_taken(tmp_path):
+    image = Image.new("RGB", (100, 20), RED)
+    image.paste(BLUE, (40, 0, 60, 20))
+    found = read_square(save(image, tmp_path / "a.png"), 10, 10_000).astype(int)
+    assert np.abs(found - BLUE).max() < 20  # the filter reaches a little beyond the crop
+
+
+@pytest.mark.parametrize(
+    ("image", "suffix", "expected"),
+    [
+        (Image.new("L", (9, 9), 77), "png", (77, 77, 77)),
+        (Image.new("LA", (9, 9), (0, 0)), "png", (255, 255, 255)),
+        (Image.new("RGBA", (9, 9), (10, 20, 30, 0)), "png", (255, 255, 255)),
+        (Image.new("RGBA", (9, 9), (10, 20, 30, 255)), "webp", (10, 20, 30)),
+        (Image.fromarray(np.full((9, 9), 128 * 257, np.uint16)), "png", (128, 128, 128)),
+        (Image.new("CMYK", (9, 9), (0, 0, 0, 255)), "jpg", (0, 0, 0)),
+        (Image.new("P", (1, 1), 0), "png", (0, 0, 0)),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, image, suffix, expected):
+    options = {"lossless": True} if suffix == "webp" else {}
+    found = read_square(save(image, tmp_path / f"a.{suffix}", **options), 16, 10_000)
+    assert found.shape == (16, 16, 3) and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+def test_what_is_not_an_image_is_unreadable(tmp_path):
+    (tmp_path / "a.png").write_text("not an image")
+    with pytest.raises(Unreadable):
+        read_square(tmp_path / "a.png", 8, 10_000)
+    whole = save(Image.effect_noise((64, 64), 90), tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Unreadable):
+        read_square(tmp_path / "b.png", 8, 10_000)
+    save(Image.new("RGB", (200, 200)), tmp_path / "c.png")
+    with pytest.raises(Unreadable, match="max_pixels"):
+        read_square(tmp_path / "c.png", 8, 10_000)
+
+
+def test_a_folder_is_searched_in_a_fixed_order_with_its_captions(tmp_path):
+    for name in ("b.jpg", "sub/A b.png", "a.webp", "notes.md"):
+        if name != "notes.md":
+            save(Image.new("RGB", (8, 8)), tmp_path / name)
+    (tmp_path / "b.txt").write_text(" two trees by a lake \n")
+    source = open_source(Source(images=str(tmp_path)), TASK, 8, 10)
+    assert [source.name(index) for index in range(len(source))] == ["a.webp", "b.jpg", "sub/A b.png"]
+    images = [source.load(index) for index in range(3)]
+    assert [(image.caption, image.caption_from) for image in images] == [
+        ("a photo of a tree", "task.caption"),
+        ("two trees by a lake", "b.txt"),
+        ("a photo of a tree", "task.caption"),
+    ]
+    assert all(KEY.fullmatch(image.key) for image in images)
+    assert open_source(Source(images=str(tmp_path), caption="x"), TASK, 8, 10).load(1).caption == "x"
+
+
+def test_keys_are_unique_and_clean():
+    names = ["a.png", "sub/a.png", "a.jpg", "Ä€ß.png", "../../evil.png", "x" * 300 + ".png"]
+    keys = [photo_key(name) for name in names]
+    assert len(set(keys)) == len(keys) and all(KEY.fullmatch(key) for key in keys)
+
+
+def test_empty_and_missing_sources_say_so(tmp_path):
+    with pytest.raises(UserError, match=r"source\.images"):
+        open_source(Source(images=str(tmp_path / "nowhere")), TASK, 8, 10)
+    with pytest.raises(UserError, match=r"no \.jpeg"):
+        open_source(Source(images=str(tmp_path)), TASK, 8, 10)
+    with pytest.raises(UserError, match=r"source\.images=FOLDER"):
+        open_source(Source(), Task(name="cat2dog"), 8, 10)
+
+
+def test_scenes_are_the_same_every_time():
+    first, second = (open_source(Source(first_seed=5), TASK, 128, 3).load(2) for _ in range(2))
+    assert first.key == "scene-7" and first.caption == second.caption and np.array_equal(first.image, second.image)
