@@ -1,0 +1,128 @@
+"""The scores on disk: one parquet file a shard, every raw score whatever the thresholds, and what the scores were
+made with.
+
+    scores/000000.parquet   for pairs/000000.tar; its metadata `zero2gan` is the JSON that `identity` gives
+
+A file whose identity is not today's (another model, text or shard) is stale, and its shard is scored again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from configs.errors import UserError
+from configs.loader import digest, find_file, pairs_dir, run_dir
+from configs.schema import Config, Scorer, Segmenter
+from filter.clip_gain import CLIP_SCORES
+from filter.overlap import OVERLAP_SCORES
+from generate.shards import finished_shards, read_manifest
+
+FORMAT = 1
+METADATA = b"zero2gan"
+SCORES = CLIP_SCORES + OVERLAP_SCORES
+SCHEMA = pyarrow.schema([("key", pyarrow.string()), *((name, pyarrow.float64()) for name in SCORES)])
+SAMPLE_BYTES = 1 << 20  # read at either end of a weights file to tell it from another: a whole ViT-H would take seconds
+
+
+def scores_path(config: Config, shard: Path) -> Path:
+    """The score file of a shard."""
+    return run_dir(config) / "scores" / f"{shard.stem}.parquet"
+
+
+def models_identity(config: Config) -> dict[str, Any]:
+    """What every score file of this configuration must say of its models and texts. UserError where only one noun is
+    named.
+    """
+    task, scorer, segmenter = config.task, asdict(config.scorer), asdict(config.segmenter)
+    if bool(task.source_noun) != bool(task.target_noun):
+        raise UserError("task.source_noun and task.target_noun go together: name both or neither")
+    del scorer["gain_unit"]  # scales the threshold, not the scores
+    nouns = [task.source_noun, task.target_noun] if task.source_noun else None
+    weights = {"scorer": _weights(find_file(scorer["model"].removeprefix("local-dir:")), scorer["pretrained"])}
+    if nouns:
+        weights["segmenter"] = _weights(find_file(segmenter["model"]), segmenter["checkpoint"])
+    return {
+        "format": FORMAT,
+        "scorer": _name(config.scorer),
+        "segmenter": _name(config.segmenter) if nouns else None,
+        "texts": [task.source, task.target],
+        "nouns": nouns,
+        "settings": digest(scorer, segmenter if nouns else None),
+        "weights": weights,
+    }
+
+
+def identity(models: Mapping[str, Any], shard: Path) -> dict[str, Any]:
+    """What the score file of a shard must say to be used as it is."""
+    return {**models, "shard_sha256": read_manifest(shard)["sha256"]}
+
+
+def is_current(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a score file is there, whole, and made as `wanted`."""
+    with contextlib.suppress(OSError, ValueError, KeyError, pyarrow.ArrowException):
+        return json.loads(pyarrow.parquet.read_schema(path).metadata[METADATA]) == wanted
+    return False
+
+
+def write_scores(path: Path, keys: Sequence[str], scores: Mapping[str, Sequence[float | None]], about: Mapping[str, Any]) -> None:
+    """Write one score file, whole or not at all. scores: each of SCORES, as long as keys; None and NaN become null."""
+    columns = [pyarrow.array(keys, pyarrow.string())]
+    columns += [pyarrow.array(scores[name], pyarrow.float64(), from_pandas=True) for name in SCORES]  # from_pandas: NaN is null
+    table = pyarrow.Table.from_arrays(columns, schema=SCHEMA.with_metadata({METADATA: json.dumps(about, sort_keys=True)}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            pyarrow.parquet.write_table(table, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_scores(config: Config) -> list[dict[str, Any]]:
+    """One row a pair ('key' and SCORES, None for null) of every finished shard, in order.
+
+    Says nothing of staleness: filter/run.py renews the files first. UserError where a shard has no score file.
+    """
+    rows: list[dict[str, Any]] = []
+    for shard in finished_shards(pairs_dir(config)):
+        path = scores_path(config, shard)
+        try:
+            rows += pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{path} is missing or unreadable: run filter/run.py to score the pairs") from error
+    return rows
+
+
+def _name(part: Scorer | Segmenter) -> str:
+    return f"{part.model} {part.pretrained if isinstance(part, Scorer) else part.checkpoint}".strip()
+
+
+def _weights(model: str, checkpoint: str) -> dict[str, str]:
+    """File name -> hash of the local files a model is loaded from: a model trained anew under its old name makes its
+    scores stale.
+    """
+    files = sorted(Path(model).iterdir()) if Path(model).is_dir() else []
+    files = [path for path in (*files, Path(checkpoint)) if path.is_file()]
+    return {path.name: _fingerprint(path) for path in files}
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        hasher = hashlib.sha256(f"{size} ".encode() + stream.read(SAMPLE_BYTES))
+        stream.seek(max(size - SAMPLE_BYTES, 0))
+        hasher.update(stream.read())
+    return hasher.hexdigest()[:16]

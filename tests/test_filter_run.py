@@ -1,0 +1,209 @@
+"""filter/run.py from pair shards to selection.json: resuming, rescoring, wrong inputs; with a tiny random scorer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import filter.run as stage
+from configs.errors import UserError
+from configs.loader import load
+from configs.schema import Config
+from filter.score_table import SCORES, is_current, read_scores, write_scores
+from filter.selection import select
+from generate.shards import Pair, manifest_path, write_shard
+from models.clip_scorer import ClipScorer
+from tests.test_scorer import make_scorer_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_pairs(folder: Path, counts: tuple[int, ...] = (5, 3)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for index, count in enumerate(counts):
+        images = generator.integers(0, 256, (count, 2, 16, 16, 3), dtype=np.uint8)
+        pairs = [Pair(f"s{index}_{n}", {"input": a, "edit": b}, {"caption": "a tree"}) for n, (a, b) in enumerate(images)]
+        write_shard(folder, index, pairs, {})
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    scorer = make_scorer_folder(tmp_path / "scorer")
+    make_pairs(tmp_path / "runs/tree2winter/miniature/pairs")
+    return [
+        f"runs_dir={tmp_path / 'runs'}",
+        f"scorer.model=local-dir:{scorer}",
+        "filter.device=cpu",
+        "filter.batch=2",
+        "task.clip_gain=0.0",
+    ]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "runs/tree2winter/miniature"
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards that are scored from now on."""
+    names: list[str] = []
+    original: Callable = stage._score_shard
+    monkeypatch.setattr(
+        stage,
+        "_score_shard",
+        lambda config, shard, *models: names.append(shard.stem) or original(config, shard, *models),
+    )
+    return names
+
+
+def test_end_to_end(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.main(arguments) == 0
+    config = load(arguments)
+    rows = read_scores(config)
+    assert [row["key"] for row in rows] == [f"s0_{n}" for n in range(5)] + [f"s1_{n}" for n in range(3)]
+    scorer = ClipScorer(config.scorer)
+    from generate.shards import read_pairs
+
+    for row, pair in zip(rows, read_pairs(run / "pairs"), strict=True):  # one at a time gives what batches of two gave
+        features = scorer.image_features([pair.images["input"], pair.images["edit"]])
+        cosines = features @ scorer.text_features([config.task.source, config.task.target]).T
+        assert row["sim_edit_source"] == pytest.approx(float(cosines[1, 0]), abs=1e-5)
+        assert row["clip_gain"] == pytest.approx(float(cosines[1, 1] - cosines[0, 1]), abs=1e-5)
+        assert row["overlap_iou"] is None and row["area_input"] is None  # the task names no foreground
+    selection = json.loads((run / "selection.json").read_text())
+    assert (selection["kept"], selection["dropped"]) == select(rows, 0.0, None)
+    assert (
+        selection["total"] == 8
+        and selection["yield"] == len(selection["kept"]) / 8
+        and selection["thresholds"] == {"clip_gain": 0, "overlap": None}
+    )
+    printed = capsys.readouterr().out
+    assert f"kept {len(selection['kept'])} of 8 pairs" in printed and "clip_directional" in printed and "overlap_iou" not in printed
+    metadata = json.loads(pyarrow.parquet.read_schema(run / "scores/000000.parquet").metadata[b"zero2gan"])
+    assert metadata["texts"] == ["tree in summer", "tree in winter"] and metadata["nouns"] is None and metadata["segmenter"] is None
+    assert metadata["shard_sha256"] == json.loads(manifest_path(run / "pairs/000000.tar").read_text())["sha256"]
+
+
+def test_only_what_changed_is_scored_again(arguments: list[str], run: Path, scored: list[str], tmp_path: Path) -> None:
+    def again(*more: str) -> list[str]:
+        scored.clear()
+        assert stage.main([*arguments, *more]) == 0
+        return list(scored)
+
+    assert again() == ["000000", "000001"]
+    assert again() == [] and again("task.clip_gain=0.5", "scorer.gain_unit=2", "filter.batch=7") == []
+    (run / "scores/000001.parquet").unlink()
+    assert again() == ["000001"]
+    (run / "scores/000000.parquet").write_bytes((run / "scores/000000.parquet").read_bytes()[:-20])  # torn
+    assert again() == ["000000"]
+    write_shard(
+        run / "pairs",
+        1,
+        [Pair("other", {"input": np.zeros((8, 8, 3), np.uint8), "edit": np.ones((8, 8, 3), np.uint8)}, {})],
+        {},
+    )
+    assert again() == ["000001"] and again() == []
+    assert again("task.target=tree in fall") == ["000000", "000001"]
+    assert again() == ["000000", "000001"]  # back again
+    assert again("scorer.templates=['{}']") == ["000000", "000001"]
+    assert again() == ["000000", "000001"]
+    make_scorer_folder(tmp_path / "scorer", seed=1)  # trained anew under its old name
+    assert again() == ["000000", "000001"]
+
+
+def test_selection_alone_loads_no_network(arguments: list[str], run: Path) -> None:
+    assert stage.main(arguments) == 0
+    code = (
+        "import sys, filter.run; assert filter.run.main(sys.argv[1:]) == 0; "
+        "assert not {'torch', 'open_clip', 'segment_anything'} & set(sys.modules), 'a network library was loaded'"
+    )
+    command = [sys.executable, "-c", code, *arguments, "task.clip_gain=9"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "selection.json").read_text())["yield"] == 0 and "no pair passes" in done.stdout
+
+
+def test_masks_are_asked_for_only_with_nouns(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Halves:
+        """Says that the noun fills the upper half of an input and nothing of an edit whose first pixel is dark."""
+
+        def __init__(self, *_: object):
+            pass
+
+        def segment(self, images: list[np.ndarray], noun: str) -> list[np.ndarray]:
+            upper = np.arange(16)[:, None] < np.full(16, 8)
+            return [upper & (noun == "tree" or image[0, 0, 0] > 127) for image in images]
+
+    import models.segmenter
+
+    monkeypatch.setattr(models.segmenter, "Segmenter", Halves)
+    config = load([*arguments, "task.source_noun=tree", "task.target_noun=snowy tree", "task.overlap=0.5", "task.clip_gain=null"])
+    outcome = stage.score_and_select(config)
+    found = {row["key"]: row["overlap_iou"] for row in outcome["rows"]}
+    assert set(found.values()) == {None, 1.0} and {row["area_input"] for row in outcome["rows"]} == {0.5}
+    assert outcome["kept"] == [key for key, iou in found.items() if iou] and set(outcome["dropped"].values()) == {"no foreground"}
+    assert outcome["scored"] == 8
+
+
+def test_two_processes_share_the_shards(arguments: list[str], monkeypatch: pytest.MonkeyPatch, scored: list[str], run: Path) -> None:
+    monkeypatch.setattr(stage, "_processes", lambda config: (1, 2, lambda: None))
+    assert stage.score_and_select(load(arguments)) == {} and scored == ["000001"]
+    assert not (run / "selection.json").exists()
+    monkeypatch.setattr(stage, "_processes", lambda config: (0, 1, lambda: None))
+    assert stage.score_and_select(load(arguments))["scored"] == 5 and scored == ["000001", "000000"]
+
+
+def test_score_file_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "scores/000000.parquet"
+    scores = {name: [float(index), None, float("nan")] for index, name in enumerate(SCORES)}
+    write_scores(path, ["a", "b", "c"], scores, {"format": 1, "texts": ["é", "y"]})
+    table = pyarrow.parquet.read_table(path).to_pylist()
+    assert table[0] == {"key": "a", **{name: float(index) for index, name in enumerate(SCORES)}}
+    assert set(table[1].values()) == {"b", None} and set(table[2].values()) == {"c", None}
+    assert is_current(path, {"texts": ["é", "y"], "format": 1}) and not is_current(path, {"format": 1}) and not is_current(path / "x", {})
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def config_error(config: Config) -> str:
+    with pytest.raises(UserError) as error:
+        stage.score_and_select(config)
+    return str(error.value)
+
+
+def test_wrong_inputs_are_named(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no open_clip model" in config_error(load([*arguments, "scorer.model=local-dir:nowhere"]))
+    assert "name both or neither" in config_error(load([*arguments, "task.source_noun=tree"]))
+    assert "needs masks" in config_error(load([*arguments, "task.overlap=0.5"]))
+    assert "another process writes here" in with_lock(arguments, run)
+    shard = run / "pairs/000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    shard.write_bytes(content)
+    assert "000000.tar differs from its manifest" in config_error(load(arguments))
+    shutil.rmtree(run / "pairs")
+    assert stage.main(arguments) == 2 and "no finished pair shards" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no finished pair shards"):
+        read_scores(load(arguments))
+
+
+def with_lock(arguments: list[str], run: Path) -> str:
+    from generate.shards import exclusive
+
+    with exclusive(run / "scores", "process-0"):
+        return config_error(load(arguments))
+
+
+def test_dry_run_counts_and_writes_nothing(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.main([*arguments, "--dry-run"]) == 0
+    assert "pairs to score: 8" in capsys.readouterr().out and not (run / "scores").exists()

@@ -1,0 +1,147 @@
+"""models/clip_scorer.py against open_clip's own preprocessing and encoders, with a tiny randomly initialised model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from configs.errors import UserError
+from configs.schema import Scorer
+from models.clip_scorer import ClipScorer
+from models.devices import pick_device
+
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def make_scorer_folder(folder: Path, seed: int = 0, resize_mode: str = "shortest") -> Path:
+    """An open_clip local-dir with random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.25, 0.3],
+        "interpolation": "bicubic",
+        "resize_mode": resize_mode,
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": preprocess}))
+    torch.manual_seed(seed)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**MODEL).state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Scorer:
+    return Scorer(model=f"local-dir:{make_scorer_folder(tmp_path / 'scorer')}", pretrained="", templates=["a photo of {}", "{}"])
+
+
+def smooth_images(count: int, high: int, wide: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    coarse = [Image.fromarray(generator.integers(0, 256, (7, 7, 3), dtype=np.uint8)) for _ in range(count)]
+    return [np.asarray(image.resize((wide, high), Image.Resampling.BICUBIC)) for image in coarse]
+
+
+@pytest.mark.parametrize("high, wide, resize_mode", [(96, 96, "shortest"), (50, 80, "shortest"), (20, 24, "squash")])
+def test_image_features_are_open_clips(tmp_path: Path, high: int, wide: int, resize_mode: str) -> None:
+    name = f"local-dir:{make_scorer_folder(tmp_path / 'scorer', resize_mode=resize_mode)}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    images = smooth_images(3, high, wide)
+    with torch.no_grad():
+        expected_BD = model.eval().encode_image(torch.stack([preprocess(Image.fromarray(image)) for image in images]))
+    expected_BD = expected_BD / expected_BD.norm(dim=1, keepdim=True)
+    features_BD = ClipScorer(Scorer(model=name, pretrained=""), "cpu").image_features(images)
+    assert features_BD.norm(dim=1).numpy() == pytest.approx(1, abs=1e-6)
+    assert (features_BD * expected_BD).sum(dim=1).min() > 0.9999  # Pillow rounds to whole grey levels, the tensor resize does not
+
+
+def test_tensors_arrays_and_mixed_sizes_agree(settings: Scorer) -> None:
+    scorer = ClipScorer(settings)
+    images = smooth_images(2, 48, 48)
+    images_BCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+    features_BD = scorer.image_features(images)
+    torch.testing.assert_close(scorer.image_features(images_BCHW), features_BD)
+    mixed_BD = scorer.image_features([images[0], smooth_images(1, 40, 64)[0], images[1]])
+    torch.testing.assert_close(mixed_BD[[0, 2]], features_BD, rtol=1e-5, atol=1e-5)
+
+
+def test_text_features_average_the_templates(settings: Scorer) -> None:
+    scorer = ClipScorer(settings)
+    with torch.no_grad():
+        each_TD = scorer.model.encode_text(scorer.tokenizer(["a photo of a tree {}", "a tree {}"]))
+    each_TD = each_TD / each_TD.norm(dim=1, keepdim=True)
+    mean_D = each_TD.mean(dim=0)
+    features_ND = scorer.text_features(["a house", "a tree {}"])  # braces in a text stay as they are
+    assert features_ND.shape == (2, 16)
+    torch.testing.assert_close(features_ND[1], mean_D / mean_D.norm())
+    assert scorer.logit_scale == pytest.approx(1 / 0.07)
+
+
+def test_openai_weights_get_their_own_activation(monkeypatch: pytest.MonkeyPatch, settings: Scorer) -> None:
+    """OpenAI's ViT-L-14 was trained with QuickGELU; open_clip builds it with GELU unless told."""
+    asked = {}
+
+    def create_model(name: str, pretrained: str, **options: object) -> object:
+        asked.update(options, name=name, pretrained=pretrained)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with pytest.raises(UserError, match="no network"):
+        ClipScorer(Scorer())
+    assert asked["name"] == "ViT-L-14" and asked["pretrained"] == "openai" and asked["force_quick_gelu"] is True
+    with pytest.raises(UserError):
+        ClipScorer(Scorer(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
+    assert asked["force_quick_gelu"] is False
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (Scorer(model="local-dir:no/such/folder", pretrained=""), "open_clip_config.json"),
+        (Scorer(model="ViT-Z-99"), "no such model"),
+        (Scorer(model="ViT-B-32", pretrained=""), "randomly initialised"),
+        (Scorer(model="ViT-B-32", pretrained="no_such_file.pt"), "scorer.pretrained=FILE"),
+        (Scorer(templates=["a photo"]), "scorer.templates"),
+    ],
+)
+def test_what_is_missing_is_named(settings: Scorer, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ClipScorer(settings)
+
+
+def test_a_folder_without_weights_is_refused(settings: Scorer) -> None:
+    (Path(settings.model.removeprefix("local-dir:")) / "open_clip_model.safetensors").unlink()
+    with pytest.raises(UserError, match="weights are needed"):
+        ClipScorer(settings)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    for name, message in (
+        ("gpu", "auto, cpu, cuda or cuda:N"),
+        ("cuda:x", "auto, cpu"),
+        ("cuda", "no GPU"),
+        ("cuda:1", "no GPU"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pick_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == pick_device("cuda") == pick_device("cuda:1") == torch.device("cuda:1")
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(UserError, match="PyTorch sees 2"):
+        pick_device("cuda:2")
