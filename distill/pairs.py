@@ -1,0 +1,124 @@
+"""Random access to the pairs that the filter kept, their split, and an order of training that needs no state.
+
+B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from configs.errors import UserError
+from generate.shards import PairLocation, finished_shards, locate, read_pair
+
+
+class PairDataset(Dataset):
+    """Pairs by position: (position, input, edit), the images uint8 3 x H x W; read from the shards in place, nothing is copied."""
+
+    def __init__(self, locations: Sequence[PairLocation], resolution: int) -> None:
+        self.locations = list(locations)
+        self.resolution = resolution
+
+    def __len__(self) -> int:
+        return len(self.locations)
+
+    def __getitem__(self, position: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+        pair = read_pair(self.locations[position], ("input", "edit"))
+        side = self.resolution
+        for name in ("input", "edit"):
+            if pair.images[name].shape != (side, side, 3):
+                raise UserError(
+                    f"{self.locations[position].shard}: {pair.key}.{name}.png is {pair.images[name].shape}, "
+                    f"teacher.resolution={side} asks for {(side, side, 3)}"
+                )
+        input_CHW, edit_CHW = (torch.from_numpy(pair.images[name].transpose(2, 0, 1).copy()) for name in ("input", "edit"))
+        return position, input_CHW, edit_CHW
+
+
+def selected_keys(run: Path) -> list[str]:
+    """The keys that filter/run.py kept, from <run>/selection.json. UserError where it is missing, unreadable or empty."""
+    path = run / "selection.json"
+    try:
+        keys = json.loads(path.read_text())["kept"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: run filter/run.py with the same task= and teacher= first") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run filter/run.py again") from error
+    if not keys:
+        raise UserError(f"{path} keeps no pair: lower task.clip_gain or task.overlap and run filter/run.py again")
+    return keys
+
+
+def find_pairs(folder: Path, keys: Sequence[str]) -> list[PairLocation]:
+    """Where the pairs with these keys lie, in the order of the keys. UserError where one is in no finished shard."""
+    found = {location.key: location for shard in finished_shards(folder) for location in locate(shard)}
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of the {len(keys)} selected pairs ({missing[0]}, ...): "
+            "run generate/run.py and filter/run.py again"
+        )
+    return [found[key] for key in keys]
+
+
+def source_ids(locations: Sequence[PairLocation]) -> list[str]:
+    """The source image of each pair, from its record."""
+    return [str(read_pair(location, ()).record["source"]["id"]) for location in locations]
+
+
+def split(sources: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Positions for training and for validation, such that no source image is in both.
+
+    A source is held out by its own hash, so that more pairs do not move the old ones; at least one is. UserError for a share outside
+    (0, 1) and where nothing is left to train on.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"distill.validation_share={share}: give a share between 0 and 1")
+    place = {source: _unit_hash(f"{seed}:{source}") for source in set(sources)}
+    held_out = {source for source, value in place.items() if value < share} or {min(place, key=place.__getitem__)}
+    training = [position for position, source in enumerate(sources) if source not in held_out]
+    if not training:
+        raise UserError(f"{len(place)} source image(s) leave nothing to train on beside the held-out ones: make more pairs")
+    return training, [position for position, source in enumerate(sources) if source in held_out]
+
+
+def step_positions(step: int, batch: int, count: int, seed: int) -> np.ndarray:
+    """Which of `count` training pairs step `step` (from 0) shows: one permutation an epoch, a function of its arguments alone."""
+    places = np.arange(step * batch, (step + 1) * batch)
+    return np.array([_permutation(count, seed, int(place // count))[place % count] for place in places])
+
+
+class StepSampler(Sampler):
+    """Batches of one process: its part of steps first .. last - 1."""
+
+    def __init__(self, first: int, last: int, batch: int, count: int, seed: int, rank: int, processes: int) -> None:
+        self.first, self.last, self.batch, self.count, self.seed = first, last, batch, count, seed
+        self.rank, self.processes = rank, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.last):
+            yield step_positions(step, self.batch, self.count, self.seed)[self.rank :: self.processes].tolist()
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+def to_unit(image_uint8: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return image_uint8.float() / 127.5 - 1.0
+
+
+def _unit_hash(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)

@@ -1,0 +1,260 @@
+"""Everything a training run holds, and the steps that the loop in distill/train.py names.
+
+B batch, C channels, H W pixels, D width of the latent.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from configs.errors import UserError
+from configs.loader import digest, find_file, pairs_dir, run_dir, to_yaml
+from configs.schema import Config
+from distill import checkpoints, pairs, validation
+from distill.augment import PairAugment
+from distill.losses import DistillationLoss
+from generate.shards import write_json
+from models.comodgan import CoModGenerator
+from models.perceptual import perceptual_loss
+
+LOG_EVERY_S = 10.0  # a line of progress
+EMA_RAMP = 0.05  # the half-life is at most this share of the images seen, so that the start is soon forgotten (Karras et al. 2020)
+FREE_KEYS = ("images", "save_every_images", "keep_checkpoints", "max_validation_pairs", "workers")  # do not bend the path of training
+
+
+class TrainingState:
+    """The networks, the data, the optimizer and the counters of one process; `step` counts updates from 0."""
+
+    def __init__(self, config: Config, accelerator: Any, folder: Path) -> None:
+        self.config, self.accelerator, self.folder = config.distill, accelerator, folder
+        self.seed, self.device = config.seed, accelerator.device
+        if self.config.batch % accelerator.num_processes:
+            raise UserError(f"distill.batch={self.config.batch} cannot be shared by {accelerator.num_processes} processes: give a multiple")
+        resolution = config.teacher.resolution
+        locations = pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config)))
+        training, held_out = pairs.split(pairs.source_ids(locations), self.config.validation_share, self.seed)
+        self.training = pairs.PairDataset([locations[place] for place in training], resolution)
+        self.held_out = pairs.PairDataset([locations[place] for place in held_out][: self.config.max_validation_pairs], resolution)
+
+        torch.manual_seed(self.seed)
+        self.generator = CoModGenerator(resolution, **asdict(config.generator)).to(self.device, memory_format=torch.channels_last)
+        if self.config.init:
+            load_exported(self.generator, Path(find_file(self.config.init)))
+        if self.config.latent == "fixed":  # no noise is drawn, so its strengths get no gradient
+            for layer in (*self.generator.ups, *self.generator.layers):
+                layer.noise_strength.requires_grad_(False)
+        self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        trained = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=self.config.lr, betas=(self.config.beta1, self.config.beta2))
+        self.z_1D = fixed_latent(config).to(self.device) if self.config.latent == "sampled" else None
+        self.augment = PairAugment(config.augment, resolution)
+        self.perceptual = perceptual_loss(self.device)
+        self.loss = DistillationLoss(self.config, self.perceptual)
+        self.step, self.path = 0, Path()
+        self.about = {
+            "made_with": {
+                "teacher.resolution": resolution,
+                "seed": self.seed,
+                "pairs": digest([location.key for location in self.training.locations]),
+                **{f"generator.{key}": value for key, value in asdict(config.generator).items()},
+                **{f"augment.{key}": value for key, value in asdict(config.augment).items()},
+                **{f"distill.{key}": value for key, value in asdict(config.distill).items() if key not in FREE_KEYS},
+            },
+            "generator": self.generator.config,
+        }
+        self._resume(config)
+        self.model = accelerator.prepare_model(self.generator)
+        self._start_log(config)
+
+    # ---- the steps of the loop ----
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This process's part of each step still to do: input and edit, B x 3 x H x W in [-1, 1]."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        order = pairs.StepSampler(self.step, self._last_step(), self.config.batch, len(self.training), self.seed, rank, processes)
+        on_gpu = self.device.type == "cuda"
+        loader = DataLoader(self.training, batch_sampler=order, num_workers=self.config.workers, pin_memory=on_gpu)
+        asked = time.perf_counter()
+        for _, *images in loader:
+            on_device = (image.to(self.device, non_blocking=True) for image in images)
+            input_BCHW, edit_BCHW = (pairs.to_unit(image).contiguous(memory_format=torch.channels_last) for image in on_device)
+            self._waited_s += time.perf_counter() - asked
+            yield input_BCHW, edit_BCHW
+            asked = time.perf_counter()
+
+    def seed_step(self) -> None:
+        """Seed every draw of this step by what it is, so that a step can be done again without any saved state."""
+        torch.manual_seed(int(digest(self.seed, self.step, self.accelerator.process_index), 16) % 2**63)
+
+    def latent(self, batch: int) -> torch.Tensor | None:
+        """Standard normal B x D, or None where distill.latent is 'fixed'."""
+        if self.z_1D is None:
+            return None
+        return torch.randn(batch, self.z_1D.shape[1], device=self.device)
+
+    def stop_unless_finite(self, losses: dict[str, torch.Tensor]) -> None:
+        """Raise UserError on every process, before the update, where one has a loss or gradient that is not finite."""
+        gradients = [parameter.grad for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        worst = self.accelerator.gather(torch.stack([losses["loss"].detach(), norm.float()])[None])
+        if torch.isfinite(worst).all():
+            return
+        path = self.folder / "nonfinite.json"
+        if self.accelerator.is_main_process:
+            places = pairs.step_positions(self.step, self.config.batch, len(self.training), self.seed)
+            keys = [self.training.locations[place].key for place in places]
+            write_json(path, {"step": self.step, "images": self.images, "keys": keys, "loss_and_gradient_norm": str(worst.tolist())})
+        raise UserError(
+            f"step {self.step}: the loss or its gradient is not finite; nothing was updated. {path} names the pairs; "
+            "lower distill.lr, or look at those pairs, and run the same command again"
+        )
+
+    def update(self) -> None:
+        """One Adam step with warm-up, then the moving average of the weights."""
+        seen = (self.step + 1) * self.config.batch
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * min(1.0, seen / max(1, self.config.warmup_images))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        half_life = max(1e-8, min(self.config.ema_half_life_images, EMA_RAMP * seen))
+        keep = 0.5 ** (self.config.batch / half_life)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - keep)
+
+    def log(self, losses: dict[str, torch.Tensor]) -> None:
+        """Add up the losses; every LOG_EVERY_S print one line and append it to metrics.jsonl."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+        self._count += 1
+        elapsed_s = time.perf_counter() - self._since
+        if elapsed_s < LOG_EVERY_S and self.images < self.config.images:
+            return
+        rate = self._count * self.config.batch / elapsed_s
+        line = {name: float(value) / self._count for name, value in self._sums.items()}
+        line |= {"images_per_s": rate, "data_wait_share": self._waited_s / elapsed_s}
+        self._write("train", line)
+        left_s = max(0, self.config.images - self.images) / rate
+        self._say(
+            f"{self.images}/{self.config.images} images, {rate:.1f}/s, {_clock(left_s)} left, loss {line['loss']:.4f} "
+            f"(L1 {line['l1']:.4f}, LPIPS {line['lpips']:.4f}), waited for data {line['data_wait_share']:.0%}"
+        )
+        self._reset_clock()
+
+    def due(self) -> bool:
+        """Whether a checkpoint is to be written now: each save_every_images, and at the end."""
+        every, batch = self.config.save_every_images, self.config.batch
+        return self.images // every > (self.images - batch) // every or self.step >= self._last_step()
+
+    def validate(self) -> None:
+        """Measure the averaged weights on held-out sources and save a grid of them; the main process does."""
+        if self.accelerator.is_main_process:
+            found = validation.measure(self.ema, self.perceptual, self.held_out, self.config.batch, self.device, self.z_1D)
+            self._write("validation", found)
+            sheet = validation.grid(self.ema, self.held_out, self.device, self.z_1D)
+            validation.save_grid(self.folder / "samples" / f"{self.images:09d}.png", sheet)
+            self._say(
+                f"{self.images} images: held-out L1 {found['l1']:.4f}, PSNR {found['psnr']:.2f} dB, LPIPS {found['lpips']:.4f} "
+                f"over {len(self.held_out)} pairs"
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint; the other processes wait for it."""
+        self.path = self.folder / "checkpoints" / f"{self.images:09d}"
+        if self.accelerator.is_main_process:
+            tensors = {
+                "generator": self.generator.state_dict(),
+                "ema": self.ema.state_dict(),
+                "adam": checkpoints.adam_tensors(self.generator, self.optimizer),
+            }
+            about = {**self.about, "step": self.step}
+            checkpoints.save(self.path.parent, self.images, about, tensors, self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+        self._reset_clock()
+
+    def close(self) -> None:
+        """End the process group, so that no process is left waiting."""
+        self.accelerator.end_training()
+
+    @property
+    def images(self) -> int:
+        """Images shown so far, over all processes."""
+        return self.step * self.config.batch
+
+    # ---- behind them ----
+
+    def _last_step(self) -> int:
+        return -(-self.config.images // self.config.batch)
+
+    def _resume(self, config: Config) -> None:
+        found = checkpoints.newest(self.folder / "checkpoints")
+        if found is None:
+            return
+        checkpoints.refuse_changes(found, self.about, config.force)
+        try:
+            self.generator.load_state_dict(found.tensors["generator"])
+        except RuntimeError as error:
+            raise UserError(f"{found.path} holds another generator: choose another runs_dir=, or delete {found.path.parent}") from error
+        self.ema.load_state_dict(found.tensors["ema"])
+        checkpoints.restore_adam(self.generator, self.optimizer, found.tensors["adam"])
+        self.step, self.path = found.state["step"], found.path
+        self._say(f"going on from {found.path}")
+
+    def _start_log(self, config: Config) -> None:
+        self._reset_clock()
+        if not self.accelerator.is_main_process:
+            return
+        (self.folder / "config.yaml").write_text(to_yaml(config))
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():  # what was logged after the checkpoint we go on from is about to be logged again
+            lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["images"] <= self.images]
+            metrics.write_text("".join(line + "\n" for line in lines))
+        self._say(f"{len(self.training)} pairs, {len(self.held_out)} held out, to {self.config.images} images on {self.device}")
+
+    def _reset_clock(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._count, self._waited_s, self._since = 0, 0.0, time.perf_counter()
+
+    def _write(self, kind: str, numbers: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            with open(self.folder / "metrics.jsonl", "a") as stream:
+                stream.write(json.dumps({"images": self.images, "kind": kind, **numbers}) + "\n")
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            print(f"train: {text}", file=sys.stdout, flush=True)
+
+
+def fixed_latent(config: Config) -> torch.Tensor:
+    """The one latent, 1 x D, that validation and export use where training samples them: drawn from the seed."""
+    return torch.randn(1, config.generator.z_dim, generator=torch.Generator().manual_seed(config.seed))
+
+
+def load_exported(generator: CoModGenerator, path: Path) -> None:
+    """Fill the generator from an exported generator.safetensors. UserError where it is none or was made with another configuration."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as stream:
+            config = json.loads((stream.metadata() or {}).get("config", "null"))
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dictionary
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py") from error
+    if config != generator.config:
+        raise UserError(f"{path} was made with {config}, this run's generator is {generator.config}: set generator.* to match")
+    generator.load_state_dict(tensors)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,109 @@
+"""Distil the kept pairs into a Co-Mod-GAN generator.
+
+  accelerate launch distill/train.py task=tree2winter      every GPU there is
+  python distill/train.py task=tree2winter                 one GPU, or the CPU
+
+Reads <run>/pairs and <run>/selection.json, writes <run>/train. Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.cli import entry
+from configs.loader import run_dir
+from configs.schema import Config
+
+if TYPE_CHECKING:
+    from distill.state import TrainingState
+
+SECTIONS = ("task", "teacher", "generator", "augment", "distill")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return entry(__doc__, SECTIONS, train, plan, argv)
+
+
+def train(config: Config) -> Path:
+    """Train, or go on training, to distill.images; returns the newest checkpoint.
+
+    Raises UserError for missing pairs, settings that do not fit, a changed configuration, a full disk, a loss that is not finite.
+    """
+    from accelerate import Accelerator
+    from torch.cuda import is_available
+
+    from generate.shards import exclusive
+
+    precision = {"float32": "no", "bfloat16": "bf16"}[_checked(config).distill.dtype]
+    accelerator = Accelerator(cpu=not is_available(), mixed_precision=precision)
+    folder = run_dir(config) / "train"
+    with exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext():
+        from distill.state import TrainingState
+
+        state = TrainingState(config, accelerator, folder)
+        try:
+            return loop(config, state)
+        finally:
+            state.close()
+
+
+def loop(config: Config, state: TrainingState) -> Path:
+    """The distillation of Parmar et al. (2023), section 3.4, step by step."""
+    for input_BCHW, edit_BCHW in state.batches():
+        state.seed_step()
+        input_BCHW, edit_BCHW = state.augment(input_BCHW, edit_BCHW)
+        fake_BCHW = state.model(input_BCHW, state.latent(len(input_BCHW)))
+        losses = state.loss(fake_BCHW, edit_BCHW)
+        state.accelerator.backward(losses["loss"])
+        state.stop_unless_finite(losses)
+        state.update()
+        state.log(losses)
+        if state.due():
+            state.validate()
+            state.save()
+    return state.path
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """What --dry-run prints: where, how much, how large."""
+    import torch
+
+    from distill.pairs import selected_keys
+    from models.comodgan import CoModGenerator
+
+    with torch.device("meta"):
+        generator = CoModGenerator(_checked(config).teacher.resolution, **asdict(config.generator))
+    parameters = sum(parameter.numel() for parameter in generator.parameters())
+    keys = selected_keys(run_dir(config))
+    return {
+        "folder": run_dir(config) / "train",
+        "pairs selected": len(keys),
+        "epochs": round(config.distill.images / len(keys), 1),
+        "parameters (millions)": round(parameters / 1e6, 2),
+        "disk for the checkpoints (GB)": round(parameters * 16 * (config.distill.keep_checkpoints + 1) / 1e9, 2),
+    }
+
+
+def _checked(config: Config) -> Config:
+    """The configuration itself, or UserError for a value that training cannot use."""
+    from configs.errors import UserError
+
+    distill = config.distill
+    known = {"dtype": ("float32", "bfloat16"), "latent": ("fixed", "sampled")}
+    for key, choices in known.items():
+        if getattr(distill, key) not in choices:
+            raise UserError(f"distill.{key}={getattr(distill, key)}: it is {' or '.join(choices)}")
+    for key in ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs"):
+        if getattr(distill, key) < 1:
+            raise UserError(f"distill.{key}={getattr(distill, key)}: it is 1 or more")
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())

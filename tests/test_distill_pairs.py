@@ -1,0 +1,156 @@
+"""distill/pairs.py, augment.py and losses.py: what the training loop is fed, and the loss it lowers."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from configs.schema import Augment, Distill
+from distill import pairs
+from distill.augment import PairAugment
+from distill.losses import DistillationLoss
+from generate.shards import Pair, write_json, write_shard
+
+STILL = Augment(flip=0, crop=1, brightness=0, contrast=0, saturation=0, hue=0, noise=0)
+
+
+def make_pairs(run, count=12, side=16, an_input=2):
+    """`count` random pairs in two shards, `an_input` pairs a source image, all selected; the edit is the input's negative."""
+    (run / "pairs").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        image_HWC = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(side // 4, 0).repeat(side // 4, 1)
+        record = {"source": {"id": f"photo-{number // an_input}"}}
+        made.append(Pair(f"k{number:03d}", {"input": image_HWC, "edit": 255 - image_HWC}, record))
+    write_shard(run / "pairs", 0, made[: count // 2], {})
+    write_shard(run / "pairs", 1, made[count // 2 :], {})
+    write_json(run / "selection.json", {"thresholds": {}, "kept": [pair.key for pair in made], "total": count})
+    return made
+
+
+def test_random_access_gives_the_written_pictures(tmp_path):
+    made = make_pairs(tmp_path)
+    keys = pairs.selected_keys(tmp_path)[::-1]
+    dataset = pairs.PairDataset(pairs.find_pairs(tmp_path / "pairs", keys), 16)
+    position, input_CHW, edit_CHW = dataset[0]
+    assert (len(dataset), position, dataset.locations[0].key) == (12, 0, "k011")
+    assert np.array_equal(input_CHW.numpy(), made[11].images["input"].transpose(2, 0, 1))
+    assert torch.equal(edit_CHW, 255 - input_CHW)
+
+
+def test_missing_or_wrong_selection_names_the_next_action(tmp_path):
+    with pytest.raises(UserError, match=r"filter/run\.py"):
+        pairs.selected_keys(tmp_path)
+    (tmp_path / "selection.json").write_text("{")
+    with pytest.raises(UserError, match=r"filter/run\.py"):
+        pairs.selected_keys(tmp_path)
+    (tmp_path / "selection.json").write_text(json.dumps({"kept": []}))
+    with pytest.raises(UserError, match="clip_gain"):
+        pairs.selected_keys(tmp_path)
+
+
+def test_selected_keys_without_pairs_and_wrong_sizes_are_refused(tmp_path):
+    make_pairs(tmp_path)
+    with pytest.raises(UserError, match="lacks 1 of the 2"):
+        pairs.find_pairs(tmp_path / "pairs", ["k000", "gone"])
+    with pytest.raises(UserError, match=r"k000.input.png is \(16, 16, 3\), teacher.resolution=32"):
+        _ = pairs.PairDataset(pairs.find_pairs(tmp_path / "pairs", ["k000"]), 32)[0]
+
+
+def test_split_is_by_source_and_stable():
+    sources = [f"photo-{number // 3}" for number in range(3000)]
+    training, held_out = pairs.split(sources, 0.1, seed=0)
+    assert sorted(training + held_out) == list(range(3000))
+    assert not {sources[place] for place in training} & {sources[place] for place in held_out}
+    assert len(held_out) / 3000 == pytest.approx(0.1, abs=0.03)
+    assert pairs.split(sources, 0.1, seed=0) == (training, held_out)
+    assert pairs.split(sources, 0.1, seed=1) != (training, held_out)
+    fewer = pairs.split(sources[:1500], 0.1, seed=0)[1]
+    assert fewer == [place for place in held_out if place < 1500]
+
+
+def test_split_holds_out_one_source_at_least_and_leaves_one():
+    assert sorted(len(part) for part in pairs.split(["a", "b"], 0.001, 0)) == [1, 1]
+    with pytest.raises(UserError, match="nothing to train on"):
+        pairs.split(["a", "a"], 0.5, 0)
+    with pytest.raises(UserError, match="validation_share"):
+        pairs.split(["a", "b"], 0.0, 0)
+
+
+def test_order_shows_every_pair_once_an_epoch_and_needs_no_state():
+    shown = np.concatenate([pairs.step_positions(step, 4, 10, seed=3) for step in range(5)])
+    assert Counter(shown[:10]) == Counter(range(10)) == Counter(shown[10:])
+    assert list(shown[:10]) != list(shown[10:])
+    assert list(pairs.step_positions(3, 4, 10, seed=3)) == list(shown[12:16])
+
+
+def test_processes_share_a_step_without_overlap():
+    parts = [list(pairs.StepSampler(2, 4, 6, 10, 0, rank, 3)) for rank in range(3)]
+    for place, step in enumerate((2, 3)):
+        assert sorted(sum((part[place] for part in parts), [])) == sorted(pairs.step_positions(step, 6, 10, 0).tolist())
+
+
+def test_both_pictures_get_the_same_draw():
+    image_BCHW = torch.rand(8, 3, 32, 32) * 2 - 1
+    augment = PairAugment(Augment(noise=0), 32)
+    torch.manual_seed(0)
+    input_BCHW, edit_BCHW = augment(image_BCHW, image_BCHW.clone())
+    assert torch.equal(input_BCHW, edit_BCHW)
+    assert not torch.allclose(input_BCHW, image_BCHW, atol=0.01)
+    assert input_BCHW.min() >= -1 and input_BCHW.max() <= 1 and input_BCHW.shape == image_BCHW.shape
+    torch.manual_seed(0)
+    assert torch.equal(augment(image_BCHW, image_BCHW)[0], input_BCHW)
+
+
+def test_geometry_keeps_the_pair_aligned():
+    """Where colours stay and the edit is the input's negative, it is so after crop and flip."""
+    image_BCHW = torch.rand(8, 3, 32, 32) * 2 - 1
+    geometry = Augment(brightness=0, contrast=0, saturation=0, hue=0, noise=0, crop=0.5)
+    input_BCHW, edit_BCHW = PairAugment(geometry, 32)(image_BCHW, -image_BCHW)
+    torch.testing.assert_close(edit_BCHW, -input_BCHW, rtol=0, atol=1e-5)
+    flipped = PairAugment(Augment(**{**vars(STILL), "flip": 1.0}), 32)(image_BCHW, image_BCHW)[1]
+    torch.testing.assert_close(flipped, image_BCHW.flip(-1), rtol=0, atol=1e-6)
+
+
+def test_noise_is_on_the_input_alone_and_within_its_bound():
+    grey_BCHW = torch.zeros(64, 3, 16, 16)
+    input_BCHW, edit_BCHW = PairAugment(Augment(**{**vars(STILL), "noise": 0.1}), 16)(grey_BCHW, grey_BCHW)
+    assert torch.equal(edit_BCHW, grey_BCHW)
+    deviation_B = input_BCHW.flatten(1).std(1)
+    assert deviation_B.max() < 0.11 and deviation_B.min() < 0.03 and deviation_B.mean() == pytest.approx(0.05, abs=0.015)
+
+
+def test_nothing_asked_for_changes_nothing():
+    image_BCHW = torch.rand(2, 3, 16, 16) * 2 - 1
+    for out_BCHW in PairAugment(STILL, 16)(image_BCHW, image_BCHW):
+        torch.testing.assert_close(out_BCHW, image_BCHW, rtol=0, atol=1e-6)
+
+
+class MeanDistance(torch.nn.Module):
+    """Stands in for LPIPS and remembers what it saw."""
+
+    def forward(self, x_BCHW, y_BCHW):
+        self.saw = x_BCHW, y_BCHW
+        return (x_BCHW - y_BCHW).abs().mean((1, 2, 3))
+
+
+def test_loss_is_the_weighted_sum_of_its_parts():
+    fake_BCHW, target_BCHW = torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.5)
+    parts = DistillationLoss(Distill(l1=3.0, lpips=2.0), MeanDistance())(fake_BCHW, target_BCHW)
+    assert {name: value.item() for name, value in parts.items()} == {"l1": 0.5, "lpips": 0.5, "loss": 2.5}
+
+
+def test_lpips_looks_through_one_window_at_both():
+    image_BCHW, perceptual = torch.rand(2, 3, 16, 16), MeanDistance()
+    loss = DistillationLoss(Distill(lpips_crop=8), perceptual)
+    seen = set()
+    for _ in range(20):
+        loss(image_BCHW, image_BCHW)
+        x_BCHW, y_BCHW = perceptual.saw
+        assert x_BCHW.shape == (2, 3, 8, 8) and torch.equal(x_BCHW, y_BCHW)
+        seen.add(x_BCHW.sum().item())
+    assert len(seen) > 5
