@@ -12,9 +12,10 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 def build_sam(config: dict[str, Any]) -> Sam:
     """An untrained Sam in evaluation mode.
 
-    config: `image_size` and `patch_size` in pixels; `prompt_embed_dim`, the width of prompts and of the image embedding; `encoder`, keyword
-    arguments of ImageEncoderViT; `decoder`, those of MaskDecoder, with its `transformer` as a dictionary for TwoWayTransformer.
-    Raises KeyError where one is missing and TypeError where the classes know no such argument.
+    config: `image_size` and `patch_size` in pixels; `prompt_embed_dim`, the width of prompts and of the image
+    embedding; `encoder`, keyword arguments of ImageEncoderViT; `decoder`, those of MaskDecoder, with its
+    `transformer` as a dictionary for TwoWayTransformer. Raises KeyError where one is missing and TypeError where the
+    classes know no such argument.
     """
     image_size, width = config["image_size"], config["prompt_embed_dim"]
     side = image_size // config["patch_size"]

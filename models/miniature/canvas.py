@@ -1,0 +1,90 @@
+"""The drawing surface: a picture and, on demand, a map that says which object each pixel shows."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from models.miniature.textures import CANVAS
+
+
+class Canvas:
+    """Every stroke goes to `picture` and, with `labelled=True`, to `labels` under the object begun last.
+
+    Drawing both with the same coordinates makes the masks exact: no threshold on a difference of two pictures, and
+    what is drawn later hides what was there. `nouns[i]` names label i.
+    """
+
+    def __init__(self, picture, labelled=False):
+        self.picture = picture
+        self.nouns = []
+        self.labels = Image.new("L", picture.size) if labelled else None
+        self._pens = [ImageDraw.Draw(picture)] + ([ImageDraw.Draw(self.labels)] if labelled else [])
+        self._label = 0
+
+    def begin(self, noun):
+        """Start a new object: what follows belongs to it."""
+        self.nouns.append(noun)
+        self._label = len(self.nouns) - 1
+
+    def resume(self, noun):
+        """Go on with the last object of that name."""
+        self._label = len(self.nouns) - 1 - self.nouns[::-1].index(noun)
+
+    def _inks(self, colour):
+        return zip(self._pens, (colour, self._label), strict=False)  # without labels, the second ink has no pen
+
+    def polygon(self, points, colour):
+        """Fill the polygon through `points`, (x, y) in canvas pixels."""
+        for pen, ink in self._inks(colour):
+            pen.polygon(points, fill=ink)
+
+    def line(self, points, colour, width=1):
+        """Draw a line `width` pixels wide."""
+        for pen, ink in self._inks(colour):
+            pen.line(points, fill=ink, width=width)
+
+    def ellipse(self, box, colour):
+        """Fill the ellipse in `box` (left, top, right, bottom)."""
+        for pen, ink in self._inks(colour):
+            pen.ellipse(box, fill=ink)
+
+    def rectangle(self, box, colour, outline=None):
+        """Fill `box` (left, top, right, bottom), the last row and column included."""
+        self._pens[0].rectangle(box, fill=colour, outline=outline)
+        for pen in self._pens[1:]:
+            pen.rectangle(box, fill=self._label)
+
+    def stamp(self, content, mask, corner=(0, 0)):
+        """Paste `content`, a colour or a picture, where `mask` is set, with the mask's top left at `corner`."""
+        self.picture.paste(content, corner, mask)
+        if self.labels is not None:
+            self.labels.paste(self._label, corner, mask)
+
+    def visible(self):
+        """[(noun, bool mask at half the canvas size)] of every object, in drawing order; each pixel is in exactly one
+        mask.
+        """
+        half = CANVAS // 2
+        labels = np.asarray(self.labels).reshape(half, 2, half, 2)
+        votes = np.stack([(labels == index).sum((1, 3)) for index in range(len(self.nouns))])
+        winner = len(self.nouns) - 1 - votes[::-1].argmax(0)  # a draw goes to the object in front
+        return [(noun, winner == index) for index, noun in enumerate(self.nouns)]
+
+
+def _byte(value):
+    return min(255, max(0, int(value)))
+
+
+def blend(first, second, amount):
+    """The RGB colour `amount` of the way from `first` to `second`."""
+    return tuple(int(a + (b - a) * amount) for a, b in zip(first, second, strict=True))
+
+
+def shade(colour, factor):
+    """`colour` times `factor`, within 0..255."""
+    return tuple(_byte(channel * factor) for channel in colour)
+
+
+def jitter(rng, colour, spread):
+    """`colour` with a random brightness of +-`spread` and a random tint of half that."""
+    brightness = rng.uniform(-spread, spread)
+    return tuple(_byte(channel + brightness + (2 * rng.random() - 1) * spread * 0.5) for channel in colour)

@@ -1,0 +1,151 @@
+"""Captions of scenes, and sentence banks for edit directions.
+
+Sentences are drawn from a scene's own random stream, so that the same scene in two looks gives two sentences of the
+same plan.
+"""
+
+import random
+
+from models.miniature.scenes import Look, Scene, scene, season_of, trees_of
+
+NUMBERS = {1: ("a", "one", "a single", "a lone"), 2: ("two", "a pair of"), 3: ("three", "several", "a group of")}
+WHEN = {
+    "summer": ("in summer", "in the summer", "during summer", "on a summer day", "in summertime"),
+    "autumn": ("in autumn", "in the autumn", "in fall", "on an autumn day", "during autumn"),
+    "winter": ("in winter", "in the winter", "during winter", "on a winter day", "in the snow"),
+}
+ADJECTIVES = {
+    "summer": ("summer", "green", "lush", "leafy"),
+    "autumn": ("autumn", "fall", "colorful", "golden"),
+    "winter": ("winter", "snowy", "frosty", "snow covered"),
+}
+PINE_ADJECTIVES = {
+    "summer": ("summer", "green"),
+    "autumn": ("autumn", "fall"),
+    "winter": ("winter", "snowy", "frosty", "snow covered"),
+}
+FOLIAGE = {
+    "oak": {
+        "summer": ("with green leaves", "with lush foliage"),
+        "autumn": ("with orange leaves", "with red leaves", "with autumn foliage"),
+        "winter": ("with bare branches", "covered in snow", "without leaves"),
+    },
+    "birch": {
+        "summer": ("with green leaves", "with fresh foliage"),
+        "autumn": ("with yellow leaves", "with golden leaves"),
+        "winter": ("with bare branches", "covered in snow", "without leaves"),
+    },
+    "pine": {
+        "summer": ("with green needles", "that is evergreen"),
+        "autumn": ("with dark green needles",),
+        "winter": ("covered in snow", "with snowy branches"),
+    },
+}
+MIXED_FOLIAGE = {"summer": ("with green foliage",), "autumn": ("",), "winter": ("covered in snow",)}
+LANDS = {
+    "summer": ("meadow", "field", "landscape", "hill", "countryside"),
+    "autumn": ("meadow", "field", "landscape", "hill", "countryside"),
+    "winter": ("field", "landscape", "hill", "countryside", "scene"),
+}
+LAND_ADJECTIVES = {
+    "summer": ("green", "summer", "grassy", "sunny"),
+    "autumn": ("autumn", "golden", "brown", "fall"),
+    "winter": ("snowy", "winter", "white", "snow covered"),
+}
+OPENINGS = {  # as many for every style, so that a style changes no later draw
+    "photo": ("a photo of", "a picture of", "an image of", "a painting of", "a view of", ""),
+    "sketch": ("a sketch of", "a pencil sketch of", "a drawing of") * 2,
+}
+TIMES = {
+    "sunset": ("at sunset", "in the evening"),
+    "morning": ("in the morning",),
+    "overcast": ("under a grey sky", "on a cloudy day"),
+    "day": ("under a blue sky", "in daylight"),
+}
+BANK_SEED = 10_000_000  # far from the seeds of every picture
+
+
+def caption(scene: Scene, look: Look, variant: int = 0, name_season: bool = True) -> str:
+    """One English sentence about the scene in that look; `variant` chooses among wordings.
+
+    The season is named unless `name_season` is False; a species that the look names is always named; a sketch is
+    called one.
+    """
+    return _sentence(scene, look, random.Random(scene.seed * 17 + 3 + 7_919 * (variant + 1)), name_season)
+
+
+def bank(look: Look, count: int, seed: int = 0) -> list[str]:
+    """`count` sentences about scenes in that look; the same scenes, in the same order, for every look."""
+    return [
+        _sentence(scene(BANK_SEED + seed * 1000 + index), look, random.Random(seed * 1000 + index), True)
+        for index in range(count)
+    ]
+
+
+def _an(text):
+    return "an " + text[2:] if text.startswith("a ") and text[2:3] in "aeiou" else text
+
+
+def _surroundings(scene, season):
+    phrases = []
+    if scene.house:
+        phrases += ["beside a house", "near a house", "next to a small house", "with a house"]
+    if scene.fence:
+        phrases += ["by a fence", "with a fence"]
+    if scene.path:
+        phrases += ["by a path", "with a path", "along a path"]
+    if scene.lake:
+        phrases += ["by a lake", "near a frozen lake" if season == "winter" else "near a lake", "beside a lake"]
+    if scene.rocks:
+        phrases += ["near some rocks", "with rocks"]
+    if scene.far == "mountains":
+        phrases += ["with mountains", "in front of mountains"]
+    if scene.far == "hills":
+        phrases += ["with hills behind"]
+    return phrases
+
+
+def _foliage(rng, species, present, season):
+    """Words for the leaves of trees of one species, or (None) of a mixed group."""
+    if species:
+        return rng.choice(FOLIAGE[species][season])
+    return rng.choice(MIXED_FOLIAGE[season] if "pine" in present else FOLIAGE["oak"][season])
+
+
+def _sentence(scene, look, rng, name_season):
+    season, trees = season_of(scene, look), trees_of(scene, look)
+    count, present = len(trees), {tree.species for tree in trees}
+    species = trees[0].species if len(present) == 1 else None
+    named = (rng.random() < 0.8 or look.species is not None) and species is not None
+    noun = (f"{species} " if named else "") + ("tree" if count == 1 else "trees")
+    number = rng.choice(NUMBERS[count])
+    if count == 3 and number != "three" and rng.random() < 0.5:
+        number = "three"
+    surroundings = _surroundings(scene, season)
+    form = rng.random()
+    opening = rng.choice(OPENINGS[look.style])
+    if form < 0.34:  # a photo of an oak tree in winter
+        parts = [f"{number} {noun}", rng.choice(WHEN[season]) if name_season else ""]
+    elif form < 0.58:  # two snowy pine trees
+        adjectives = (PINE_ADJECTIVES if "pine" in present else ADJECTIVES)[season]
+        parts = [f"{number} {rng.choice(adjectives)} {noun}" if name_season else f"{number} {noun}"]
+    elif form < 0.76:  # an oak tree with bare branches (in winter)
+        foliage = _foliage(rng, species, present, season) if name_season else ""
+        if count > 1 and foliage == "that is evergreen":
+            foliage = "with green needles"
+        parts = [f"{number} {noun}", foliage, rng.choice(WHEN[season]) if name_season and rng.random() < 0.55 else ""]
+    elif form < 0.9:  # two trees on a snowy hill
+        land = rng.choice(LANDS[season])
+        place = f"{'on' if land == 'hill' else 'in'} a"
+        kind = f"{rng.choice(LAND_ADJECTIVES[season])} {land}" if name_season else land
+        parts = [f"{number} {noun}", f"{place} {kind}"]
+    else:  # a summer landscape with a birch tree
+        land = rng.choice(LANDS[season])
+        kind = f"{rng.choice(LAND_ADJECTIVES[season])} {land}" if name_season else land
+        parts = [f"a {kind} with {number} {noun}"]
+    if surroundings and rng.random() < 0.6:
+        parts.append(rng.choice(surroundings))
+    if rng.random() < 0.22:
+        parts.append(rng.choice(TIMES[scene.time]))
+    words = " ".join([opening, *map(_an, parts)]).split()
+    return _an(" ".join(words)).replace(" a autumn", " an autumn").replace(" a oak", " an oak")

@@ -1,0 +1,240 @@
+"""Trees: oaks and birches grow branches and leaves, pines grow tiers. Their form depends on the tree's own seed only,
+never on the season.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from models.miniature.canvas import blend, jitter, shade
+from models.miniature.textures import CANVAS, CLUMP_RADII, textures
+
+SPECIES = ("oak", "birch", "pine")
+LEAF_COLOURS = {
+    "oak": {
+        "summer": ((46, 104, 36), (58, 118, 40), (40, 98, 50)),
+        "autumn": ((206, 92, 28), (190, 62, 30), (222, 138, 34)),
+    },
+    "birch": {
+        "summer": ((92, 150, 56), (108, 160, 62), (82, 146, 70)),
+        "autumn": ((236, 186, 48), (228, 166, 40), (240, 200, 74)),
+    },
+}
+SNOW = (244, 248, 253)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One tree: x, y of its foot and its height as fractions of the picture; `seed` decides its form."""
+
+    species: str
+    x: float
+    y: float
+    height: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Wood:
+    """A grown skeleton: segments (x, y, x2, y2, width), the first the trunk, and the places where leaves sit."""
+
+    segments: list
+    tips: list
+    trunk_width: float
+    trunk_height: float
+    lean: float
+
+
+def draw_tree(canvas, tree, season, light):
+    """Draw the tree onto the canvas; `light` is -1 or 1, the side that the light comes from."""
+    draw = _draw_pine if tree.species == "pine" else _draw_broadleaf
+    draw(canvas, tree, season, light)
+
+
+def _branch(rng, x, y, angle, length, width, depth, wood, spread, upward):
+    x2, y2 = x + math.cos(angle) * length, y - math.sin(angle) * length
+    wood.segments.append((x, y, x2, y2, width))
+    if depth == 0:
+        wood.tips.append((x2, y2))
+        return
+    if depth <= 2:
+        wood.tips.append((0.5 * (x + x2), 0.5 * (y + y2)))
+    forks = 3 if rng.random() < 0.35 else 2
+    for fork in range(forks):
+        turned = angle + spread * (2 * fork / (forks - 1) - 1) * rng.uniform(0.7, 1.25) + rng.gauss(0, 0.1)
+        turned += upward * (math.pi / 2 - turned)
+        shorter = length * rng.uniform(0.66, 0.86)
+        _branch(rng, x2, y2, turned, shorter, width * 0.66, depth - 1, wood, spread, upward)
+
+
+def _grow(rng, tree):
+    birch = tree.species == "birch"
+    height, x, y = tree.height * CANVAS, tree.x * CANVAS, tree.y * CANVAS
+    width = height * (0.034 if birch else 0.066) * rng.uniform(0.85, 1.2)
+    trunk = height * (rng.uniform(0.30, 0.38) if birch else rng.uniform(0.24, 0.32))
+    lean = rng.gauss(0, 0.05)
+    wood = _Wood([], [], width, trunk, lean)
+    spread = rng.uniform(0.34, 0.46) if birch else rng.uniform(0.5, 0.68)
+    fork_x, fork_y = x + lean * trunk, y - trunk
+    wood.segments.append((x, y, fork_x, fork_y, width))
+    if birch:  # a straight leader with side branches
+        top, branches = y - height * 0.9, 7
+        wood.segments.append((fork_x, fork_y, fork_x + lean * 20, top, width * 0.6))
+        for index in range(branches):
+            part = index / branches
+            angle = math.pi / 2 + (1 if index % 2 else -1) * rng.uniform(0.6, 0.95)
+            start_x, start_y = fork_x + lean * 20 * part, fork_y + (top - fork_y) * part
+            length = height * 0.17 * (1.1 - 0.75 * part)
+            _branch(rng, start_x, start_y, angle, length, width * 0.4, 2, wood, 0.42, -0.02)
+        wood.tips.append((fork_x + lean * 20, top))
+        wood.tips.append((fork_x + lean * 20, top + 8))
+    else:  # three great limbs
+        length = (height - trunk) * 0.285
+        for index in range(3):
+            angle = math.pi / 2 - lean + spread * (index - 1) * rng.uniform(0.9, 1.25)
+            limb = length * rng.uniform(0.9, 1.1)
+            _branch(rng, fork_x, fork_y, angle, limb, width * 0.66, 3, wood, spread, 0.06)
+    return wood
+
+
+def _draw_trunk(canvas, wood, colour, light):
+    x, y, x2, y2, width = wood.segments[0]
+    half, waist = width * 0.5, y - wood.trunk_height * 0.25
+    left = [(x - half * 1.35, y + 2), (x - half * 0.95, waist), (x2 - half * 0.8, y2)]
+    right = [(x2 + half * 0.8, y2), (x + half * 0.95, waist), (x + half * 1.35, y + 2)]
+    canvas.polygon(left + right, shade(colour, 0.82))
+    lit = half * 0.35 * light
+    canvas.polygon(
+        [(x - half * 0.6 + lit, y + 1), (x2 - half * 0.45 + lit, y2),
+         (x2 + half * 0.4 + lit, y2), (x + half * 0.6 + lit, y + 1)],
+        colour,
+    )  # fmt: skip
+
+
+def _draw_wood(canvas, wood, bark, twig, light):
+    _draw_trunk(canvas, wood, bark, light)
+    for x, y, x2, y2, width in wood.segments[1:]:
+        colour = bark if width > wood.trunk_width * 0.45 else twig
+        pixels = max(1, int(round(width)))
+        canvas.line((x, y, x2, y2), shade(colour, 0.86), pixels)
+        if pixels >= 4:
+            canvas.line((x + light, y, x2 + light, y2), shade(colour, 1.1), pixels // 2)
+
+
+def _draw_birch_marks(canvas, rng, tree, wood):
+    width = wood.trunk_width
+    for _ in range(9):
+        part = rng.random()
+        y = tree.y * CANVAS - part * tree.height * CANVAS * 0.6
+        along = wood.lean * wood.trunk_height * min(1, part * 1.6)
+        x = tree.x * CANVAS + along + rng.uniform(-0.4, 0.4) * width * 0.6
+        canvas.line((x - width * 0.25, y, x + width * 0.2, y), (52, 48, 46), 1 + (width > 5))
+
+
+def _stamp_clump(canvas, density, rng, x, y, radius, colour):
+    clump = textures().clumps[density][radius][int(rng.random() * 10)]
+    half = radius + 3
+    canvas.stamp(colour, clump, (int(x) - half, int(y) - half))
+
+
+def _draw_snowy_crown(canvas, rng, tree, wood, twig):
+    height = tree.height * CANVAS
+    for x, y in wood.tips:
+        for _ in range(3):
+            angle, length = rng.uniform(0.1, 3.04), rng.uniform(0.028, 0.06) * height
+            canvas.line((x, y, x + length * math.cos(angle), y - length * math.sin(angle)), shade(twig, 0.95))
+    for x, y, x2, y2, width in wood.segments[1:]:
+        flat = abs(x2 - x) > 0.45 * abs(y2 - y)
+        if flat or width > wood.trunk_width * 0.3:  # snow stays on flat or thick branches
+            lift = width * 0.5 + 0.5
+            canvas.line((x, y - lift, x2, y2 - lift), SNOW, max(1, int(width * 0.5 + 0.7)))
+    for x, y in wood.tips:
+        if rng.random() < 0.55:
+            radius = rng.choice((8, 11))
+            # the clump's own draw comes after its colour's, as arguments are evaluated left to right
+            _stamp_clump(canvas, "sparse", rng, x, y - 1, radius, jitter(rng, (236, 242, 250), 6))
+
+
+def _draw_leaves(canvas, rng, tree, wood, season, light):
+    height = tree.height * CANVAS
+    leaf = jitter(rng, rng.choice(LEAF_COLOURS[tree.species][season]), 12)
+    wanted = height * (0.062 if tree.species == "birch" else 0.088)
+    index = min(range(len(CLUMP_RADII)), key=lambda i: abs(CLUMP_RADII[i] - wanted))
+    radius, smaller = CLUMP_RADII[index], CLUMP_RADII[max(0, index - 1)]
+    middle = sum(y for _, y in wood.tips) / len(wood.tips)
+    shadow = shade(leaf, 0.62)
+    lit = blend(leaf, (255, 250, 170) if season == "summer" else (255, 226, 120), 0.34)
+    for x, y in wood.tips:
+        _stamp_clump(canvas, "full", rng, x - 2 * light, y + 3, radius, jitter(rng, shadow, 6))
+    for x, y in wood.tips:
+        _stamp_clump(canvas, "mid", rng, x + light, y - 1, radius, jitter(rng, leaf, 10))
+    for x, y in wood.tips:
+        if y < middle + height * 0.12:
+            _stamp_clump(canvas, "sparse", rng, x + 3 * light, y - 4, smaller, jitter(rng, lit, 10))
+
+
+def _draw_broadleaf(canvas, tree, season, light):
+    rng, crown_rng = random.Random(tree.seed), random.Random(tree.seed + 1)
+    birch = tree.species == "birch"
+    wood = _grow(rng, tree)
+    bark = jitter(rng, (222, 220, 212) if birch else (92, 68, 50), 8)
+    if season == "winter":
+        bark = blend(bark, (226, 226, 228) if birch else (112, 104, 104), 0.35)
+    twig = jitter(rng, (120, 104, 92) if birch else (84, 64, 50), 6)
+    _draw_wood(canvas, wood, bark, twig if birch else bark, light)
+    if birch:
+        _draw_birch_marks(canvas, crown_rng, tree, wood)
+    if season == "winter":
+        _draw_snowy_crown(canvas, crown_rng, tree, wood, twig)
+    else:
+        _draw_leaves(canvas, crown_rng, tree, wood, season, light)
+
+
+def _draw_pine(canvas, tree, season, light):
+    rng = random.Random(tree.seed)
+    height, x, y = tree.height * CANVAS, tree.x * CANVAS, tree.y * CANVAS
+    trunk, trunk_top = height * 0.045, y - height * 0.16
+    canvas.rectangle((x - trunk * 0.5, trunk_top, x + trunk * 0.5, y + 2), (84, 62, 46))
+    canvas.rectangle((x - trunk * 0.1 + trunk * 0.2 * light, trunk_top, x + trunk * 0.15 + trunk * 0.2 * light, y + 2),
+                     (110, 84, 62))  # fmt: skip
+    tiers = rng.randint(6, 8)
+    widest = height * rng.uniform(0.21, 0.28)
+    needles = jitter(rng, (36, 86, 52), 10)
+    if season == "autumn":
+        needles = blend(needles, (70, 90, 46), 0.35)
+    if season == "winter":
+        needles = blend(needles, (60, 92, 84), 0.35)
+    lowest, highest = y - height * 0.1, y - height
+    for tier in range(tiers):
+        part = tier / tiers
+        base = lowest + (highest - lowest) * part
+        top = lowest + (highest - lowest) * min(1, (tier + 1.75) / tiers)
+        _draw_tier(canvas, rng, tree, season, light, needles, part, base, top, widest * (1 - part) ** 0.85 + 2)
+
+
+def _draw_tier(canvas, rng, tree, season, light, needles, part, base, top, half_width):
+    """One skirt of a pine, from its tip at y = `top` to its ragged hem at y = `base`."""
+    height, x = tree.height * CANVAS, tree.x * CANVAS
+    hem = []
+    for j in range(8):
+        across = j / 7 * 2 - 1
+        hem_x = x + across * half_width * rng.uniform(0.92, 1.05)
+        tooth = (height * 0.02 if j % 2 else -height * 0.006) * rng.uniform(0.6, 1.2)
+        hem.append((hem_x, base + (1 - abs(across)) * height * 0.022 + tooth))
+    colour = jitter(rng, shade(needles, 0.8 + 0.3 * part), 5)
+    canvas.polygon([(x, top)] + hem[::-1], shade(colour, 0.78))
+    inner = [(x + (u - x) * 0.86 + light * half_width * 0.1, base + (v - base) - height * 0.012) for u, v in hem]
+    canvas.polygon([(x + light, top)] + inner[::-1], colour)
+    highlight = blend(colour, (150, 190, 110) if season != "winter" else colour, 0.25)
+    for _ in range(6):
+        across, down = rng.uniform(-0.8, 0.8), rng.uniform(0.25, 0.9)
+        u, v = x + across * half_width * down, top + (base - top) * down
+        canvas.line((u, v, u + (3 if across > 0 else -3), v + 4), highlight)
+    if season == "winter":
+        snow = [(x + (u - x) * 0.93, top + (v - top) * (0.60 if j % 2 else 0.78)) for j, (u, v) in enumerate(hem)]
+        canvas.polygon([(x, top - 1)] + snow[::-1], (226, 234, 245))
+        bright = [
+            (x + (u - x) * 0.72 + light * half_width * 0.16, top + (v - top) * (0.48 if j % 2 else 0.64))
+            for j, (u, v) in enumerate(hem)
+        ]
+        canvas.polygon([(x + light, top - 1)] + bright[::-1], (248, 251, 255))

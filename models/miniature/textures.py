@@ -1,0 +1,143 @@
+"""Textures that every scene shares: drawn once per process from one fixed seed, so that a scene's pixels depend on its
+seed alone.
+"""
+
+import functools
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+CANVAS = 256  # px; scenes are drawn at this size and reduced by two, which smooths PIL's hard edges
+CLUMP_RADII = (8, 11, 14, 18, 22)  # px on the canvas
+CLUMP_LEAVES = {"full": 70, "mid": 34, "sparse": 14}  # leaves in a clump of radius 14
+RIDGE_POINTS = 129
+_TEXTURE_SEED = 7
+
+
+@dataclass(frozen=True)
+class Textures:
+    """Greyscale stamps and noise fields.
+
+    `grain` and `soft` are 512 px noise pictures around 128; `clouds` 256x256 float arrays with zero mean and unit
+    variance; `ridges` 129 heights in [-1, 1]; `clumps[density][radius]` ten leaf-clump masks; the rest are canvas-
+    sized masks.
+    """
+
+    grain: list
+    soft: list
+    clouds: list
+    ridges: list
+    clumps: dict
+    speckles: list
+    tufts: list
+    flakes: list
+    ramps: list
+
+
+def fractal_noise(rng, size, base, octaves, gain):
+    """A (size, size) float32 field of summed noise octaves, zero mean and unit variance."""
+    field = np.zeros((size, size), np.float32)
+    amplitude, total = 1.0, 0.0
+    for octave in range(octaves):
+        cells = min(size, base * 2**octave)
+        grid = Image.fromarray(rng.rand(cells, cells).astype(np.float32))
+        field += amplitude * np.asarray(grid.resize((size, size), Image.BICUBIC))
+        total += amplitude
+        amplitude *= gain
+    field /= total
+    return (field - field.mean()) / field.std()
+
+
+def _grey(values):
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def _ridge(rng):
+    heights = np.zeros(RIDGE_POINTS)
+    amplitude = 1.0
+    for octave in range(6):
+        knots = 3 * 2**octave
+        places = np.linspace(0, knots, RIDGE_POINTS)
+        heights += amplitude * np.interp(places, np.arange(knots + 1), rng.randn(knots + 1))
+        amplitude *= 0.5
+    return (heights - heights.mean()) / np.abs(heights).max()
+
+
+def _clump(rng, radius, leaves):
+    """A ragged ball of leaves, as a mask."""
+    stamp = Image.new("L", (2 * radius + 6, 2 * radius + 6))
+    pen = ImageDraw.Draw(stamp)
+    middle = radius + 3
+    for _ in range(leaves):
+        angle = rng.uniform(0, 6.283)
+        distance = radius * math.sqrt(rng.random()) * rng.uniform(0.75, 1.0)
+        x, y = middle + distance * math.cos(angle), middle + 0.88 * distance * math.sin(angle)
+        half_width, half_height = rng.uniform(1.4, 2.8), rng.uniform(1.2, 2.2)
+        pen.ellipse((x - half_width, y - half_height, x + half_width, y + half_height), fill=255)
+    return stamp
+
+
+def _speckle(rng):
+    """Dots on the ground that grow towards the viewer: fallen leaves, flowers."""
+    layer = Image.new("L", (CANVAS, CANVAS))
+    pen = ImageDraw.Draw(layer)
+    for _ in range(420):
+        y = CANVAS * (0.45 + 0.55 * rng.random())
+        x = CANVAS * rng.random()
+        radius = 0.7 + 2.0 * (y / CANVAS - 0.45)
+        pen.ellipse((x - radius, y - radius * 0.6, x + radius, y + radius * 0.6), fill=255)
+    return layer
+
+
+def _tuft(rng):
+    """Tufts of three blades of grass that grow towards the viewer."""
+    layer = Image.new("L", (CANVAS, CANVAS))
+    pen = ImageDraw.Draw(layer)
+    for _ in range(330):
+        y = CANVAS * (0.45 + 0.55 * rng.random())
+        x = CANVAS * rng.random()
+        height = 2 + 9 * (y / CANVAS - 0.45)
+        for blade in range(3):
+            foot = x + 1.6 * blade
+            pen.line((foot, y, foot + rng.uniform(-2, 2), y - height * rng.uniform(0.6, 1.1)), fill=255)
+    return layer
+
+
+def _snowfall(rng):
+    layer = Image.new("L", (CANVAS, CANVAS))
+    pen = ImageDraw.Draw(layer)
+    for _ in range(170):
+        x, y, radius = CANVAS * rng.random(), CANVAS * rng.random(), rng.uniform(0.8, 1.8)
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=235)
+    return layer
+
+
+def _ramp(start):
+    """0 down to `start` (a fraction of the canvas), then rising to 255 at the bottom."""
+    rows = np.linspace(0, 1, CANVAS, dtype=np.float32)[:, None]
+    return Image.fromarray((np.repeat(np.clip((rows - start) / (1 - start), 0, 1), CANVAS, 1) * 255).astype(np.uint8))
+
+
+@functools.cache
+def textures():
+    """The shared `Textures`; about 0.3 s on the first call."""
+    arrays, shapes = np.random.RandomState(_TEXTURE_SEED), random.Random(_TEXTURE_SEED)
+    grain = [_grey(128 + 20 * fractal_noise(arrays, 512, 32, 5, 0.8)) for _ in range(3)]
+    soft = [_grey(128 + 16 * fractal_noise(arrays, 512, 6, 4, 0.5)) for _ in range(3)]
+    clouds = [fractal_noise(arrays, 256, 4, 6, 0.55) for _ in range(6)]
+    ridges = [_ridge(arrays) for _ in range(24)]
+    clumps = {
+        density: {
+            radius: [_clump(shapes, radius, int(leaves * (radius / 14) ** 1.6)) for _ in range(10)]
+            for radius in CLUMP_RADII
+        }
+        for density, leaves in CLUMP_LEAVES.items()
+    }
+    speckles = [_speckle(shapes) for _ in range(8)]
+    tufts = [_tuft(shapes) for _ in range(6)]
+    flakes = [_snowfall(shapes) for _ in range(4)]
+    ramps = [_ramp(start / 32) for start in range(28)]
+    return Textures(grain, soft, clouds, ridges, clumps, speckles, tufts, flakes, ramps)

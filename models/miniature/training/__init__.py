@@ -1,0 +1,1 @@
+"""Training of the miniature's models, from the rendered scenes alone."""
