@@ -30,7 +30,7 @@ setup(
     description="Distil a pix2pix-zero image edit from Stable Diffusion into a Co-Mod-GAN that runs in milliseconds",
     license="MIT",
     python_requires=">=3.10",
-    packages=["configs", "distill", "filter", "generate", "models", "models.miniature", "scripts"],
+    packages=["configs", "distill", "filter", "generate", "models", "models.miniature", "models.miniature.training", "scripts"],
     install_requires=REQUIREMENTS,
     extras_require={
         "dev": ["mypy>=1.11", "pytest>=8", "ruff>=0.6", "types-PyYAML"],

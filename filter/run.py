@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def score_and_select(config: Config) -> dict[str, Any]:
 
     limits = thresholds(config.task, config.scorer.gain_unit)
     wanted = stale_shards(config)
-    rank, world, barrier = _processes(config)
+    rank, world, barrier = _processes()
     began = time.perf_counter()
     scored = _score(config, dict(list(wanted.items())[rank::world]), rank) if wanted else 0
     barrier()
@@ -104,17 +103,16 @@ def print_summary(outcome: Mapping[str, Any]) -> None:
         print("no pair passes: look at the scores above and lower task.clip_gain= or task.overlap=, or make better pairs")
 
 
-def _processes(config: Config) -> tuple[int, int, Callable[[], None]]:
+def _processes() -> tuple[int, int, Callable[[], None]]:
     """Rank, number of processes, and a barrier; passes one barrier, so that every process has listed the stale shards
     before any is scored.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return 0, 1, lambda: None
-    from accelerate import PartialState
+    from models.devices import process_group
 
-    # Shards take unlike times: the processes done first wait longer than the ten minutes that NCCL allows by itself.
-    state = PartialState(cpu=config.filter.device == "cpu", timeout=timedelta(days=1))
+    state = process_group()
     state.wait_for_everyone()
     return state.process_index, state.num_processes, state.wait_for_everyone
 

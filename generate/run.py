@@ -55,11 +55,10 @@ def generate(config: Config) -> Path:
     Raises UserError where the folder was made with another configuration (unless force=true), where another process writes there, and,
     after all the work is done, where more of the images than source.max_unreadable_share could not be read.
     """
-    from accelerate import PartialState
-
     from generate.sources import open_source
+    from models.devices import process_group
 
-    state = PartialState()
+    state = process_group()
     folder = pairs_dir(config)
     source = open_source(config.source, config.task, config.teacher.resolution, config.generate.pairs)
     with exclusive(folder, f"rank{state.process_index}"):

@@ -1,14 +1,16 @@
-"""The one place that turns a device name of the configuration into a torch device."""
+"""Which device a process works on, and which of several processes it is."""
 
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from configs.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,3 +34,15 @@ def pick_device(name: str) -> torch.device:
     if index >= count:
         raise UserError(f"device '{name}': GPU {index} is not there; PyTorch sees {count} (cuda:0 to cuda:{count - 1})")
     return torch.device("cuda", index)
+
+
+def process_group() -> PartialState:
+    """This process's place among those that `accelerate launch` or torchrun started; alone otherwise.
+
+    accelerate joins CPU processes only where it is told that there is no GPU.
+    """
+    import torch
+    from accelerate import PartialState
+
+    # Shards take unlike times: the processes done first wait longer than the ten minutes that NCCL allows by itself.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))

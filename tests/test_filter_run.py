@@ -157,10 +157,10 @@ def test_masks_are_asked_for_only_with_nouns(arguments: list[str], monkeypatch: 
 
 
 def test_two_processes_share_the_shards(arguments: list[str], monkeypatch: pytest.MonkeyPatch, scored: list[str], run: Path) -> None:
-    monkeypatch.setattr(stage, "_processes", lambda config: (1, 2, lambda: None))
+    monkeypatch.setattr(stage, "_processes", lambda: (1, 2, lambda: None))
     assert stage.score_and_select(load(arguments)) == {} and scored == ["000001"]
     assert not (run / "selection.json").exists()
-    monkeypatch.setattr(stage, "_processes", lambda config: (0, 1, lambda: None))
+    monkeypatch.setattr(stage, "_processes", lambda: (0, 1, lambda: None))
     assert stage.score_and_select(load(arguments))["scored"] == 5 and scored == ["000001", "000000"]
 
 

@@ -1,6 +1,9 @@
 """generate/run.py through its command line, on a teacher that takes a second."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,18 +148,15 @@ def test_word_swap():
 
 
 def test_two_processes_make_the_same_shards(tiny_run, tmp_path):
-    """accelerate launch with two CPU processes against one process in this one."""
-    import subprocess
-    import sys
-
+    """torchrun with two CPU processes against one process in this one."""
     assert run.main([*tiny_run, f"runs_dir={tmp_path}/one"]) == 0
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(Path(run.__file__)), *tiny_run, f"runs_dir={tmp_path}/two"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(run.__file__)), *tiny_run, f"runs_dir={tmp_path}/two"]
     root = Path(run.__file__).parent.parent
-    done = subprocess.run(
-        command, cwd=root, env={**__import__("os").environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (contents(folder([*tiny_run, f"runs_dir={tmp_path}/{name}"])) for name in ("one", "two"))
     assert one == two
+    assert done.stdout.count("pairs: 5 wanted") == 1  # the second process knew that it was not the first
     assert len(json.loads(one["000000.json"])["keys"]) == 2

@@ -1,0 +1,81 @@
+"""The metrics by hand, in float64, and the table end to end."""
+
+import numpy as np
+import pytest
+import torch
+
+from scripts import evaluate, metrics
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def perceptual():
+    from models.perceptual import perceptual_loss
+
+    return perceptual_loss("cpu")
+
+
+def test_psnr_is_scikit_images(images):
+    from skimage.metrics import peak_signal_noise_ratio
+
+    expected = [peak_signal_noise_ratio(a, b) for a, b in zip(*images, strict=True)]
+    assert metrics.psnr(*images) == pytest.approx(expected)
+    assert np.isinf(metrics.psnr(images[0], images[0])).all()
+
+
+def test_structure_distance_is_the_formula(images, perceptual):
+    """One image pair, in float64, cosine by cosine."""
+    similarities = []
+    for image in (images[0][0], images[1][0]):
+        scaled = perceptual.lpips.scaling_layer(metrics.signed(image[None]))
+        feature = perceptual.lpips.net(scaled)[3][0].flatten(1).double().numpy()
+        unit = feature / np.linalg.norm(feature, axis=0)
+        similarities.append(np.array([[a @ b for b in unit.T] for a in unit.T]))
+    expected = ((similarities[0] - similarities[1]) ** 2).mean()
+    assert metrics.structure_distance(perceptual, *images)[0] == pytest.approx(expected, rel=1e-4)
+    assert metrics.structure_distance(perceptual, images[0], images[0]) == pytest.approx(np.zeros(3), abs=1e-10)
+
+
+def test_nearer_to_target_by_hand():
+    class Scorer:
+        """Text and image features that are what they are called."""
+
+        def text_features(self, texts):
+            return torch.tensor([{"summer": [1.0, 0.0], "warm": [0.8, -0.6], "winter": [0.0, 1.0]}[text] for text in texts])
+
+        def image_features(self, images):
+            return torch.nn.functional.normalize(torch.tensor([[float(i[0, 0, 0]), float(i[0, 0, 1])] for i in images]), dim=1)
+
+    pictures = np.zeros((3, 2, 2, 3), np.uint8)
+    pictures[:, 0, 0, :2] = [(200, 10), (10, 200), (100, 99)]
+    # Mean of summer and warm: (0.9, -0.3) / |.|, so (100, 99) is nearer to winter than to it.
+    assert metrics.nearer_to_target(Scorer(), pictures, ["summer", "warm"], ["winter"]).tolist() == [False, True, True]
+
+
+def test_the_table_end_to_end(tiny_run, tmp_path, capsys):
+    arguments = [*tiny_run, "evaluate.scenes=2", "evaluate.methods=[pix2pix-zero,B]", "evaluate.first_seed=3000000"]
+    assert evaluate.main(arguments) == 0
+    printed = capsys.readouterr().out
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in printed.splitlines() if line.startswith("| ")}
+    assert {"input unchanged", "true edit"} < set(rows) and any(name.startswith("pix2pix-zero scale") for name in rows)
+    assert "inf" in rows["true edit"][1] and float(rows["true edit"][2]) == pytest.approx(0, abs=1e-3)
+    assert float(rows["input unchanged"][4]) == pytest.approx(0, abs=1e-3)
+    assert "against word swap" in printed
+    assert (tmp_path / "runs/tree2winter/miniature/evaluate/3000000/grid.png").exists()
+
+
+def test_the_runs_own_pairs_are_not_made_again(tiny_run):
+    from configs.loader import load, pairs_dir
+
+    config = load([*tiny_run, "evaluate.first_seed=1000000", "evaluate.scenes=4", "evaluate.methods=[pix2pix-zero,D]"])
+    folders = [variant.generate.out for variant in evaluate.variants(config).values()]
+    assert folders[0] == str(pairs_dir(config)) and folders[1] != folders[0]
+    assert evaluate._trained_on(config)
+    config.evaluate.first_seed = 3_000_000
+    assert not evaluate._trained_on(config)
+    assert all(variant.generate.out != str(pairs_dir(config)) for variant in evaluate.variants(config).values())
