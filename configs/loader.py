@@ -104,7 +104,8 @@ def _merge(layers: list[tuple[str, dict]], overrides: list[str]) -> Config:
         key = argument.partition("=")[0]
         if not any(key == k or key.startswith(k + ".") for k in known):
             raise UserError(f"no key '{key}'{nearest(key, known)} See --help for the keys")
-        parts.append((f"'{argument}'", OmegaConf.from_dotlist([argument])))
+        empty = "''" if argument.endswith("=") else ""  # key= means the empty text, not null
+        parts.append((f"'{argument}'", OmegaConf.from_dotlist([argument + empty])))
     for origin, part in parts:
         try:
             config = OmegaConf.merge(config, part)

@@ -37,6 +37,7 @@ def test_later_layers_win():
     paper = load(["preset=paper", "source.images=x"])
     assert (paper.teacher.name, paper.generate.pairs, paper.edit.steps, paper.teacher.resolution) == ("sd14", 15_000, 100, 512)
     assert load(["generate.pairs=7", "task.clip_gain=null"]).generate.pairs == 7
+    assert load(["distill.init="]).distill.init == ""
     assert str(run_dir(load(["runs_dir=/r", "task=tree2fall"]))) == "/r/tree2fall/miniature"
 
 

@@ -123,7 +123,7 @@ def test_two_processes_equal_one(tmp_path):
     still = [f"augment.{key}=0" for key in ("flip", "brightness", "contrast", "saturation", "hue", "noise")]
     common = [*still, "augment.crop=1", "generator.dropout=0", "distill.lpips=0", "distill.images=12"]
     results = []
-    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"])):
+    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])):
         run = tmp_path / name / "tree2winter" / "miniature"
         make_pairs(run)
         command = [sys.executable, *launcher, str(ROOT / "distill" / "train.py"), *arguments(run, *common)]
@@ -139,9 +139,11 @@ def test_two_processes_equal_one(tmp_path):
 
 def test_sigterm_leaves_nothing_torn(run):
     command = [sys.executable, str(ROOT / "distill" / "train.py"), *arguments(run, "distill.images=100000", "distill.save_every_images=4")]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    validations = 0
     for line in process.stdout:
-        if "held-out" in line:
+        validations += "held-out" in line
+        if validations == 2:  # the second checkpoint is about to be written
             break
     process.terminate()
     assert process.wait(timeout=60) == 143
