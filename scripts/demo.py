@@ -34,13 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """What each stage of the demo would do."""
-    from distill import train as distill_train
-    from filter import run as filter_run
+    """What the demo would make."""
     from generate import run as generate_run
 
-    stages = {"generate": generate_run.plan, "filter": filter_run.plan, "distill": distill_train.plan}
-    return {f"{stage}: {key}": value for stage, stage_plan in stages.items() for key, value in stage_plan(config).items()}
+    aside = {"training images": config.distill.images, "held-out scenes": config.demo.scenes, "report": run_dir(config) / "report.html"}
+    return generate_run.plan(config) | aside
 
 
 def demo(config: Config) -> Path:

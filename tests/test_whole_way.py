@@ -27,6 +27,7 @@ def test_the_whole_way_and_again(tiny_run, tmp_path, capsys):
     photos.mkdir()
     Image.effect_noise((70, 50), 60).convert("RGB").save(photos / "noise.jpg")
     arguments = [*tiny_run, *TINY_GENERATOR, "task.clip_gain=-2", "demo.scenes=2", f"demo.photos={photos}"]
+    assert demo.main([*arguments, "--dry-run"]) == 0 and not (tmp_path / "runs").exists()
     assert demo.main(arguments) == 0
     printed = capsys.readouterr().out
     run = tmp_path / "runs" / "tree2winter" / "miniature"
