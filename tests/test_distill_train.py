@@ -31,7 +31,7 @@ def run(tmp_path):
 
 
 def arguments(run: Path, *more: str) -> list[str]:
-    return [f"runs_dir={run.parents[1]}", *TINY, *more]
+    return [f"runs_dir={run.parents[1]}", "distill.init=", "distill.lr=0.001", *TINY, *more]
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -139,7 +139,9 @@ def test_two_processes_equal_one(tmp_path):
 
 def test_sigterm_leaves_nothing_torn(run):
     command = [sys.executable, str(ROOT / "distill" / "train.py"), *arguments(run, "distill.images=100000", "distill.save_every_images=4")]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
     validations = 0
     for line in process.stdout:
         validations += "held-out" in line

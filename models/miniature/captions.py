@@ -76,10 +76,7 @@ def caption(scene: Scene, look: Look, variant: int = 0, name_season: bool = True
 
 def bank(look: Look, count: int, seed: int = 0) -> list[str]:
     """`count` sentences about scenes in that look; the same scenes, in the same order, for every look."""
-    return [
-        _sentence(scene(BANK_SEED + seed * 1000 + index), look, random.Random(seed * 1000 + index), True)
-        for index in range(count)
-    ]
+    return [_sentence(scene(BANK_SEED + seed * 1000 + index), look, random.Random(seed * 1000 + index), True) for index in range(count)]
 
 
 def _an(text):

@@ -234,7 +234,6 @@ def _draw_tier(canvas, rng, tree, season, light, needles, part, base, top, half_
         snow = [(x + (u - x) * 0.93, top + (v - top) * (0.60 if j % 2 else 0.78)) for j, (u, v) in enumerate(hem)]
         canvas.polygon([(x, top - 1)] + snow[::-1], (226, 234, 245))
         bright = [
-            (x + (u - x) * 0.72 + light * half_width * 0.16, top + (v - top) * (0.48 if j % 2 else 0.64))
-            for j, (u, v) in enumerate(hem)
+            (x + (u - x) * 0.72 + light * half_width * 0.16, top + (v - top) * (0.48 if j % 2 else 0.64)) for j, (u, v) in enumerate(hem)
         ]
         canvas.polygon([(x + light, top - 1)] + bright[::-1], (248, 251, 255))

@@ -140,9 +140,7 @@ def instances(scene: Scene, look: Look) -> list[tuple[str, np.ndarray]]:
 
 def mask(scene: Scene, look: Look, noun: str) -> np.ndarray:
     """Bool 128x128 mask of everything of that noun; "oak tree", "birch tree" and "pine tree" ask for one species."""
-    areas = [
-        area for name, area in _visible(scene, look) if name == noun or (noun == "tree" and name.endswith(" tree"))
-    ]
+    areas = [area for name, area in _visible(scene, look) if name == noun or (noun == "tree" and name.endswith(" tree"))]
     return np.logical_or.reduce(areas) if areas else np.zeros((SIZE, SIZE), bool)
 
 

@@ -130,10 +130,7 @@ def textures():
     clouds = [fractal_noise(arrays, 256, 4, 6, 0.55) for _ in range(6)]
     ridges = [_ridge(arrays) for _ in range(24)]
     clumps = {
-        density: {
-            radius: [_clump(shapes, radius, int(leaves * (radius / 14) ** 1.6)) for _ in range(10)]
-            for radius in CLUMP_RADII
-        }
+        density: {radius: [_clump(shapes, radius, int(leaves * (radius / 14) ** 1.6)) for _ in range(10)] for radius in CLUMP_RADII}
         for density, leaves in CLUMP_LEAVES.items()
     }
     speckles = [_speckle(shapes) for _ in range(8)]

@@ -25,9 +25,7 @@ VAE = {
 }
 L1_WEIGHT, L2_WEIGHT, KL_WEIGHT = 3.0, 12.0, 2e-3
 PERCEPTUAL_CROP = 64  # px; VGG on a crop costs a quarter of VGG on the picture
-LATENT_NOISE = (
-    0.02  # added to the latents of a frozen encoder, so that the decoder forgives a diffusion model's small errors
-)
+LATENT_NOISE = 0.02  # added to the latents of a frozen encoder, so that the decoder forgives a diffusion model's small errors
 VALIDATION_PICTURES = 24
 
 
@@ -58,10 +56,7 @@ def train_vae(options: Options) -> None:
     held_out = {
         style: to_tensor(
             render_all(
-                [
-                    (seed, training_look(seed, share))
-                    for seed in range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_PICTURES)
-                ],
+                [(seed, training_look(seed, share)) for seed in range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_PICTURES)],
                 1,
             ),
             device,
@@ -82,9 +77,7 @@ def train_vae(options: Options) -> None:
 
     def loss_of_step(step):
         truth_BCHW = to_tensor(pictures[torch.randint(len(pictures), (options.batch,)).numpy()], device)
-        truth_BCHW = torch.where(
-            torch.rand(options.batch, 1, 1, 1, device=device) < 0.5, truth_BCHW.flip(-1), truth_BCHW
-        )
+        truth_BCHW = torch.where(torch.rand(options.batch, 1, 1, 1, device=device) < 0.5, truth_BCHW.flip(-1), truth_BCHW)
         with autocast(device):
             if options.decoder_only:
                 with torch.no_grad():

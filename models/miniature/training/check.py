@@ -129,9 +129,7 @@ def _margin(judge, count):
     pictures, text = _pictures([Look("summer"), Look("winter")], count), judge.texts([["a tree in winter"]])[0]
     with torch.no_grad():
         batches = [torch.stack([judge.preprocess(Image.fromarray(picture)) for picture in part]) for part in pictures]
-        before, after = (
-            F.normalize(judge.model.encode_image(batch.to(judge.device)), dim=-1) @ text for batch in batches
-        )
+        before, after = (F.normalize(judge.model.encode_image(batch.to(judge.device)), dim=-1) @ text for batch in batches)
     return float((after - before).mean())
 
 
@@ -172,9 +170,7 @@ def check_segmenter(folder: Path, device: torch.device, count: int = 60) -> list
             proposals = [entry["segmentation"] for entry in generator.generate(picture)]
             inside = [area for area in proposals if (area & trees).sum() > 0.5 * area.sum()]
             unions.append(iou(np.logical_or.reduce(inside), trees) if inside else 0.0)
-    rows = [
-        (f"segmenter, {kind}: IoU from one point", float(np.mean(values))) for kind, values in sorted(found.items())
-    ]
+    rows = [(f"segmenter, {kind}: IoU from one point", float(np.mean(values))) for kind, values in sorted(found.items())]
     return rows + [("segmenter, trees by automatic masks: IoU of their union", float(np.mean(unions)))]
 
 
@@ -188,9 +184,7 @@ def draw_grid(folder: Path, path: Path, device: torch.device) -> None:
     sheet = Image.new("RGB", (128 * len(PROMPTS), 128 * GRID_ROWS))
     for column, prompt in enumerate(PROMPTS):
         noise = torch.randn(GRID_ROWS, 4, 32, 32, generator=torch.Generator().manual_seed(column)).to(device)
-        images = pipe(
-            [prompt] * GRID_ROWS, num_inference_steps=GRID_STEPS, guidance_scale=GRID_GUIDANCE, latents=noise
-        ).images
+        images = pipe([prompt] * GRID_ROWS, num_inference_steps=GRID_STEPS, guidance_scale=GRID_GUIDANCE, latents=noise).images
         for row, image in enumerate(images):
             sheet.paste(image, (128 * column, 128 * row))
     path.parent.mkdir(parents=True, exist_ok=True)

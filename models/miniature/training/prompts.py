@@ -117,7 +117,5 @@ def object_prompt(rng: random.Random, shown: Facts, noun: str) -> tuple[str, Fac
         phrase = f"the {phrase}"
     elif phrase not in PLURALS and rng.random() < 0.8:
         phrase = _article(phrase)
-    opening = (
-        rng.choice(("", "", "a photo of ", "a picture of ")) if shown.style == 0 else rng.choice(("", "a sketch of "))
-    )
+    opening = rng.choice(("", "", "a photo of ", "a picture of ")) if shown.style == 0 else rng.choice(("", "a sketch of "))
     return opening + phrase, Facts(season, species, ANY, 1 << NOUNS.index(noun))

@@ -61,9 +61,7 @@ def _examples(seed):
     pixels[0], nouns[0] = _small(picture), -1
     found = [(noun, area) for noun, area in instances(this, look) if area.sum() >= SMALLEST_OBJECT]
     rng.shuffle(found)
-    found.sort(
-        key=lambda item: item[0] in ("sky", "ground") and rng.random() < 0.6
-    )  # the two that every scene has come last
+    found.sort(key=lambda item: item[0] in ("sky", "ground") and rng.random() < 0.6)  # the two that every scene has come last
     for index, (noun, area) in enumerate(found[:OBJECTS], 1):
         if rng.random() < 0.3:
             part = _part(rng, area)
@@ -118,12 +116,8 @@ def make_tokenizer(texts, folder: Path):
     tokenizer.train_from_iterator(sorted(set(texts)), trainer)
     tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])  # <end> last: open_clip pools at the highest id
     ids = {token: tokenizer.token_to_id(token) for token in ("<start>", "<end>")}
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=list(ids.items())
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<start>", eos_token="<end>"
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=list(ids.items()))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<start>", eos_token="<end>")
     fast.save_pretrained(folder)
     return tokenizer.get_vocab_size()
 
@@ -176,7 +170,6 @@ def train_scorer(options: Options) -> None:
     from safetensors.torch import save_file
 
     weights = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().cpu()
-        for name, tensor in model.state_dict().items()
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().cpu() for name, tensor in model.state_dict().items()
     }
     write_atomically(folder / "open_clip_model.safetensors", lambda path: save_file(weights, path))

@@ -116,9 +116,7 @@ def train_unet(options: Options) -> None:
         if not (folder / part).is_dir():
             raise SystemExit(f"{folder / part} is not there: run the stage {stage} first, with the same out")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    text_encoder = (
-        CLIPTextModel.from_pretrained(folder / "text_encoder").float().to(device).eval().requires_grad_(False)
-    )
+    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().to(device).eval().requires_grad_(False)
     vae = AutoencoderKL.from_pretrained(folder / "vae").float().to(device).eval().requires_grad_(False)
     scheduler = DDIMScheduler(**SCHEDULER)
     unet = UNet2DConditionModel.from_pretrained(options.init).float() if options.init else UNet2DConditionModel(**UNET)
@@ -149,7 +147,5 @@ def train_unet(options: Options) -> None:
     save_half(unet, folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
     parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
-    pipe = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False
-    )
+    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False)
     pipe.save_config(folder)

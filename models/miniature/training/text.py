@@ -25,9 +25,7 @@ def make_tokenizer(texts: list[str], folder: Path):
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     letters = [chr(code) for code in range(33, 127)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
     learner.train_from_iterator(texts, trainer)
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" "))
               for pair in json.loads(learner.to_str())["model"]["merges"]]  # fmt: skip
@@ -81,15 +79,11 @@ def train_text(options: Options) -> None:
     def loss_of_step(step):
         rows = torch.randint(len(pictures), (options.batch,))
         image_BCHW = to_tensor(pictures[rows.numpy()], device)
-        image_BCHW = torch.where(
-            torch.rand(options.batch, 1, 1, 1, device=device) < 0.5, image_BCHW.flip(-1), image_BCHW
-        )
+        image_BCHW = torch.where(torch.rand(options.batch, 1, 1, 1, device=device) < 0.5, image_BCHW.flip(-1), image_BCHW)
         token_BT = tokens[rows, torch.randint(CAPTIONS, (options.batch,))].to(device)
         with autocast(device):
             # no attention mask, as the diffusion pipeline gives none: padding is part of the sentence
-            logits_BB = clip(
-                input_ids=token_BT, pixel_values=image_BCHW, attention_mask=torch.ones_like(token_BT)
-            ).logits_per_image
+            logits_BB = clip(input_ids=token_BT, pixel_values=image_BCHW, attention_mask=torch.ones_like(token_BT)).logits_per_image
         target_B = torch.arange(options.batch, device=device)
         return (F.cross_entropy(logits_BB.float(), target_B) + F.cross_entropy(logits_BB.float().T, target_B)) / 2
 
