@@ -252,7 +252,8 @@ def load_exported(generator: CoModGenerator, path: Path) -> None:
         raise UserError(f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py") from error
     if config != generator.config:
         raise UserError(
-            f"{path} was made with {config}, this run's generator is {generator.config}: set generator.* to match, or distill.init= to start anew"
+            f"{path} was made with {config}, this run's generator is {generator.config}: "
+            "set generator.* to match, or distill.init= to start anew"
         )
     generator.load_state_dict(tensors)
 
