@@ -143,6 +143,9 @@ def _write_onnx(path: Path, generator: Any, about: dict[str, Any]) -> None:
             dynamic_shapes={"image_BHWC": {0: torch.export.Dim("batch", min=1, max=4096)}},
         )
     model = program.model_proto
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("metadata_props")  # the exporter's stack traces name files of the machine it ran on
     described = {key: about[key] for key in ("task", "source", "target", "teacher", "resolution", "git_revision", "config")}
     onnx.helper.set_model_props(model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()})
     onnx.checker.check_model(model)
