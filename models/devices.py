@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def pick_device(name: str) -> torch.device:
     """The torch device called 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'cuda:N'.
 
-    With `accelerate launch`, 'auto' and 'cuda' are the process's own GPU (LOCAL_RANK). UserError for another name or
-    a GPU that is not there.
+    With `accelerate launch`, 'auto' and 'cuda' are the process's own GPU; where there are more processes than GPUs
+    (rendering and decoding keep a fast GPU waiting), they share them. UserError for another name or a GPU that is not there.
     """
     import os
 
@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if count == 0 or not torch.cuda.is_available():
         raise UserError(f"device '{name}': PyTorch sees no GPU here; use auto or cpu, or install a CUDA build of PyTorch")
-    index = int(name.partition(":")[2] or os.environ.get("LOCAL_RANK", 0))
+    index = int(name.partition(":")[2] or int(os.environ.get("LOCAL_RANK", 0)) % count)
     if index >= count:
         raise UserError(f"device '{name}': GPU {index} is not there; PyTorch sees {count} (cuda:0 to cuda:{count - 1})")
     return torch.device("cuda", index)
@@ -39,10 +39,16 @@ def pick_device(name: str) -> torch.device:
 def process_group() -> PartialState:
     """This process's place among those that `accelerate launch` or torchrun started; alone otherwise.
 
-    accelerate joins CPU processes only where it is told that there is no GPU.
+    Several processes only wait for each other here, so they meet over gloo, on the CPU: two may then share a GPU.
     """
+    import os
+
     import torch
     from accelerate import PartialState
 
-    # Shards take unlike times: the processes done first wait longer than the ten minutes that NCCL allows by itself.
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    # Shards take unlike times: the processes done first wait longer than the minutes that are allowed by default.
+    state = PartialState(cpu=several or not torch.cuda.is_available(), timeout=timedelta(days=1))
+    if several:
+        state.wait_for_everyone = torch.distributed.barrier  # accelerate's own asks for a GPU of each process's number
+    return state

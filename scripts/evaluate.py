@@ -1,12 +1,12 @@
 """Measure edits against the true edit: rendered scenes have one, photographs do not.
 
   python scripts/evaluate.py task=tree2winter
-  python scripts/evaluate.py task=tree2winter evaluate.first_seed=2000000 evaluate.scenes=16 evaluate.amounts=[0.5,1,2]
+  python scripts/evaluate.py task=tree2winter evaluate.first_seed=2000000 evaluate.scenes=16 evaluate.amounts=[1,3] evaluate.strengths=[1,2]
 
 Edits held-out scenes by every method (the first line) or every setting (the second, a sweep), and prints one row each: share nearer to
 the target text, PSNR and LPIPS to the true edit, structure distance and LPIPS to the input, PSNR of the reconstruction. The exported
-generator, where there is one, gets a row too. Table, JSON and a picture grid go to <run>/evaluate/<first seed>; edits that are there are
-not made again.
+generator and the shipped one get a row where they are there. Table, JSON and a picture grid go to <run>/evaluate/<first seed>; edits that
+are there are not made again.
 """
 
 from __future__ import annotations
@@ -15,20 +15,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import pairs_dir, run_dir
+from configs.loader import find_file, pairs_dir, run_dir
 from configs.schema import Config
 from generate.run import generate
 from generate.shards import read_pairs, write_json
-
-if TYPE_CHECKING:
-    from models.clip_scorer import ClipScorer
-    from models.perceptual import Perceptual
 
 SECTIONS = ("task", "teacher", "source", "inversion", "edit", "guidance", "generate", "scorer", "evaluate")
 COLUMNS = {
@@ -62,19 +58,24 @@ def variants(config: Config) -> dict[str, Config]:
     from generate.editors import METHODS
 
     found = {}
-    amounts, scales = config.evaluate.amounts or [config.guidance.amount], config.evaluate.scales or [config.guidance.scale]
-    for method, amount, scale in product(config.evaluate.methods, amounts, scales):
-        guided = method in METHODS and METHODS[method].guided
-        name = f"{method} scale {scale:g}" + (f" amount {amount:g}" if guided else "")
+    swept = config.evaluate
+    amounts, scales = swept.amounts or [config.guidance.amount], swept.scales or [config.guidance.scale]
+    for method, strength, scale, amount in product(swept.methods, swept.strengths or [config.direction.strength], scales, amounts):
+        parts = METHODS.get(method)
+        name = f"{method} scale {scale:g}"
+        name += f" amount {amount:g}" if parts and parts.guided else ""
+        name += f" strength {strength:g}" if parts and parts.text == "direction" else ""
         variant = replace(
             config,
             edit=replace(config.edit, method=method),
+            direction=replace(config.direction, strength=strength),
             guidance=replace(config.guidance, amount=amount, scale=scale),
             source=replace(config.source, images="", first_seed=config.evaluate.first_seed),
         )
-        same_edits = (variant.edit, variant.guidance, variant.source) == (config.edit, config.guidance, config.source)
+        sections = ("edit", "direction", "guidance", "source")
+        same_edits = all(getattr(variant, section) == getattr(config, section) for section in sections)
         out = pairs_dir(config) if same_edits else folder(config) / name.replace(" ", "-")
-        kept = guided or same_edits
+        kept = same_edits or bool(parts and parts.guided)
         found[name] = replace(
             variant, generate=replace(config.generate, pairs=config.evaluate.scenes, save_reconstruction=kept, out=str(out))
         )
@@ -90,6 +91,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     from models.clip_scorer import ClipScorer
     from models.devices import pick_device
     from models.perceptual import perceptual_loss
+    from scripts.metrics import nearer_to_target, perceptual_columns, psnr
 
     if not config.task.scene_truth:
         raise UserError(f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against")
@@ -99,22 +101,24 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         edits[name] = list(islice(read_pairs(generate(variant)), config.evaluate.scenes))
     inputs, truth = held_out_scenes(config)
     images = {name: np.stack([pair.images["edit"] for pair in found]) for name, found in edits.items()}
-    onnx = run_dir(config) / "export" / "generator.onnx"
-    if onnx.exists() and not _trained_on(config):
-        from distill.translate import Translator
-
-        translator = Translator(onnx)
-        images["generator"] = np.stack([translator(image) for image in inputs])
+    images |= _by_generators(config, inputs)
     device = pick_device(config.generate.device)
     perceptual, scorer = perceptual_loss(device), ClipScorer(config.scorer, device)
     banks = read_bank(config.task.source_bank, "source_bank"), read_bank(config.task.target_bank, "target_bank")
     images |= {"input unchanged": inputs, "true edit": truth}
-    rows = {name: _measure(perceptual, scorer, banks, edit, inputs, truth) for name, edit in images.items()}
+    columns = perceptual_columns(perceptual, images, inputs, truth)
+    rows = {}
+    for name, edit in images.items():
+        rows[name] = {
+            "accuracy": float(nearer_to_target(scorer, edit, *banks).mean()),
+            "psnr_true": float(psnr(edit, truth).mean()),
+            **{column: float(values.mean()) for column, values in columns[name].items()},
+        }
     reconstruction = inputs
     for name, found in edits.items():
         if "reconstruction" in found[0].images:
             reconstruction = np.stack([pair.images["reconstruction"] for pair in found])
-            rows[name]["psnr_reconstruction"] = psnr_mean(reconstruction, inputs)
+            rows[name]["psnr_reconstruction"] = float(psnr(reconstruction, inputs).mean())
     write_json(folder(config) / "table.json", {"scenes": len(inputs), "rows": rows})
     _write_grid(folder(config) / "grid.png", [inputs, reconstruction, *(images[name] for name in images if name != "input unchanged")])
     return rows
@@ -140,31 +144,23 @@ def true_edit(config: Config, about: Mapping[str, Any], side: int) -> np.ndarray
     return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS))
 
 
+def _by_generators(config: Config, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """The inputs edited by the run's exported generator and by the shipped one, as far as they are there and fit the task."""
+    from distill.translate import Translator
+
+    found = {}
+    shipped = Path(find_file(config.distill.init)).with_suffix(".onnx") if config.distill.init else Path()
+    for name, onnx in {"generator": run_dir(config) / "export" / "generator.onnx", "shipped generator": shipped}.items():
+        translator = Translator(onnx) if onnx.is_file() and not _trained_on(config) else None
+        if translator and translator.side == inputs.shape[1]:
+            found[name] = np.stack([translator(image) for image in inputs])
+    return found
+
+
 def _trained_on(config: Config) -> bool:
     """Whether the scenes are among those that the run's pairs, and so its generator, were made from."""
     first, training = config.evaluate.first_seed, config.source.first_seed
     return not config.source.images and first < training + config.generate.pairs and training < first + config.evaluate.scenes
-
-
-def psnr_mean(image_NHWC: np.ndarray, truth_NHWC: np.ndarray) -> float:
-    """Mean over images of their PSNR, dB."""
-    from scripts.metrics import psnr
-
-    return float(psnr(image_NHWC, truth_NHWC).mean())
-
-
-def _measure(
-    perceptual: Perceptual, scorer: ClipScorer, banks: tuple[list[str], list[str]], edit: np.ndarray, inputs: np.ndarray, truth: np.ndarray
-) -> dict[str, float]:
-    from scripts.metrics import lpips_distance, nearer_to_target, structure_distance
-
-    return {
-        "accuracy": float(nearer_to_target(scorer, edit, *banks).mean()),
-        "psnr_true": psnr_mean(edit, truth),
-        "lpips_true": float(lpips_distance(perceptual, edit, truth).mean()),
-        "structure": float(structure_distance(perceptual, edit, inputs).mean()),
-        "lpips_input": float(lpips_distance(perceptual, edit, inputs).mean()),
-    }
 
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
@@ -175,7 +171,7 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
     swap = next((row for name, row in rows.items() if name.startswith("B ")), None)
     for name, row in rows.items():
-        if swap and name.startswith(("pix2pix-zero", "generator")):
+        if swap and name.startswith(("pix2pix-zero", "generator", "shipped")):
             nearer = 1 - row["lpips_true"] / swap["lpips_true"]
             print(f"{name} against word swap: {row['psnr_true'] - swap['psnr_true']:+.2f} dB, {nearer:.0%} LPIPS nearer to the truth")
 

@@ -13,6 +13,7 @@ import importlib
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # works in a clone that is not installed
@@ -28,7 +29,7 @@ BANK_LOOKS = {
     "sketch": {"season": "any", "style": "sketch"},
 }
 # what a stage has other than the common defaults; minutes are for a GPU
-STAGES = {
+STAGES: dict[str, dict[str, Any]] = {
     "vae": {"minutes": 5.0, "lr": 8e-4, "weight_decay": 0.0, "ema": 0.998},
     "text": {"batch": 1024, "minutes": 1.5, "lr": 1e-3, "weight_decay": 0.05, "warmup": 150},
     "unet": {"batch": 512, "minutes": 9.0, "lr": 6e-4, "warmup": 400, "ema": 0.9995},

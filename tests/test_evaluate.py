@@ -28,17 +28,23 @@ def test_psnr_is_scikit_images(images):
     assert np.isinf(metrics.psnr(images[0], images[0])).all()
 
 
-def test_structure_distance_is_the_formula(images, perceptual):
-    """One image pair, in float64, cosine by cosine."""
+def test_columns_are_their_formulas(images, perceptual):
+    """LPIPS as the package gives it; the structure distance of one image pair in float64, cosine by cosine."""
+    edit, inputs, truth = images[0], images[1], images[0][::-1]
+    columns = metrics.perceptual_columns(perceptual, {"edit": edit, "unchanged": inputs}, inputs, truth)
+    signed = [metrics.signed(pictures, perceptual) for pictures in (edit, inputs, truth)]
+    with torch.no_grad():
+        expected = {"lpips_true": perceptual.lpips(signed[0], signed[2]), "lpips_input": perceptual.lpips(signed[0], signed[1])}
+    for name, values in expected.items():
+        assert columns["edit"][name] == pytest.approx(values.flatten().numpy(), rel=1e-4)
+    assert columns["unchanged"]["lpips_input"] == pytest.approx(np.zeros(3), abs=1e-6)
+
     similarities = []
-    for image in (images[0][0], images[1][0]):
-        scaled = perceptual.lpips.scaling_layer(metrics.signed(image[None]))
-        feature = perceptual.lpips.net(scaled)[3][0].flatten(1).double().numpy()
+    for picture in signed[:2]:
+        feature = perceptual.lpips.net(perceptual.lpips.scaling_layer(picture[:1]))[3][0].flatten(1).double().numpy()
         unit = feature / np.linalg.norm(feature, axis=0)
         similarities.append(np.array([[a @ b for b in unit.T] for a in unit.T]))
-    expected = ((similarities[0] - similarities[1]) ** 2).mean()
-    assert metrics.structure_distance(perceptual, *images)[0] == pytest.approx(expected, rel=1e-4)
-    assert metrics.structure_distance(perceptual, images[0], images[0]) == pytest.approx(np.zeros(3), abs=1e-10)
+    assert columns["edit"]["structure"][0] == pytest.approx(((similarities[0] - similarities[1]) ** 2).mean(), rel=1e-4)
 
 
 def test_nearer_to_target_by_hand():

@@ -143,5 +143,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert pick_device("auto") == pick_device("cuda") == pick_device("cuda:1") == torch.device("cuda:1")
     assert pick_device("cuda:0") == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "5")  # six processes on two GPUs
+    assert pick_device("auto") == torch.device("cuda:1")
     with pytest.raises(UserError, match="PyTorch sees 2"):
         pick_device("cuda:2")
