@@ -18,6 +18,7 @@ from configs.schema import Config
 
 HERE = Path(__file__).resolve().parent
 CHOICES = ("preset", "teacher", "task")
+SAMPLE_BYTES = 1 << 20  # read at either end of a model's file
 DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter"}
 
 
@@ -36,7 +37,7 @@ def known_keys(schema: type = Config, prefix: str = "") -> dict[str, Any]:
     """Every dotted key of the schema with its dataclass field, in order."""
     keys: dict[str, Any] = {}
     for item in fields(schema):
-        default = item.default_factory() if callable(item.default_factory) else None  # type: ignore[misc]
+        default = item.default_factory() if callable(item.default_factory) else None
         if is_dataclass(default):
             keys.update(known_keys(type(default), f"{prefix}{item.name}."))
         else:
@@ -68,7 +69,18 @@ def load(argv: Sequence[str]) -> Config:
         section, name = key.split(".")
         if not getattr(getattr(config, section), name):
             raise UserError(f"set {key}= (teacher={names['teacher']} needs it): {known_keys()[key].metadata['help']}")
+    config.teacher.resolution = config.teacher.resolution or _own_resolution(config.teacher.path)
     return config
+
+
+def _own_resolution(path: str) -> int:
+    """The side in pixels that a diffusers folder's UNet was made for: its latents' side times the autoencoder's factor."""
+    folder = Path(find_file(path))
+    try:
+        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"teacher.path={path} is no folder that says its resolution ({error}): set teacher.resolution=") from error
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -144,3 +156,21 @@ def find_file(path: str) -> str:
     """A path as given if it is there, else below the project's root if it is there, else as given (a hub name, or an error to come)."""
     below_root = HERE.parent / path
     return str(below_root) if not Path(path).exists() and below_root.exists() else path
+
+
+def model_files(path: str) -> dict[str, str]:
+    """Relative name -> hash of every file of a local model (a folder or a file), {} for a hub name: a model trained anew under its old
+    name is another model. Only the two ends of a large file are read: a whole ViT-H would take seconds.
+    """
+    root = Path(find_file(path)) if path else Path()
+    files = [root] if path and root.is_file() else sorted(root.rglob("*")) if path and root.is_dir() else []
+    return {file.relative_to(root).as_posix() if file != root else file.name: _ends_hash(file) for file in files if file.is_file()}
+
+
+def _ends_hash(path: Path) -> str:
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        hasher = hashlib.sha256(f"{size} ".encode() + stream.read(SAMPLE_BYTES))
+        stream.seek(max(size - SAMPLE_BYTES, 0))
+        hasher.update(stream.read())
+    return hasher.hexdigest()[:16]

@@ -43,7 +43,7 @@ class Teacher:
 
     name: str = _opt("", "name of the teacher, from teacher=NAME")
     path: str = _opt("", "folder or hub name for StableDiffusionPipeline.from_pretrained")
-    resolution: int = _opt(512, "side of the square images it edits, pixels")
+    resolution: int = _opt(0, "side of the square images it edits, pixels; 0: what the folder's UNet was made for")
 
 
 @dataclass
@@ -83,6 +83,7 @@ class Edit:
 
     method: str = _opt("pix2pix-zero", "pix2pix-zero, or a configuration of the paper's Table 2: A, B, C, D (E is pix2pix-zero)")
     steps: int = _opt(100, "DDIM steps of the reference and the edit trajectory")
+    mode: str = _opt("paper", "paper: one x_t, one gradient; official: as the reference code, value by value (docs/generate.md)")
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Generate:
     device: str = _opt("auto", "auto, cpu, cuda or cuda:N")
     out: str = _opt("", "folder of the shards; empty: <run>/pairs")
     save_reconstruction: bool = _opt(False, "keep the reference pass's picture beside the pair")
-    save_latents: bool = _opt(False, "keep the inverted noise as float32 .npy beside the pair")
+    save_latents: bool = _opt(False, "keep the reconstruction and the latents of all beside the pair, float32 .npy")
 
 
 @dataclass
@@ -200,6 +201,7 @@ class Evaluate:
     methods: list[str] = _opt(["pix2pix-zero", "B", "D"], "editing methods to compare (edit.method)")
     amounts: list[float] = _opt([], "guidance amounts to sweep; empty: guidance.amount")
     scales: list[float] = _opt([], "guidance scales to sweep; empty: guidance.scale")
+    strengths: list[float] = _opt([], "direction strengths to sweep; empty: direction.strength")
 
 
 @dataclass

@@ -9,7 +9,6 @@ A checkpoint is written under a temporary name and renamed; older ones go only a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 from configs.errors import UserError
-from generate.shards import write_json
+from generate.shards import fingerprint, write_json
 
 FILES = ("generator", "ema", "adam")
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -59,7 +58,7 @@ def save(folder: Path, images: int, about: dict[str, Any], tensors: dict[str, di
         for name in FILES:
             path = temporary / f"{name}.safetensors"
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors[name].items()}, path)
-            state["files"][name] = _fingerprint(path)
+            state["files"][name] = fingerprint(path)
             _sync(path)
         write_json(temporary / "state.json", state)
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same name
@@ -134,18 +133,10 @@ def _read(path: Path) -> Checkpoint:
     tensors = {}
     for name in FILES:
         file = path / f"{name}.safetensors"
-        if _fingerprint(file) != state["files"][name]:
+        if fingerprint(file) != state["files"][name]:
             raise ValueError(f"{file.name} is not what state.json says")
         tensors[name] = load_file(file)
     return Checkpoint(path, state, tensors)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    hasher = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            hasher.update(block)
-    return {"bytes": path.stat().st_size, "sha256": hasher.hexdigest()}
 
 
 def _sync(path: Path) -> None:

@@ -9,7 +9,6 @@ A file whose identity is not today's (another model, text or shard) is stale, an
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 
 from configs.errors import UserError
-from configs.loader import digest, find_file, pairs_dir, run_dir
+from configs.loader import digest, model_files, pairs_dir, run_dir
 from configs.schema import Config, Scorer, Segmenter
 from filter.clip_gain import CLIP_SCORES
 from filter.overlap import OVERLAP_SCORES
@@ -31,7 +30,6 @@ FORMAT = 1
 METADATA = b"zero2gan"
 SCORES = CLIP_SCORES + OVERLAP_SCORES
 SCHEMA = pyarrow.schema([("key", pyarrow.string()), *((name, pyarrow.float64()) for name in SCORES)])
-SAMPLE_BYTES = 1 << 20  # read at either end of a weights file to tell it from another: a whole ViT-H would take seconds
 
 
 def scores_path(config: Config, shard: Path) -> Path:
@@ -48,9 +46,9 @@ def models_identity(config: Config) -> dict[str, Any]:
         raise UserError("task.source_noun and task.target_noun go together: name both or neither")
     del scorer["gain_unit"]  # scales the threshold, not the scores
     nouns = [task.source_noun, task.target_noun] if task.source_noun else None
-    weights = {"scorer": _weights(find_file(scorer["model"].removeprefix("local-dir:")), scorer["pretrained"])}
+    weights = {"scorer": model_files(scorer["model"].removeprefix("local-dir:")) | model_files(scorer["pretrained"])}
     if nouns:
-        weights["segmenter"] = _weights(find_file(segmenter["model"]), segmenter["checkpoint"])
+        weights["segmenter"] = model_files(segmenter["model"]) | model_files(segmenter["checkpoint"])
     return {
         "format": FORMAT,
         "scorer": _name(config.scorer),
@@ -108,21 +106,3 @@ def read_scores(config: Config) -> list[dict[str, Any]]:
 
 def _name(part: Scorer | Segmenter) -> str:
     return f"{part.model} {part.pretrained if isinstance(part, Scorer) else part.checkpoint}".strip()
-
-
-def _weights(model: str, checkpoint: str) -> dict[str, str]:
-    """File name -> hash of the local files a model is loaded from: a model trained anew under its old name makes its
-    scores stale.
-    """
-    files = sorted(Path(model).iterdir()) if Path(model).is_dir() else []
-    files = [path for path in (*files, Path(checkpoint)) if path.is_file()]
-    return {path.name: _fingerprint(path) for path in files}
-
-
-def _fingerprint(path: Path) -> str:
-    size = path.stat().st_size
-    with open(path, "rb") as stream:
-        hasher = hashlib.sha256(f"{size} ".encode() + stream.read(SAMPLE_BYTES))
-        stream.seek(max(size - SAMPLE_BYTES, 0))
-        hasher.update(stream.read())
-    return hasher.hexdigest()[:16]

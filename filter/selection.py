@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from configs.errors import UserError
@@ -46,7 +46,7 @@ def _reason(row: Row, clip_gain: float | None, overlap: float | None) -> str:
     return ""
 
 
-def selection_of(table: list[Row], limits: Mapping[str, float | None]) -> dict[str, Any]:
+def selection_of(table: Sequence[Row], limits: Mapping[str, float | None]) -> dict[str, Any]:
     """The content of selection.json: thresholds, kept, dropped, total, yield (the share kept; 0 of an empty table)."""
     kept, dropped = select(table, limits["clip_gain"], limits["overlap"])
     total = len(table)

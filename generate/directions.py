@@ -37,8 +37,8 @@ def edit_direction(teacher: Teacher, task: Task, config: Direction, cache: Path)
         if not path.exists():
             _save(path, _difference(teacher, *banks), {"source": task.source, "target": task.target})
         value = _read(path)
-        halves = [_difference(teacher, *(bank[part::2] for bank in banks)).flatten() for part in (0, 1)]
-        agreement = torch.cosine_similarity(*halves, dim=0)
+        even, odd = (_difference(teacher, *(bank[part::2] for bank in banks)).flatten() for part in (0, 1))
+        agreement = torch.cosine_similarity(even, odd, dim=0)
         report = f"direction '{task.source}' -> '{task.target}': {len(banks[0])} + {len(banks[1])} sentences, norm {value.norm():.2f}"
         report += f", cosine between its halves {agreement:.3f}"
     expected = (1, *teacher.embed([""]).shape[1:])

@@ -14,7 +14,7 @@ from configs.errors import UserError
 from configs.schema import Config, Task
 from generate.directions import EditDirection
 from generate.guidance import edit_in_lockstep
-from generate.inversion import ddim_step, invert
+from generate.inversion import ddim_step, invert, official_steps_upwards, steps_upwards
 from models.teacher import Teacher
 
 
@@ -38,11 +38,12 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Edited:
-    """Edits and, where asked for, reconstructions, B x 3 x H x W in [-1, 1]; the noise they start from, B x C x h x w."""
+    """'edit' and, where asked for, 'reconstruction': pictures, B x 3 x H x W in [-1, 1]; latents, B x C x h x w, of these two, of the
+    'input', and 'inverted', the noise they start from.
+    """
 
-    edit_BCHW: Tensor
-    reconstruction_BCHW: Tensor | None
-    noise_BCHW: Tensor
+    pictures: dict[str, Tensor]
+    latents: dict[str, Tensor]
 
 
 class Editor:
@@ -58,7 +59,11 @@ class Editor:
         self.inversion = config.inversion
         if self.method.noise != "regularised":
             self.inversion = replace(config.inversion, lambda_ac=0.0, lambda_kl=0.0)
-        self.inversion_schedule = teacher.schedule(config.inversion.steps or config.edit.steps)
+        if config.edit.mode not in ("paper", "official"):
+            raise UserError(f"edit.mode={config.edit.mode}: there are paper, official")
+        self.official = config.edit.mode == "official"
+        steps = config.inversion.steps or config.edit.steps
+        self.inversion_steps = official_steps_upwards(teacher, steps) if self.official else steps_upwards(teacher.schedule(steps))
         self.schedule = teacher.schedule(config.edit.steps)
 
     @torch.no_grad()
@@ -75,18 +80,22 @@ class Editor:
             caption_BTD,
             self._edited_text(captions, caption_BTD),
             caption_BTD if self.guidance.negative == "caption" else self.teacher.embed([""] * len(captions)),
-            self.guidance.amount if self.method.guided else 0.0,
-            self.guidance.scale,
+            self.guidance if self.method.guided else replace(self.guidance, amount=0.0),
             reconstruct,
+            self.official,
         )
-        reconstruction = self.teacher.decode(reference_BCHW) if reconstruct and reference_BCHW is not None else None
-        return Edited(self.teacher.decode(edit_BCHW), reconstruction, noise_BCHW)
+        latents = {"input": latent_BCHW, "inverted": noise_BCHW, "edit": edit_BCHW}
+        pictures = {"edit": self.teacher.decode(edit_BCHW)}
+        if reconstruct and reference_BCHW is not None:
+            latents["reconstruction"] = reference_BCHW
+            pictures["reconstruction"] = self.teacher.decode(reference_BCHW)
+        return Edited(pictures, latents)
 
     def _to_noise(self, latent_BCHW: Tensor, caption_BTD: Tensor, generators: list[torch.Generator]) -> Tensor:
         if self.method.noise == "stochastic":
             drawn = torch.stack([torch.randn(latent_BCHW.shape[1:], generator=g) for g in generators]).to(latent_BCHW)
             return ddim_step(latent_BCHW, drawn, 1.0, self.schedule.alpha[0])
-        return invert(self.teacher, self.inversion_schedule, latent_BCHW, caption_BTD, generators, self.inversion)
+        return invert(self.teacher, self.inversion_steps, latent_BCHW, caption_BTD, generators, self.inversion)
 
     def _edited_text(self, captions: Sequence[str], caption_BTD: Tensor) -> Tensor:
         if self.method.text == "direction":

@@ -29,23 +29,44 @@ def ddim_step(latent_BCHW: Tensor, noise_BCHW: Tensor, alpha_from: float, alpha_
 
 @torch.no_grad()
 def invert(
-    teacher: Teacher, schedule: Schedule, latent_BCHW: Tensor, caption_BTD: Tensor, generators: Sequence[torch.Generator], config: Inversion
+    teacher: Teacher,
+    steps: Sequence[tuple[int, float, float]],
+    latent_BCHW: Tensor,
+    caption_BTD: Tensor,
+    generators: Sequence[torch.Generator],
+    config: Inversion,
 ) -> Tensor:
     """The inverted noise of latents, B x C x H x W, under their captions (guidance scale 1).
 
+    steps: as steps_upwards or official_steps_upwards give them.
     generators: one CPU generator an image, from which its shifts are drawn, so that a result does not depend on its batch.
     """
     shifts = None
     if config.lambda_ac:
-        shifts = draw_shifts(generators, latent_BCHW.shape[1:3], len(schedule.timesteps), config).to(latent_BCHW.device)
+        shifts = draw_shifts(generators, latent_BCHW.shape[1:3], len(steps), config).to(latent_BCHW.device)
     latent_BCHW = latent_BCHW.clone()
-    for step in reversed(range(len(schedule.timesteps))):
-        # The latent is at the level *below* this step's timestep; the lowest level lies under the last timestep and is evaluated there.
-        below = min(step + 1, len(schedule.timesteps) - 1)
-        noise = teacher.noise(latent_BCHW, schedule.timesteps[below], caption_BTD)
-        noise = regularise(noise, None if shifts is None else shifts[:, step], config)
-        latent_BCHW = ddim_step(latent_BCHW, noise, schedule.alpha_next[step], schedule.alpha[step])
+    for index, (timestep, alpha_from, alpha_to) in enumerate(steps):
+        noise = teacher.noise(latent_BCHW, timestep, caption_BTD)
+        noise = regularise(noise, None if shifts is None else shifts[:, len(steps) - 1 - index], config)
+        latent_BCHW = ddim_step(latent_BCHW, noise, alpha_from, alpha_to)
     return latent_BCHW
+
+
+def steps_upwards(schedule: Schedule) -> list[tuple[int, float, float]]:
+    """DDIM backwards: each step's timestep to evaluate, alpha_bar before and after it, from the image to the noise.
+
+    The latent is at the level *below* a step's timestep; the lowest level lies under the last timestep and is evaluated there.
+    """
+    below = [*schedule.timesteps[1:], schedule.timesteps[-1]]
+    return list(zip(below, schedule.alpha_next, schedule.alpha, strict=True))[::-1]
+
+
+def official_steps_upwards(teacher: Teacher, count: int) -> list[tuple[int, float, float]]:
+    """The reference code's inverse schedule: the timesteps upwards but the first and the last, alpha_bar one training step early."""
+    alphas = teacher.scheduler.alphas_cumprod.double()
+    stride = teacher.scheduler.config.num_train_timesteps // count
+    inner = teacher.schedule(count).timesteps[::-1][1:-1]
+    return [(timestep, float(alphas[timestep - 1]), float(alphas[timestep + stride - 1])) for timestep in inner]
 
 
 def draw_shifts(generators: Sequence[torch.Generator], channels_height: Sequence[int], steps: int, config: Inversion) -> Tensor:

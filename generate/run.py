@@ -14,18 +14,18 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import digest, pairs_dir, to_yaml
+from configs.loader import digest, model_files, pairs_dir, to_yaml
 from configs.schema import Config
 from generate.shards import Pair, exclusive, is_finished, read_manifest, write_json, write_shard
 
 if TYPE_CHECKING:
-    from generate.directions import EditDirection
     from generate.editors import Editor
     from generate.sources import InputImage, InputSource
 
@@ -92,18 +92,19 @@ def _write_shards(config: Config, folder: Path, source: InputSource, shards: dic
 
     teacher = Teacher(config.teacher, pick_device(config.generate.device), config.generate.dtype)
     direction = edit_direction(teacher, config.task, config.direction, Path(config.runs_dir) / "directions")
-    editor = Editor(teacher, direction, config)
+    editor, made_with = Editor(teacher, direction, config), digest(_identity_values(config))
     progress = _Progress(sum(map(len, shards.values())), talk)
     if talk:
         print(direction.report, flush=True)
     for index, ids in shards.items():
         left_out: list[dict[str, str]] = []
-        about = {"ids": [ids.start, ids.stop], "left_out": left_out, "configuration": _identity(config)}
-        write_shard(folder, index, _edit(config, editor, direction, source, ids, left_out, progress), about)
+        about = {"ids": [ids.start, ids.stop], "left_out": left_out, "configuration": made_with}
+        common = {"seed": config.seed, "direction": direction.hash, "configuration": made_with, "versions": _versions()}
+        write_shard(folder, index, _edit(config, editor, common, source, ids, left_out, progress), about)
 
 
 def _edit(
-    config: Config, editor: Editor, direction: EditDirection, source: InputSource, ids: range, left_out: list, progress: _Progress
+    config: Config, editor: Editor, common: dict[str, Any], source: InputSource, ids: range, left_out: list, progress: _Progress
 ) -> Iterator[Pair]:
     """The pairs of one shard, edited in batches; inputs that cannot be read go to left_out."""
     from generate.sources import Unreadable
@@ -115,35 +116,30 @@ def _edit(
         except Unreadable as error:
             left_out.append({"id": source.name(index), "reason": str(error)})
     for start in range(0, len(inputs), config.generate.batch):
-        yield from _edit_batch(config, editor, direction, inputs[start : start + config.generate.batch])
+        yield from _edit_batch(config, editor, common, inputs[start : start + config.generate.batch])
         progress.advance(len(inputs[start : start + config.generate.batch]))
 
 
-def _edit_batch(config: Config, editor: Editor, direction: EditDirection, inputs: list[InputImage]) -> Iterator[Pair]:
+def _edit_batch(config: Config, editor: Editor, common: dict[str, Any], inputs: list[InputImage]) -> Iterator[Pair]:
     import numpy as np
     import torch
 
     pixels = torch.from_numpy(np.stack([item.image for item in inputs])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    edited = editor(pixels, [item.caption for item in inputs], [item.key for item in inputs], config.generate.save_reconstruction)
-    pictures = {"edit": edited.edit_BCHW, "reconstruction": edited.reconstruction_BCHW}
-    levels = {
-        name: ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-        for name, x in pictures.items()
-        if x is not None
-    }
-    noise = edited.noise_BCHW.cpu()
+    reconstruct = config.generate.save_reconstruction or config.generate.save_latents
+    edited = editor(pixels, [item.caption for item in inputs], [item.key for item in inputs], reconstruct)
+    levels = {name: ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() for name, x in edited.pictures.items()}
+    latents = {name: latent.cpu() for name, latent in edited.latents.items()}
+    noise = latents["inverted"]
     for row, item in enumerate(inputs):
         record = {
             "source": item.about,
             "caption": item.caption,
             "caption_from": item.caption_from,
-            "seed": config.seed,
-            "direction": direction.hash,
-            "configuration": _identity(config),
             "noise": {"mean": round(float(noise[row].mean()), 4), "variance": round(float(noise[row].var()), 4)},
-            "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            **common,
         }
-        arrays = {"noise": noise[row].numpy()} if config.generate.save_latents else {}
+        kept = latents if config.generate.save_latents else {}
+        arrays = {f"{name}_latent": latent[row].numpy() for name, latent in kept.items()}
         yield Pair(item.key, {"input": item.image, **{name: images[row] for name, images in levels.items()}}, record, arrays)
 
 
@@ -157,8 +153,8 @@ def _is_done(folder: Path, index: int, ids: range) -> bool:
     return is_finished(shard) and read_manifest(shard)["ids"] == [ids.start, ids.stop]
 
 
-def _identity(config: Config) -> str:
-    return digest(_identity_values(config))
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def _identity_values(config: Config) -> dict[str, Any]:
@@ -167,10 +163,23 @@ def _identity_values(config: Config) -> dict[str, Any]:
     for threshold in ("task.clip_gain", "task.overlap"):
         del values[threshold]
     return values | {
+        "teacher.files": _files_digest(config.teacher.path),
+        "direction.made_of": _files_digest(config.direction.file) if config.direction.file else _banks_digest(config),
         "seed": config.seed,
         "generate.dtype": config.generate.dtype,
         "generate.pairs_per_shard": config.generate.pairs_per_shard,
     }
+
+
+@lru_cache(maxsize=8)
+def _files_digest(path: str) -> str:
+    return digest(model_files(path))
+
+
+def _banks_digest(config: Config) -> str:
+    from generate.directions import read_bank
+
+    return digest(read_bank(config.task.source_bank, "source_bank"), read_bank(config.task.target_bank, "target_bank"))
 
 
 def _claim(folder: Path, config: Config) -> None:

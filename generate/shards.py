@@ -1,6 +1,6 @@
 """Pair shards: the one home of the format that generate writes and filter and distill read.
 
-    pairs/000000.tar    KEY.input.png KEY.edit.png KEY.json [KEY.reconstruction.png KEY.noise.npy], one sample after the other
+    pairs/000000.tar    KEY.input.png KEY.edit.png KEY.json [KEY.reconstruction.png KEY.*_latent.npy], one sample after the other
     pairs/000000.json   the manifest: keys, byte count and SHA-256 of the tar, what was left out; written last
 
 A tar without its manifest is unfinished and is never read. Bytes are deterministic (no times, no users), so an interrupted run that is
@@ -76,7 +76,7 @@ def write_shard(folder: Path, index: int, pairs: Iterable[Pair], about: dict[str
                     writer.write(_encode(pair))
             stream.flush()
             os.fsync(stream.fileno())
-        manifest = {"format": FORMAT, "keys": keys, **_fingerprint(temporary), **about}
+        manifest = {"format": FORMAT, "keys": keys, **fingerprint(temporary), **about}
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ def finished_shards(folder: Path) -> list[Path]:
 def verify(shard: Path) -> None:
     """Raise ShardError unless the tar's SHA-256 is the manifest's."""
     manifest = read_manifest(shard)
-    if _fingerprint(shard) != {name: manifest[name] for name in ("bytes", "sha256")}:
+    if fingerprint(shard) != {name: manifest[name] for name in ("bytes", "sha256")}:
         raise ShardError(f"{shard} differs from its manifest (a flipped bit, a cut file?): delete both and run generate/run.py again")
 
 
@@ -221,7 +221,8 @@ def _encode(pair: Pair) -> dict[str, Any]:
     return sample
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path) -> dict[str, Any]:
+    """'bytes' and 'sha256' of a file."""
     with open(path, "rb") as stream:
         hasher = hashlib.sha256()
         for block in iter(lambda: stream.read(1 << 20), b""):

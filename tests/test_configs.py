@@ -28,8 +28,15 @@ def test_every_task_is_complete(task):
 
 @pytest.mark.parametrize("teacher", available("teacher"))
 def test_every_teacher_loads(teacher):
-    config = load([f"teacher={teacher}", "teacher.path=x", "source.images=y"])
-    assert config.teacher.name == teacher and config.teacher.resolution > 0
+    own = [] if teacher != "diffusers" else ["teacher.path=models/miniature/teacher"]
+    config = load([f"teacher={teacher}", "source.images=y", *own])
+    assert config.teacher.name == teacher and config.teacher.resolution == {"sd14": 512}.get(teacher, 128)
+
+
+def test_a_folder_that_says_no_resolution_is_refused():
+    with pytest.raises(UserError, match="set teacher.resolution="):
+        load(["teacher=diffusers", "teacher.path=x", "source.images=y"])
+    assert load(["teacher=diffusers", "teacher.path=x", "source.images=y", "teacher.resolution=256"]).teacher.resolution == 256
 
 
 def test_later_layers_win():

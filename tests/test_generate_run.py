@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,10 +41,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_run, capsys):
 
 def test_records_say_how_to_make_the_pair_again(tiny_run):
     assert run.main([*tiny_run, "generate.save_latents=true"]) == 0
-    pairs = list(read_pairs(folder(tiny_run), ("input", "edit", "reconstruction", "noise")))
+    pairs = list(read_pairs(folder(tiny_run), ("input", "edit", "reconstruction", "inverted_latent")))
     assert [pair.key for pair in pairs] == [f"scene-{1_000_000 + index}" for index in range(5)]
     for pair in pairs:
-        assert set(pair.images) == {"input", "edit", "reconstruction"} and pair.arrays["noise"].dtype == np.float32
+        assert set(pair.images) == {"input", "edit", "reconstruction"} and pair.arrays["inverted_latent"].dtype == np.float32
         assert set(pair.record) >= {"source", "caption", "caption_from", "seed", "direction", "configuration", "noise", "versions"}
 
 
@@ -123,7 +124,7 @@ def test_wrong_input_gives_one_line(tiny_run, capsys, argument, says):
 
 def test_the_direction_is_the_difference_of_the_mean_embeddings(tiny_teacher, tiny_run, tmp_path):
     """By hand with transformers' own classes; and the cached file gives the same."""
-    config = load(tiny_run)
+    config = load([*tiny_run, "direction.strength=1"])
     first = edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
     sentences = {
         "source": ["a photo of a tree in summer", "a green tree", "two trees in summer"],
@@ -162,3 +163,26 @@ def test_two_processes_make_the_same_shards(tiny_run, tmp_path):
     assert one == two
     assert done.stdout.count("pairs: 5 wanted") == 1  # the second process knew that it was not the first
     assert len(json.loads(one["000000.json"])["keys"]) == 2
+
+
+def test_a_teacher_trained_anew_or_another_bank_is_another_configuration(tiny_run, tiny_teacher_folder, tmp_path):
+    """The same paths with other content: pairs of both must not end in one folder."""
+    arguments = [*tiny_run, "generate.pairs=1"]
+    assert run.main(arguments) == 0 and run.main(arguments) == 0
+    copy = tmp_path / "teacher"
+    shutil.copytree(tiny_teacher_folder, copy)
+    before = run._identity_values(load([*arguments, f"teacher.path={copy}"]))
+    weights = next(copy.rglob("unet/*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    run._files_digest.cache_clear()
+    after = run._identity_values(load([*arguments, f"teacher.path={copy}"]))
+    assert {key for key in after if after[key] != before[key]} == {"teacher.files"}
+
+    bank = tmp_path / "bank.txt"
+    banks = []
+    for sentence in ("a tree in snow", "a tree in deep snow"):
+        bank.write_text(f"a white tree\n{sentence}\n")
+        banks.append(run._identity_values(load([*arguments, f"task.target_bank={bank}"])))
+    assert {key for key in banks[0] if banks[0][key] != banks[1][key]} == {"direction.made_of"}

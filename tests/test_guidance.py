@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from configs.schema import Guidance
 from generate.guidance import attention_distance, attention_gradient, edit_in_lockstep
 
 
@@ -75,7 +76,7 @@ def test_one_images_gradient_does_not_depend_on_its_neighbours(setting):
 def test_no_change_of_text_reconstructs(setting):
     """With the caption itself as the edited text, guidance has nothing to pull and CFG nothing to amplify: edit = reference."""
     teacher, latent, caption, _ = setting
-    reference, edit = edit_in_lockstep(teacher, teacher.schedule(4), latent, caption, caption, caption, amount=1.0, scale=7.5)
+    reference, edit = edit_in_lockstep(teacher, teacher.schedule(4), latent, caption, caption, caption, Guidance(1.0, 7.5))
     torch.testing.assert_close(edit, reference, rtol=1e-3, atol=1e-3)
 
 
@@ -101,8 +102,8 @@ def test_lockstep_is_the_two_pass_algorithm(setting):
             negative, positive = teacher.noise(y, t, caption), teacher.noise(y, t, edited)
         noise = negative + scale * (positive - negative)
         y = b**0.5 * (y - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - b) ** 0.5 * noise
-    reference, edit = edit_in_lockstep(teacher, schedule, latent, caption, edited, caption, amount, scale)
+    reference, edit = edit_in_lockstep(teacher, schedule, latent, caption, edited, caption, Guidance(amount, scale))
     torch.testing.assert_close(reference, x, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(edit, y, rtol=1e-3, atol=1e-3)
-    unguided = edit_in_lockstep(teacher, schedule, latent, caption, edited, caption, 0.0, scale, reference=False)
+    unguided = edit_in_lockstep(teacher, schedule, latent, caption, edited, caption, Guidance(0.0, scale), reference=False)
     assert unguided[0] is None and not torch.allclose(unguided[1], y, atol=1e-3)
