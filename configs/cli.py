@@ -24,7 +24,7 @@ keys:"""
 def entry(
     doc: str,
     sections: Sequence[str],
-    work: Callable[[Config], None],
+    work: Callable[[Config], object],
     plan: Callable[[Config], dict[str, Any]],
     argv: Sequence[str] | None = None,
 ) -> int:

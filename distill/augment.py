@@ -8,6 +8,8 @@ B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -36,6 +38,7 @@ class PairAugment(nn.Module):
     def forward(self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The augmented pairs; both in and out in [-1, 1], the noise on the input may leave it by a little."""
         pair = [(image_BCHW + 1) / 2 for image_BCHW in (input_BCHW, edit_BCHW)]
+        step: Any  # kornia's layers have forward_parameters, which nn.ModuleList does not tell
         for step in self.steps:
             draw = step.forward_parameters(pair[0].shape)
             pair = [step(image_BCHW, params=draw) for image_BCHW in pair]

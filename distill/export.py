@@ -142,6 +142,7 @@ def _write_onnx(path: Path, generator: Any, about: dict[str, Any]) -> None:
             output_names=["edit"],
             dynamic_shapes={"image_BHWC": {0: torch.export.Dim("batch", min=1, max=4096)}},
         )
+    assert program is not None  # with dynamo=True there is one
     model = program.model_proto
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
@@ -194,7 +195,10 @@ def _check(folder: Path, generator: Any, held_out: PairDataset) -> dict[str, Any
 
     with torch.no_grad():
         expected = in_torch(generator)(images_BHWC).astype(int)
-        runs = {"generator.safetensors": in_torch(again), "generator.onnx": Translator(folder)}
+        runs: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            "generator.safetensors": in_torch(again),
+            "generator.onnx": Translator(folder),
+        }
         formats = {}
         for name, translate in runs.items():
             levels = np.abs(translate(images_BHWC).astype(int) - expected)

@@ -47,7 +47,7 @@ class TrainingState:
         self.held_out = pairs.PairDataset([locations[place] for place in held_out][: self.config.max_validation_pairs], resolution)
 
         torch.manual_seed(self.seed)
-        self.generator = CoModGenerator(resolution, **asdict(config.generator)).to(self.device, memory_format=torch.channels_last)
+        self.generator = CoModGenerator(resolution, **asdict(config.generator)).to(self.device).to(memory_format=torch.channels_last)
         if self.config.init:
             load_exported(self.generator, Path(find_file(self.config.init)))
         if self.config.latent == "fixed":  # no noise is drawn, so its strengths get no gradient

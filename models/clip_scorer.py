@@ -101,7 +101,7 @@ class ClipScorer:
         return images_BCHW[..., top : top + high, left : left + wide]
 
 
-def _load(scorer: Scorer, device: torch.device) -> tuple[torch.nn.Module, open_clip.SimpleTokenizer]:
+def _load(scorer: Scorer, device: torch.device) -> tuple[open_clip.CLIP | open_clip.CustomTextCLIP, open_clip.SimpleTokenizer]:
     name = scorer.model
     folder = local_folder(name)
     if folder is not None:

@@ -61,6 +61,8 @@ class Dense(nn.Module):
 class Blur(nn.Module):
     """The binomial filter [1, 3, 3, 1] in both directions, against aliasing (Zhang 2019); `gain` 4 where zeros were put in between."""
 
+    kernel_11KK: torch.Tensor
+
     def __init__(self, padding: int, gain: float = 1.0) -> None:
         super().__init__()
         line_K = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
@@ -170,7 +172,8 @@ class Encoder(nn.Module):
         self.code = Dense(widths[0] * sides[0] ** 2, code_dim)
 
     def forward(self, image_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        x_BCHW, features = self.from_rgb(image_BCHW), []
+        x_BCHW = self.from_rgb(image_BCHW)
+        features: list[torch.Tensor] = []
         for level in reversed(range(len(self.skips))):
             x_BCHW = self.skips[level](x_BCHW)
             features.insert(0, x_BCHW)

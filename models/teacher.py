@@ -130,7 +130,8 @@ class Teacher:
     @contextlib.contextmanager
     def recorded_maps(self) -> Iterator[list[Tensor]]:
         """Collect the cross-attention probabilities (B, heads, pixels, T) of each attn2 layer that runs inside, in order."""
-        self._maps.recorded = maps = []
+        maps: list[Tensor] = []
+        self._maps.recorded = maps
         try:
             yield maps
         finally:
@@ -146,7 +147,7 @@ class _CrossAttentionMaps:
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> Tensor:
-        batch, pixels, _ = hidden_states.shape
+        batch, pixels = hidden_states.shape[:2]
         query, key, value = (
             x.view(batch, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
             for x in (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))

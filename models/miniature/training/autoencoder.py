@@ -23,7 +23,7 @@ VAE = {
     "scaling_factor": 1.0,
     "mid_block_add_attention": False,
 }
-L1_WEIGHT, L2_WEIGHT, KL_WEIGHT = 3.0, 12.0, 2e-3
+L1_WEIGHT, L2_WEIGHT, KL_WEIGHT = 3.0, 20.0, 2e-3
 PERCEPTUAL_CROP = 64  # px; VGG on a crop costs a quarter of VGG on the picture
 LATENT_NOISE = 0.02  # added to the latents of a frozen encoder, so that the decoder forgives a diffusion model's small errors
 VALIDATION_PICTURES = 24
@@ -52,6 +52,9 @@ def train_vae(options: Options) -> None:
         vae.encoder.requires_grad_(False).eval()
         vae.quant_conv.requires_grad_(False)
     perceptual = perceptual_loss(device)
+    if options.compile:
+        for module in (vae.encoder, vae.decoder, perceptual.lpips.net):
+            module.compile()
     pictures = training_pictures(options)
     held_out = {
         style: to_tensor(
@@ -65,6 +68,7 @@ def train_vae(options: Options) -> None:
     }
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # other shapes than training's: not worth compiling for
     def measure():
         lines = []
         for style, truth in held_out.items():
@@ -100,7 +104,8 @@ def train_vae(options: Options) -> None:
     if not options.decoder_only:
         with torch.no_grad():
             sample = to_tensor(pictures[:512], device).split(32)
-            spread = torch.cat([vae.encode(part).latent_dist.mode() for part in sample]).std()
+            with torch.compiler.set_stance("force_eager"):
+                spread = torch.cat([vae.encode(part).latent_dist.mode() for part in sample]).std()
         vae.register_to_config(scaling_factor=1 / float(spread))
     log(f"vae: {measure()}")
     save_half(vae, folder)

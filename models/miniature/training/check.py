@@ -149,7 +149,8 @@ def check_segmenter(folder: Path, device: torch.device, count: int = 60) -> list
 
     sam = build_sam(json.loads((folder / "segmenter" / "config.json").read_text()))
     sam.load_state_dict(load_file(folder / "segmenter" / "model.safetensors"))
-    predictor, rng, found = SamPredictor(sam.to(device).eval()), np.random.default_rng(0), {}
+    predictor, rng = SamPredictor(sam.to(device).eval()), np.random.default_rng(0)
+    found: dict[str, list[float]] = {}
     generator, unions = (
         SamAutomaticMaskGenerator(sam, points_per_side=12, pred_iou_thresh=0.8, stability_score_thresh=0.8),
         [],

@@ -45,10 +45,10 @@ def _pixels(job):
 
 def render_all(jobs: list[tuple[int, Look]], workers: int) -> np.ndarray:
     """uint8 pictures (N, 128, 128, 3) of (seed, look) jobs."""
-    workers = workers or os.cpu_count()
-    if workers == 1 or len(jobs) < 256:  # processes take a second to start
+    processes = workers or os.cpu_count()
+    if processes == 1 or len(jobs) < 256:  # processes take a second to start
         return np.stack([_pixels(job) for job in jobs])
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pictures = np.empty((len(jobs), SIZE, SIZE, 3), np.uint8)
         for index, picture in enumerate(pool.imap(_pixels, jobs, chunksize=64)):
             pictures[index] = picture

@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -48,7 +49,7 @@ class Options:
 def parse(defaults: Options, assignments: list[str]) -> Options:
     """`defaults` with key=value assignments; raises SystemExit that lists the known keys for an unknown one."""
     kinds = {field.name: type(getattr(defaults, field.name)) for field in fields(defaults)}
-    values = {}
+    values: dict[str, Any] = {}
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if key not in kinds or not sign:

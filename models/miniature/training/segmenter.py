@@ -81,6 +81,21 @@ def _loss(masks_NMHW, quality_NM, target_NHW):
     return losses_NM.min(1).values.mean() + F.mse_loss(quality_NM.float(), iou_NM)
 
 
+def _decode(decoder, embedding_BDHW, place, sparse_BPTD, dense_NDHW):
+    """MaskDecoder.predict_masks for the prompts of several images in one call (its own takes one image): masks N x M x H x W, their
+    predicted quality N x M.
+    """
+    batch, prompts = sparse_BPTD.shape[:2]
+    outputs_TD = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens_NTD = torch.cat([outputs_TD.expand(batch * prompts, -1, -1), sparse_BPTD.flatten(0, 1)], 1)
+    source_NDHW = embedding_BDHW.repeat_interleave(prompts, 0) + dense_NDHW
+    found_NTD, source_NLD = decoder.transformer(source_NDHW, place.expand_as(source_NDHW), tokens_NTD)
+    upscaled_NDHW = decoder.output_upscaling(source_NLD.transpose(1, 2).reshape(source_NDHW.shape))
+    weights = [mlp(found_NTD[:, 1 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)]
+    masks_NMHW = torch.einsum("nmd,ndhw->nmhw", torch.stack(weights, 1), upscaled_NDHW)
+    return masks_NMHW, decoder.iou_prediction_head(found_NTD[:, 0])
+
+
 def train_segmenter(options: Options) -> None:
     """Train the segmenter in `out`/segmenter."""
     device, folder = device_of(options), Path(options.out) / "segmenter"
@@ -109,11 +124,8 @@ def train_segmenter(options: Options) -> None:
             # a point comes with a padding token, so both kinds of prompt are two tokens long and share one decoder call
             sparse = torch.cat([by_point.unflatten(0, shape)[:, :POINTS], by_box.unflatten(0, shape)[:, POINTS:]], 1)
             place = sam.prompt_encoder.get_dense_pe()
-            decoded = [
-                sam.mask_decoder.predict_masks(embedding[None], place, prompt, dense[: shape[1]])
-                for embedding, prompt in zip(embedding_BDHW, sparse, strict=True)
-            ]
-        masks_BPMHW, quality_BPM = (torch.stack(part) for part in zip(*decoded, strict=True))
+            masks, quality = _decode(sam.mask_decoder, embedding_BDHW, place, sparse, dense)
+        masks_BPMHW, quality_BPM = masks.unflatten(0, shape), quality.unflatten(0, shape)
         area_BPHW = areas.unflatten(0, shape)
         several, one = slice(1, None), slice(0, 1)  # SAM's first mask is for unambiguous prompts
         by_point = (masks_BPMHW[:, :POINTS, several], quality_BPM[:, :POINTS, several], area_BPHW[:, :POINTS])

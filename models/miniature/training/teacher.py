@@ -95,6 +95,7 @@ def _validation(objective, vae, tokenizer, options, device):
         sets[style] = (latents, noise, times, tokens)
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")
     def measure():
         losses = []
         for style, tensors in sets.items():
@@ -129,9 +130,10 @@ def train_unet(options: Options) -> None:
     tokens = torch.from_numpy(encode(tokenizer, texts)).view(len(jobs), CAPTIONS, TOKENS)
     empty = torch.from_numpy(encode(tokenizer, [""]))
 
-    network = torch.compile(unet) if options.compile else unet
-    objective = _Denoising(network, text_encoder, scheduler, device)
-    measure = _validation(_Denoising(unet, text_encoder, scheduler, device), vae, tokenizer, options, device)
+    if options.compile:
+        unet.compile()
+    objective = _Denoising(unet, text_encoder, scheduler, device)
+    measure = _validation(objective, vae, tokenizer, options, device)
     log(f"unet: {measure()}")
 
     def loss_of_step(step):
