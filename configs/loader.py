@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -64,11 +65,16 @@ def load(argv: Sequence[str]) -> Config:
         (f"configs/teacher/{names['teacher']}.yaml, tasks.{names['task']}", per_task.get(names["task"], {})),
     ]
     config = _merge(layers, overrides)
-    config.task.name, config.teacher.name = names["task"], names["teacher"]
+    if names["task"] == "custom" and not config.task.name:
+        config.task.name = f"{config.task.source}-to-{config.task.target}"
+    config.task.name, config.teacher.name = config.task.name or names["task"], names["teacher"]
     for key in required:
         section, name = key.split(".")
         if not getattr(getattr(config, section), name):
             raise UserError(f"set {key}= (teacher={names['teacher']} needs it): {known_keys()[key].metadata['help']}")
+    if not (config.task.source and config.task.target):
+        raise UserError(f"task={names['task']}: set task.source= and task.target=, what the input shows and what the edit shows")
+    config.task.name = re.sub(r"[^a-z0-9_-]+", "-", config.task.name.lower()).strip("-")
     config.teacher.resolution = config.teacher.resolution or _own_resolution(config.teacher.path)
     return config
 

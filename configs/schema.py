@@ -22,10 +22,10 @@ def _opt(default: Any, text: str) -> Any:
 class Task:
     """One edit direction, and what counts as a good pair for it."""
 
-    name: str = _opt("", "name of the task, from task=NAME")
+    name: str = _opt("", "name of the task and of its folder; from task=NAME, of task=custom SOURCE-to-TARGET")
     source: str = _opt("", "what the input shows: 'tree in summer'")
     target: str = _opt("", "what the edit shows: 'tree in winter'")
-    source_bank: str = _opt("", "text file of sentences about the source, one a line (relative to configs/banks, or a path)")
+    source_bank: str = _opt("", "text file of sentences about the source, one a line (in configs/banks, or a path); empty: a grammar's")
     target_bank: str = _opt("", "the same about the target")
     caption: str = _opt("a photo of {source}", "caption for an image that brings none")
     swap: dict[str, str] = _opt({}, "word swap of the baselines: source word -> target word")
@@ -61,8 +61,12 @@ class Source:
 class Direction:
     """The edit direction in text-embedding space, 1 x T x D."""
 
-    file: str = _opt("", "a ready direction (.safetensors with one 1 x T x D tensor) instead of the sentence banks")
+    file: str = _opt("", "a ready direction (.safetensors or .pt with one 1 x T x D tensor) instead of the sentence banks")
+    source_embedding: str = _opt("", "or two mean embeddings as the reference code publishes them: this .pt or .safetensors (cat.pt) ...")
+    target_embedding: str = _opt("", "... and that of the target (dog.pt); their difference is the direction")
     strength: float = _opt(1.0, "multiplies the direction")
+    plus: dict[str, float] = _opt({}, "further ready directions to add, each with its strength: {FILE: 0.5}")
+    sentences: int = _opt(1000, "sentences a word that the built-in grammar makes, where the task names no file")
 
 
 @dataclass

@@ -12,7 +12,10 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.loader import HERE, digest
 from configs.schema import Direction, Task
+from generate.grammar import sentences
 from models.teacher import Teacher
+
+FEW_SENTENCES = 0.9  # cosine between the halves of the banks below which the direction is still noise
 
 
 @dataclass(frozen=True)
@@ -25,42 +28,61 @@ class EditDirection:
 
 
 def edit_direction(teacher: Teacher, task: Task, config: Direction, cache: Path) -> EditDirection:
-    """The task's direction for this teacher: from direction.file, else from the sentence banks and cached as safetensors in `cache`.
+    """The task's direction for this teacher: ready from files, else from the sentence banks and cached as safetensors in `cache`.
 
     Raises UserError for a missing or empty bank, and for a file whose tensor does not fit the teacher's text encoder.
     """
+    shape = (1, *teacher.embed([""]).shape[1:])
+    if bool(config.source_embedding) != bool(config.target_embedding):
+        raise UserError("direction.source_embedding and direction.target_embedding go together: name both or neither")
     if config.file:
-        value, report = _read(Path(config.file)), f"direction from {config.file}"
+        value, report = read_embedding(config.file, "direction.file", shape), f"direction from {config.file}"
+    elif config.source_embedding:
+        value = read_embedding(config.target_embedding, "direction.target_embedding", shape)
+        value = value - read_embedding(config.source_embedding, "direction.source_embedding", shape)
+        report = f"direction {config.source_embedding} -> {config.target_embedding}"
     else:
-        banks = [read_bank(name, key) for name, key in ((task.source_bank, "source_bank"), (task.target_bank, "target_bank"))]
-        path = cache / f"{digest(teacher.text_fingerprint(), banks)}.safetensors"
-        if not path.exists():
-            _save(path, _difference(teacher, *banks), {"source": task.source, "target": task.target})
-        value = _read(path)
-        even, odd = (_difference(teacher, *(bank[part::2] for bank in banks)).flatten() for part in (0, 1))
-        agreement = torch.cosine_similarity(even, odd, dim=0)
-        report = f"direction '{task.source}' -> '{task.target}': {len(banks[0])} + {len(banks[1])} sentences, norm {value.norm():.2f}"
-        report += f", cosine between its halves {agreement:.3f}"
-    expected = (1, *teacher.embed([""]).shape[1:])
-    if value.shape != expected:
-        raise UserError(
-            f"direction of shape {tuple(value.shape)}, but this teacher's text embedding is {expected}: make it with this teacher"
-        )
-    value = value.to(teacher.device) * config.strength
+        value, report = _from_banks(teacher, task, config, cache)
+    value = value * config.strength
+    for path, strength in config.plus.items():
+        value = value + strength * read_embedding(path, "direction.plus", shape)
+        report += f" + {strength:g} x {path}"
+    largest, token = value[0].norm(dim=-1).max(0)
+    report += f", norm {value.norm():.2f}, most at token {int(token)} ({float(largest):.2f})"
+    value = value.to(teacher.device)
     return EditDirection(value, digest(value.flatten().tolist()), report)
+
+
+def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) -> tuple[Tensor, str]:
+    banks = task_banks(task, config.sentences)
+    path = cache / f"{digest(teacher.text_fingerprint(), banks)}.safetensors"
+    if not path.exists():
+        _save(path, _difference(teacher, *banks), {"source": task.source, "target": task.target})
+    even, odd = (_difference(teacher, *(bank[part::2] for bank in banks)).flatten() for part in (0, 1))
+    agreement = torch.cosine_similarity(even, odd, dim=0)
+    report = f"direction '{task.source}' -> '{task.target}': {len(banks[0])} + {len(banks[1])} sentences"
+    report += f", cosine between the halves of the banks {agreement:.3f}" + (" (make more sentences)" if agreement < FEW_SENTENCES else "")
+    return read_embedding(str(path), "direction", None), report
+
+
+def task_banks(task: Task, count: int) -> tuple[list[str], list[str]]:
+    """Sentences about the task's source and about its target: from their files, else `count` of the built-in grammar's."""
+    banks = ((task.source_bank, "source_bank", task.source), (task.target_bank, "target_bank", task.target))
+    source, target = (read_bank(name, key) if name else sentences(words, count) for name, key, words in banks)
+    return source, target
 
 
 def read_bank(name: str, key: str) -> list[str]:
     """The sentences of a bank file, one a line, blank lines and # comments left out."""
     path = Path(name) if Path(name).is_absolute() or Path(name).exists() else HERE / "banks" / name
-    if not name or not path.is_file():
+    if not path.is_file():
         known = ", ".join(sorted(file.name for file in (HERE / "banks").glob("*.txt")))
         raise UserError(f"task.{key}={name}: no such sentence bank. In configs/banks there are: {known}")
     lines = [line.strip() for line in path.read_text().splitlines()]
-    sentences = [line for line in lines if line and not line.startswith("#")]
-    if len(sentences) < 2:
-        raise UserError(f"{path}: {len(sentences)} sentences; a direction needs many (the paper takes about 1000 a word)")
-    return sentences
+    kept = [line for line in lines if line and not line.startswith("#")]
+    if len(kept) < 2:
+        raise UserError(f"{path}: {len(kept)} sentences; a direction needs many (the paper takes about 1000 a word)")
+    return kept
 
 
 def _difference(teacher: Teacher, source: list[str], target: list[str]) -> Tensor:
@@ -76,12 +98,22 @@ def _save(path: Path, value: Tensor, metadata: dict[str, str]) -> None:
     temporary.replace(path)
 
 
-def _read(path: Path) -> Tensor:
-    from safetensors import SafetensorError
+def read_embedding(path: str, key: str, shape: tuple[int, ...] | None) -> Tensor:
+    """The one tensor of a .safetensors file, or of a .pt file as the reference code publishes them; float32 on the CPU.
+
+    UserError for a file that is not such, carries code, or holds another shape than the one asked for.
+    """
     from safetensors.torch import load_file
 
     try:
-        (value,) = load_file(path).values()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"direction.file={path} is not a safetensors file with one tensor: {error}") from error
-    return value.float()
+        if Path(path).suffix == ".pt":
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            (content,) = load_file(path).values()
+    except Exception as error:  # noqa: BLE001 - torch's unpickler and safetensors raise a dozen kinds
+        raise UserError(f"{key}={path} is not a safetensors or .pt file with one tensor: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, Tensor):
+        raise UserError(f"{key}={path} holds a {type(content).__name__}, not one tensor")
+    if shape and tuple(content.shape) != shape:
+        raise UserError(f"{key}={path}: shape {tuple(content.shape)}, this teacher's text embedding is {shape}: make it with this teacher")
+    return content.float()

@@ -164,7 +164,7 @@ def _identity_values(config: Config) -> dict[str, Any]:
         del values[threshold]
     return values | {
         "teacher.files": _files_digest(config.teacher.path),
-        "direction.made_of": _files_digest(config.direction.file) if config.direction.file else _banks_digest(config),
+        "direction.made_of": _direction_digest(config),
         "seed": config.seed,
         "generate.dtype": config.generate.dtype,
         "generate.pairs_per_shard": config.generate.pairs_per_shard,
@@ -176,10 +176,14 @@ def _files_digest(path: str) -> str:
     return digest(model_files(path))
 
 
-def _banks_digest(config: Config) -> str:
-    from generate.directions import read_bank
+def _direction_digest(config: Config) -> str:
+    """Changes with the content of what the direction is made of."""
+    from generate.directions import task_banks
 
-    return digest(read_bank(config.task.source_bank, "source_bank"), read_bank(config.task.target_bank, "target_bank"))
+    asked = config.direction
+    files = [path for path in (asked.file, asked.source_embedding, asked.target_embedding, *asked.plus) if path]
+    ready = asked.file or asked.source_embedding
+    return digest([model_files(path) for path in files], [] if ready else task_banks(config.task, asked.sentences))
 
 
 def _claim(folder: Path, config: Config) -> None:

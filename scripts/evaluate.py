@@ -87,7 +87,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
 
     Raises UserError where the task has no true edit (no scene_truth).
     """
-    from generate.directions import read_bank
+    from generate.directions import task_banks
     from models.clip_scorer import ClipScorer
     from models.devices import pick_device
     from models.perceptual import perceptual_loss
@@ -104,7 +104,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     images |= _by_generators(config, inputs)
     device = pick_device(config.generate.device)
     perceptual, scorer = perceptual_loss(device), ClipScorer(config.scorer, device)
-    banks = read_bank(config.task.source_bank, "source_bank"), read_bank(config.task.target_bank, "target_bank")
+    banks = task_banks(config.task, config.direction.sentences)
     images |= {"input unchanged": inputs, "true edit": truth}
     columns = perceptual_columns(perceptual, images, inputs, truth)
     rows = {}

@@ -17,13 +17,35 @@ ENTRY_POINTS = ("generate/run.py", "filter/run.py", "distill/train.py", "distill
 
 @pytest.mark.parametrize("task", available("task"))
 def test_every_task_is_complete(task):
-    from generate.directions import read_bank
+    from generate.directions import task_banks
+    from generate.editors import swap_words
 
-    config = load([f"task={task}"])
-    assert config.task.name == task and config.task.source and config.task.target and config.task.swap
-    sources, targets = read_bank(config.task.source_bank, ""), read_bank(config.task.target_bank, "")
-    assert len(sources) >= 100 and len(targets) >= 100 and set(sources) != set(targets)
-    assert bool(config.task.overlap) == bool(config.task.source_noun)
+    words = ["task.source=tree", "task.target=cherry blossom tree"] if task == "custom" else []
+    config = load([f"task={task}", *words])
+    sources, targets = task_banks(config.task, config.direction.sentences)
+    assert len(sources) == len(targets) >= 100 and len(set(sources)) > 100 and not set(sources) & set(targets)
+    assert bool(config.task.overlap) == bool(config.task.source_noun) == bool(config.task.target_noun)
+    caption = config.task.caption.format(source=config.task.source)
+    assert swap_words(caption, config.task) != caption
+
+
+def test_a_custom_task_is_two_words():
+    config = load(["task=custom", "task.source=tree", "task.target=Cherry blossom tree"])
+    assert str(run_dir(config)) == "runs/tree-to-cherry-blossom-tree/miniature"
+    assert load(["task=custom", "task.source=a", "task.target=b", "task.name=mine"]).task.name == "mine"
+    with pytest.raises(UserError, match=r"set task.source= and task.target="):
+        load(["task=custom", "task.source=tree"])
+
+
+def test_the_grammar_differs_by_the_words_alone():
+    from generate.grammar import sentences
+
+    cats, owls = sentences("cat", 1000), sentences("owl", 1000)
+    assert len(set(cats)) == 1000 and cats == sentences("cat", 1000)
+    assert [cat.replace("cat", "owl").replace("a owl", "an owl") for cat in cats] == owls
+    openings = {cat.split(" cat")[0] for cat in cats}
+    assert len(openings) > 50  # not one template
+    assert all("two dogs" in text and "a two" not in text for text in sentences("two dogs", 50))
 
 
 @pytest.mark.parametrize("teacher", available("teacher"))

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from configs.errors import UserError
 from configs.loader import load, pairs_dir
 from generate import run
 from generate.directions import edit_direction
@@ -186,3 +188,36 @@ def test_a_teacher_trained_anew_or_another_bank_is_another_configuration(tiny_ru
         bank.write_text(f"a white tree\n{sentence}\n")
         banks.append(run._identity_values(load([*arguments, f"task.target_bank={bank}"])))
     assert {key for key in banks[0] if banks[0][key] != banks[1][key]} == {"direction.made_of"}
+
+
+def test_ready_directions_in_every_form(tiny_teacher, tiny_run, tmp_path):
+    """Two published .pt embeddings, one difference, and a sum of directions with strengths; code in a .pt is refused."""
+    config = load([*tiny_run, "direction.strength=1"])
+    cat, dog = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.save(cat.half(), tmp_path / "cat.pt")
+    torch.save(dog, tmp_path / "dog.pt")
+    save_file({"any": dog - cat}, tmp_path / "both.safetensors")
+    config.direction.source_embedding, config.direction.target_embedding = str(tmp_path / "cat.pt"), str(tmp_path / "dog.pt")
+    found = edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
+    torch.testing.assert_close(found.value_1TD, dog - cat.half().float())
+    config.direction.source_embedding = config.direction.target_embedding = ""
+    config.direction.file, config.direction.strength = str(tmp_path / "both.safetensors"), 2.0
+    config.direction.plus = {str(tmp_path / "dog.pt"): -0.5}
+    found = edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
+    torch.testing.assert_close(found.value_1TD, 2 * (dog - cat) - 0.5 * dog)
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "code.pt")
+    config.direction.file = str(tmp_path / "code.pt")
+    with pytest.raises(UserError, match=r"direction.file=.*code.pt is not"):
+        edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
+
+
+def test_a_new_word_needs_no_file(tiny_run, tmp_path, capsys):
+    """task=custom on one picture: the grammar's sentences, the task's own folder."""
+    Image.new("RGB", (40, 32), (10, 120, 30)).save(tmp_path / "tree.png")
+    arguments = [argument for argument in tiny_run if not argument.startswith("task")]
+    arguments += ["task=custom", "task.source=tree", "task.target=cherry blossom tree", f"source.images={tmp_path}/tree.png"]
+    arguments += ["direction.sentences=200"]
+    assert run.main(arguments) == 0
+    (pair,) = read_pairs(tmp_path / "runs" / "tree-to-cherry-blossom-tree" / "miniature" / "pairs")
+    assert pair.record["caption"] == "a photo of a tree"
+    assert "200 + 200 sentences" in capsys.readouterr().out
