@@ -39,20 +39,11 @@ class Teacher:
     or the prediction type is neither epsilon nor v_prediction.
     """
 
-    def __init__(self, config: TeacherConfig, device: torch.device, dtype: str = "float32") -> None:
-        from diffusers import StableDiffusionPipeline
-        from diffusers.utils.logging import disable_progress_bar
-        from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
-
+    def __init__(self, config: TeacherConfig, device: torch.device, dtype: str = "float32", pipeline: Any = None) -> None:
+        """pipeline: a loaded StableDiffusionPipeline instead of the one at config.path."""
         if dtype not in DTYPES:
             raise UserError(f"generate.dtype={dtype}: there are {', '.join(DTYPES)}")
-        disable_progress_bar()
-        disable_transformers_progress_bar()
-        path = find_file(config.path)
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(path, dtype=DTYPES[dtype], safety_checker=None)
-        except (OSError, ValueError) as error:
-            raise UserError(f"teacher.path={config.path} does not load as a Stable Diffusion folder: {str(error)[:300]}") from error
+        pipeline = pipeline or load_pipeline(config.path, dtype)
         self.device, self.dtype, self.resolution = device, DTYPES[dtype], config.resolution
         self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
         self.vae, self.text_encoder, self.unet = (
@@ -61,7 +52,7 @@ class Teacher:
         self.unet.to(memory_format=torch.channels_last)
         self._v_prediction = {"epsilon": False, "v_prediction": True}.get(self.scheduler.config.prediction_type)
         if self._v_prediction is None:
-            raise UserError(f"{path}: prediction_type {self.scheduler.config.prediction_type}; epsilon and v_prediction are known")
+            raise UserError(f"{config.path}: prediction_type {self.scheduler.config.prediction_type}; epsilon and v_prediction are known")
         self._maps = _CrossAttentionMaps()
         self.unet.set_attn_processor(
             {name: self._maps if ".attn2." in name else processor for name, processor in self.unet.attn_processors.items()}
@@ -136,6 +127,20 @@ class Teacher:
             yield maps
         finally:
             self._maps.recorded = None
+
+
+def load_pipeline(path: str, dtype: str = "float32") -> Any:
+    """The StableDiffusionPipeline of a folder or hub name, without its safety checker. UserError where there is none."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
+
+    disable_progress_bar()
+    disable_transformers_progress_bar()
+    try:
+        return StableDiffusionPipeline.from_pretrained(find_file(path), dtype=DTYPES[dtype], safety_checker=None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher.path={path} does not load as a Stable Diffusion folder: {str(error)[:300]}") from error
 
 
 class _CrossAttentionMaps:
