@@ -209,6 +209,15 @@ class Evaluate:
 
 
 @dataclass
+class Benchmark:
+    """scripts/benchmark.py: ours beside a plain loop, in one run."""
+
+    architecture: str = _opt("", "sd14: Stable Diffusion 1.4's networks with random weights, no download; empty: the teacher")
+    pairs: int = _opt(16, "pairs that ours is timed on")
+    plain_pairs: int = _opt(1, "pairs that the plain loop is timed on")
+
+
+@dataclass
 class Demo:
     """scripts/demo.py: the whole way on the miniature."""
 
@@ -235,7 +244,9 @@ class Config:
     augment: Augment = field(default_factory=Augment)
     distill: Distill = field(default_factory=Distill)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    benchmark: Benchmark = field(default_factory=Benchmark)
     demo: Demo = field(default_factory=Demo)
     runs_dir: str = _opt("runs", "everything is written below <runs_dir>/<task>/<teacher>")
     seed: int = _opt(0, "every draw derives from it and from the sample's key")
+    json: str = _opt("", "scripts/benchmark.py also writes its table here")
     force: bool = _opt(False, "go on in a run folder that was made with another configuration")
