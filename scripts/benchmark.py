@@ -55,6 +55,7 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
     count, batch = config.benchmark.pairs, min(config.generate.batch, config.benchmark.pairs)
     torch.manual_seed(0)
     images = torch.rand(count, 3, side, side) * 2 - 1  # the speed depends on neither pixels nor weights
+    attention = dict(pipeline.unet.attn_processors)
     plain = PlainPix2PixZero(pipeline, config.edit.steps)
     direction = 0.1 * torch.randn_like(plain.embed(CAPTION))
 
@@ -69,7 +70,7 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
                     pipeline.vae.decode(edited / pipeline.vae.config.scaling_factor)
 
     rows = {"plain loop, one at a time": _measure(run_plain, config.benchmark.plain_pairs, device)}
-    pipeline.unet.set_default_attn_processor()
+    pipeline.unet.set_attn_processor(attention)
     teacher = Teacher(config.teacher, device, dtype, pipeline)  # freezes the weights that the plain loop has gradients for
     for mode in ("paper", "official"):
         variant = replace(config, edit=replace(config.edit, mode=mode))
