@@ -25,7 +25,6 @@ VAE = {
 }
 L1_WEIGHT, L2_WEIGHT, KL_WEIGHT = 3.0, 20.0, 2e-3
 PERCEPTUAL_CROP = 64  # px; VGG on a crop costs a quarter of VGG on the picture
-LATENT_NOISE = 0.02  # added to the latents of a frozen encoder, so that the decoder forgives a diffusion model's small errors
 VALIDATION_PICTURES = 24
 
 
@@ -42,15 +41,12 @@ def reconstruct(vae, picture_BCHW: torch.Tensor) -> torch.Tensor:
 
 
 def train_vae(options: Options) -> None:
-    """Train the autoencoder of `out`/teacher, or, with `decoder_only`, its decoder for the latents it has."""
+    """Train the autoencoder of `out`/teacher."""
     from diffusers import AutoencoderKL
 
     device, folder = device_of(options), Path(options.out) / "teacher" / "vae"
     vae = AutoencoderKL.from_pretrained(options.init).float() if options.init else AutoencoderKL(**VAE)
     vae.to(device, memory_format=torch.channels_last).train()
-    if options.decoder_only:
-        vae.encoder.requires_grad_(False).eval()
-        vae.quant_conv.requires_grad_(False)
     perceptual = perceptual_loss(device)
     if options.compile:
         for module in (vae.encoder, vae.decoder, perceptual.lpips.net):
@@ -83,15 +79,9 @@ def train_vae(options: Options) -> None:
         truth_BCHW = to_tensor(pictures[torch.randint(len(pictures), (options.batch,)).numpy()], device)
         truth_BCHW = torch.where(torch.rand(options.batch, 1, 1, 1, device=device) < 0.5, truth_BCHW.flip(-1), truth_BCHW)
         with autocast(device):
-            if options.decoder_only:
-                with torch.no_grad():
-                    latent_BCHW = vae.encode(truth_BCHW).latent_dist.mode()
-                latent_BCHW = latent_BCHW + LATENT_NOISE * torch.randn_like(latent_BCHW)
-                divergence = 0.0
-            else:
-                posterior = vae.encode(truth_BCHW).latent_dist
-                latent_BCHW, divergence = posterior.sample(), posterior.kl().mean() / posterior.mean[0].numel()
-            decoded_BCHW = vae.decode(latent_BCHW).sample.float()
+            posterior = vae.encode(truth_BCHW).latent_dist
+            divergence = posterior.kl().mean() / posterior.mean[0].numel()
+            decoded_BCHW = vae.decode(posterior.sample()).sample.float()
         error = decoded_BCHW - truth_BCHW
         loss = L1_WEIGHT * error.abs().mean() + L2_WEIGHT * error.square().mean() + KL_WEIGHT * divergence
         if options.perceptual:
@@ -101,11 +91,9 @@ def train_vae(options: Options) -> None:
         return loss
 
     fit("vae", vae, loss_of_step, options, measure)
-    if not options.decoder_only:
-        with torch.no_grad():
-            sample = to_tensor(pictures[:512], device).split(32)
-            with torch.compiler.set_stance("force_eager"):
-                spread = torch.cat([vae.encode(part).latent_dist.mode() for part in sample]).std()
-        vae.register_to_config(scaling_factor=1 / float(spread))
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        sample = to_tensor(pictures[:512], device).split(32)
+        spread = torch.cat([vae.encode(part).latent_dist.mode() for part in sample]).std()
+    vae.register_to_config(scaling_factor=1 / float(spread))
     log(f"vae: {measure()}")
     save_half(vae, folder)

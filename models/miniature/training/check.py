@@ -51,8 +51,8 @@ def check_vae(folder: Path, device: torch.device, count: int = 64) -> list[tuple
         with torch.no_grad():
             decoded = reconstruct(vae, truth)
             distance = torch.cat([perceptual(*pair) for pair in zip(decoded.split(8), truth.split(8), strict=True)])
-        rows.append((f"VAE, {style}s: PSNR in dB", float(psnr(decoded, truth).mean())))
-        rows.append((f"VAE, {style}s: LPIPS (VGG)", float(distance.mean())))
+        rows.append((f"VAE, {style}: PSNR in dB", float(psnr(decoded, truth).mean())))
+        rows.append((f"VAE, {style}: LPIPS (VGG)", float(distance.mean())))
     return rows
 
 

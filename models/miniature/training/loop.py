@@ -29,7 +29,7 @@ class Options:
     init: str = ""  # a folder of existing weights to continue from; empty: from scratch
     images: int = 60_000  # scenes rendered for training
     first_seed: int = 0  # of the training scenes
-    sketch_share: float = 0.45  # of the training pictures
+    sketch_share: float = 0.3  # of the training pictures
     batch: int = 64
     steps: int = 0
     minutes: float = 4.0  # of training, without rendering
@@ -38,8 +38,7 @@ class Options:
     ema: float = 0.999  # decay of the averaged weights that are kept
     weight_decay: float = 0.01
     perceptual: float = 1.0  # weight of LPIPS in the autoencoder's loss
-    decoder_only: bool = False  # keep the autoencoder's latents as they are
-    compile: bool = False
+    compile: bool = False  # worth its minute or two at the start on a GPU
     threads: int = 0  # of torch on a CPU; 0: all
     workers: int = 0  # processes that render; 0: one a core
     save_minutes: float = 3.0  # between checkpoints
