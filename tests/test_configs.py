@@ -12,7 +12,16 @@ from configs.errors import UserError
 from configs.loader import available, digest, known_keys, load, run_dir, to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRY_POINTS = ("generate/run.py", "filter/run.py", "distill/train.py", "distill/export.py", "scripts/evaluate.py", "scripts/demo.py")
+ENTRY_POINTS = (
+    "generate/run.py",
+    "filter/run.py",
+    "distill/train.py",
+    "distill/export.py",
+    "scripts/evaluate.py",
+    "scripts/evaluate_filter.py",
+    "scripts/benchmark.py",
+    "scripts/demo.py",
+)
 
 
 @pytest.mark.parametrize("task", available("task"))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs.errors import UserError
 from scripts import evaluate, metrics
 
 
@@ -85,3 +86,32 @@ def test_the_runs_own_pairs_are_not_made_again(tiny_run):
     config.evaluate.first_seed = 3_000_000
     assert not evaluate._trained_on(config)
     assert all(variant.generate.out != str(pairs_dir(config)) for variant in evaluate.variants(config).values())
+
+
+def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
+    """Kept and dropped together are all pairs; the task's own row is selection.json's; the distances are the metrics' own."""
+    from configs.loader import load
+    from filter import run as filter_stage
+    from generate import run as generate_stage
+    from generate.shards import read_pairs
+    from scripts import evaluate_filter
+
+    arguments = [*tiny_run, "generate.pairs=6", "task.clip_gain=0.0"]
+    assert generate_stage.main(arguments) == 0 and filter_stage.main(arguments) == 0
+    config = load(arguments)
+    found = evaluate_filter.evaluate_filter(config)
+    pairs = list(read_pairs(evaluate_filter.pairs_dir(config)))
+    truths = np.stack([evaluate.true_edit(config, pair.record["source"], 32) for pair in pairs])
+    everyone = metrics.psnr(np.stack([pair.images["edit"] for pair in pairs]), truths)
+    selected = filter_stage.score_and_select(config)["kept"]
+    for row in found["rows"]:
+        count = round(row["kept"] * len(pairs))
+        total = count * (row["psnr_kept"] or 0) + (len(pairs) - count) * (row["psnr_dropped"] or 0)
+        assert total / len(pairs) == pytest.approx(everyone.mean())
+    assert found["rows"][-1]["kept"] == len(selected) / len(pairs)
+    if selected:
+        assert found["rows"][-1]["psnr_kept"] == pytest.approx(everyone[[pair.key in selected for pair in pairs]].mean())
+    evaluate_filter.print_table(found)
+    assert "correlation" in capsys.readouterr().out
+    with pytest.raises(UserError, match="scene_truth"):
+        evaluate_filter.evaluate_filter(load([*arguments, "task.scene_truth=null"]))
