@@ -4,9 +4,11 @@ from setuptools import setup
 
 REQUIREMENTS = [
     "accelerate>=1.0",
+    "braceexpand>=0.1.7",
     "diffusers>=0.35",  # from_pretrained(dtype=...)
     "kornia>=0.7.3",
     "lpips==0.1.4",
+    "fsspec>=2024.2",  # tars behind an address
     "numpy>=1.26",
     "omegaconf>=2.3",
     "onnx>=1.17",

@@ -50,7 +50,7 @@ class Teacher:
 class Source:
     """Where the input images come from."""
 
-    images: str = _opt("", "a folder of images, or one image file; empty: scenes rendered by models/miniature")
+    images: str = _opt("", "a folder, an image, a .txt of paths, webdataset .tar (glob, {0..9}, address); empty: rendered scenes")
     caption: str = _opt("", "one caption for every image; empty: the image's own (NAME.txt beside it), else the task's template")
     first_seed: int = _opt(1_000_000, "seed of the first rendered scene; the miniature was trained on seeds below 1,000,000")
     max_pixels: int = _opt(100_000_000, "larger images are refused before they are decoded")
@@ -85,8 +85,9 @@ class Inversion:
 class Edit:
     """Which edit, and for how many steps."""
 
-    method: str = _opt("pix2pix-zero", "pix2pix-zero, or a configuration of the paper's Table 2: A, B, C, D (E is pix2pix-zero)")
+    method: str = _opt("pix2pix-zero", "pix2pix-zero (the paper's configuration E), or its A, B, C, D, or sdedit (Meng et al. 2022)")
     steps: int = _opt(100, "DDIM steps of the reference and the edit trajectory")
+    strength: float = _opt(0.75, "sdedit: how far towards noise the image is taken, 0 to 1")
     mode: str = _opt("paper", "paper: one x_t, one gradient; official: as the reference code, value by value (docs/generate.md)")
 
 

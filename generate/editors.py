@@ -22,12 +22,13 @@ from models.teacher import Teacher
 class Method:
     """What a method is made of: how the image becomes noise, how the text changes, whether attention guides."""
 
-    noise: str  # stochastic, ddim or regularised
+    noise: str  # stochastic, partial (stochastic, edit.strength of the way), ddim or regularised
     text: str  # swap or direction
     guided: bool
 
 
 METHODS = {
+    "sdedit": Method("partial", "swap", False),
     "A": Method("stochastic", "swap", False),
     "B": Method("ddim", "swap", False),
     "C": Method("regularised", "swap", False),
@@ -65,6 +66,10 @@ class Editor:
         steps = config.inversion.steps or config.edit.steps
         self.inversion_steps = official_steps_upwards(teacher, steps) if self.official else steps_upwards(teacher.schedule(steps))
         self.schedule = teacher.schedule(config.edit.steps)
+        if self.method.noise == "partial":
+            if not 0 < config.edit.strength <= 1:
+                raise UserError(f"edit.strength={config.edit.strength}: above 0, at most 1")
+            self.schedule = self.schedule.last(max(1, round(config.edit.strength * config.edit.steps)))
 
     @torch.no_grad()
     def __call__(self, image_BCHW: Tensor, captions: Sequence[str], keys: Sequence[str], reconstruct: bool) -> Edited:
@@ -92,7 +97,7 @@ class Editor:
         return Edited(pictures, latents)
 
     def _to_noise(self, latent_BCHW: Tensor, caption_BTD: Tensor, generators: list[torch.Generator]) -> Tensor:
-        if self.method.noise == "stochastic":
+        if self.method.noise in ("stochastic", "partial"):
             drawn = torch.stack([torch.randn(latent_BCHW.shape[1:], generator=g) for g in generators]).to(latent_BCHW)
             return ddim_step(latent_BCHW, drawn, 1.0, self.schedule.alpha[0])
         return invert(self.teacher, self.inversion_steps, latent_BCHW, caption_BTD, generators, self.inversion)

@@ -83,9 +83,9 @@ def _classifier_free(both_BCHW: Tensor, scale: float) -> Tensor:
 
 def attention_gradient(teacher: Teacher, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor, reference_maps: list[Tensor]) -> Tensor:
     """Gradient with respect to the latent of the attention distance, B x C x H x W; weights get none."""
-    with torch.enable_grad(), teacher.recorded_maps() as maps:
+    with torch.enable_grad():
         latent_BCHW = latent_BCHW.detach().requires_grad_()
-        teacher.noise(latent_BCHW, timestep, text_BTD)
+        maps = teacher.maps(latent_BCHW, timestep, text_BTD)
         (gradient,) = torch.autograd.grad(attention_distance(maps, reference_maps), latent_BCHW)
     return gradient
 

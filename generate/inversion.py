@@ -134,6 +134,19 @@ def kl_gradient(noise_BCHW: Tensor) -> Tensor:
     return (1 - 1 / (variance + VARIANCE_EPSILON)) * 2 * (noise_BCHW - mean) / (count - 1) + 2 * mean / count
 
 
+def noise_statistics(noise_BCHW: Tensor) -> list[dict[str, float]]:
+    """For each image 'mean', 'variance' and 'auto_correlation': the root mean square over channels, axes and all shifts below half the side
+    of mean(n * roll(n, r)). White unit noise of N cells a channel has 0, 1 and about 1 / sqrt(N).
+    """
+    noise_BCHW = noise_BCHW.double().cpu()
+    shifts = range(1, max(noise_BCHW.shape[2] // 2, 2))
+    products = [(noise_BCHW * noise_BCHW.roll(shift, axis)).mean((2, 3)) for shift in shifts for axis in (2, 3)]
+    correlation = torch.stack(products).square().mean((0, 2)).sqrt()
+    variance, mean = torch.var_mean(noise_BCHW, (1, 2, 3))
+    columns = zip(mean.tolist(), variance.tolist(), correlation.tolist(), strict=True)
+    return [dict(zip(("mean", "variance", "auto_correlation"), (round(value, 4) for value in row), strict=True)) for row in columns]
+
+
 def _pyramid_sides(height: int) -> list[int]:
     sides = [height]
     while sides[-1] > SMALLEST_LEVEL and sides[-1] % 2 == 0:

@@ -40,13 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """What a run would do: number of images, pairs and shards, and those already there."""
+    """What a run would do: number of images, pairs and shards, those already there, and the disk that all may take."""
     from generate.sources import open_source
 
     source = open_source(config.source, config.task, config.teacher.resolution, config.generate.pairs)
     shards = _shards(config, source)
     done = sum(_is_done(pairs_dir(config), index, ids) for index, ids in shards.items())
-    return {"writes to": pairs_dir(config), "pairs": len(source), "shards": len(shards), "shards already there": done}
+    pictures = 2 + (config.generate.save_reconstruction or config.generate.save_latents)
+    size = len(source) * pictures * 3 * config.teacher.resolution**2  # a lossless PNG of a photograph is a little smaller than its pixels
+    return {
+        "writes to": pairs_dir(config),
+        "pairs": len(source),
+        "shards": len(shards),
+        "shards already there": done,
+        "disk, at most (GB)": round(size / 1e9, 2),
+    }
 
 
 def generate(config: Config) -> Path:
@@ -124,18 +132,20 @@ def _edit_batch(config: Config, editor: Editor, common: dict[str, Any], inputs: 
     import numpy as np
     import torch
 
+    from generate.inversion import noise_statistics
+
     pixels = torch.from_numpy(np.stack([item.image for item in inputs])).permute(0, 3, 1, 2).float() / 127.5 - 1
     reconstruct = config.generate.save_reconstruction or config.generate.save_latents
     edited = editor(pixels, [item.caption for item in inputs], [item.key for item in inputs], reconstruct)
     levels = {name: ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() for name, x in edited.pictures.items()}
     latents = {name: latent.cpu() for name, latent in edited.latents.items()}
-    noise = latents["inverted"]
+    statistics = noise_statistics(latents["inverted"])
     for row, item in enumerate(inputs):
         record = {
             "source": item.about,
             "caption": item.caption,
             "caption_from": item.caption_from,
-            "noise": {"mean": round(float(noise[row].mean()), 4), "variance": round(float(noise[row].var()), 4)},
+            "noise": statistics[row],
             **common,
         }
         kept = latents if config.generate.save_latents else {}

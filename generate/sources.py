@@ -1,13 +1,18 @@
-"""Where the input images come from: rendered scenes, or a folder of photographs. Same ids in the same order, every time."""
+"""Where the input images come from: rendered scenes, photographs, or webdataset tars. Same ids in the same order, every time."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import json
 import re
+import tarfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -49,6 +54,10 @@ class InputSource(Protocol):
 
 def open_source(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
     """The source that the configuration names, at most `limit` images of it. UserError where it holds none."""
+    if config.images.startswith("pipe:"):
+        raise UserError(f"source.images={config.images}: a pipe: runs a command and is refused; name files or an address")
+    if config.images.endswith(".tar") or "://" in config.images:
+        return TarSource(config, task, resolution, limit)
     if config.images:
         return PhotoSource(config, task, resolution, limit)
     return SceneSource(config, task, resolution, limit)
@@ -85,15 +94,21 @@ class SceneSource:
 
 
 class PhotoSource:
-    """A folder of PNG, JPEG and WebP images (searched through), or one image file."""
+    """A folder of PNG, JPEG and WebP images (searched through), one image file, or a .txt that lists them, a path a line."""
 
     def __init__(self, config: Source, task: Task, resolution: int, limit: int) -> None:
         self.config, self.task, self.resolution = config, task, resolution
         self.root = Path(config.images)
         if not self.root.exists():
             raise UserError(f"source.images={config.images}: no such folder or image")
-        found = [self.root] if self.root.is_file() else [p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-        self.paths = sorted(found)[:limit]
+        if self.root.suffix == ".txt":
+            found = [self.root.parent / line.strip() for line in self.root.read_text().splitlines() if line.strip()]
+            self.root = self.root.parent
+        elif self.root.is_file():
+            found = [self.root]
+        else:
+            found = sorted(path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        self.paths = found[:limit]
         if not self.paths:
             raise UserError(f"source.images={config.images}: no {', '.join(sorted(SUFFIXES))} file in it")
 
@@ -103,21 +118,94 @@ class PhotoSource:
     def name(self, index: int) -> str:
         """The file's path below the folder."""
         path = self.paths[index]
-        return path.name if path == self.root else path.relative_to(self.root).as_posix()
+        return path.relative_to(self.root).as_posix() if path != self.root and path.is_relative_to(self.root) else path.name
 
     def load(self, index: int) -> InputImage:
         """The centre square of the photograph; its caption from NAME.txt beside it, else from the task's template."""
         path, name = self.paths[index], self.name(index)
         image = read_square(path, self.resolution, self.config.max_pixels)
         beside = path.with_suffix(".txt")
-        template = self.task.caption.format(source=self.task.source)
-        if self.config.caption:
-            text, origin = self.config.caption, "source.caption"
-        elif beside.is_file():
-            text, origin = beside.read_text(errors="replace").strip() or template, beside.name
-        else:
-            text, origin = template, "task.caption"
-        return InputImage(photo_key(name), image, text, origin, {"id": name})
+        own = (beside.read_text(errors="replace"), beside.name) if beside.is_file() else ("", "")
+        return InputImage(photo_key(name), image, *caption_of(self.config, self.task, *own), {"id": name})
+
+
+class TarSource:
+    """Webdataset tars as img2dataset writes them (KEY.jpg, KEY.txt, KEY.json): one, or several by a glob or {0..9}; local, or at an address
+    that fsspec knows, fetched once into its cache.
+    """
+
+    def __init__(self, config: Source, task: Task, resolution: int, limit: int) -> None:
+        from braceexpand import braceexpand
+
+        self.config, self.task, self.resolution = config, task, resolution
+        self.entries: list[tuple[str, str, dict[str, tuple[int, int]]]] = []  # name, local tar, offset and size by extension
+        try:
+            for pattern in braceexpand(config.images):
+                for path in local_files(pattern):
+                    self._index(path, Path(path if "*" in pattern else pattern).name)
+        except (OSError, ValueError, ImportError, tarfile.TarError) as error:
+            raise UserError(f"source.images={config.images} cannot be read as webdataset tars: {error}") from error
+        self.entries = self.entries[:limit]
+        if not self.entries:
+            raise UserError(f"source.images={config.images}: no {', '.join(sorted(SUFFIXES))} member in it")
+
+    def _index(self, path: str, shown: str) -> None:
+        samples: dict[str, dict[str, tuple[int, int]]] = {}
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                if member.isfile():
+                    samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[extension.lower()] = (member.offset_data, member.size)
+        self.entries += [(f"{shown}/{key}", path, parts) for key, parts in samples.items() if _image_part(parts)]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def name(self, index: int) -> str:
+        """TAR/KEY."""
+        return self.entries[index][0]
+
+    def load(self, index: int) -> InputImage:
+        """The centre square of the image; its caption from KEY.txt, else from KEY.json's 'caption', else from the task's template."""
+        name, path, parts = self.entries[index]
+        content = {}
+        with open(path, "rb") as stream:
+            for extension in (_image_part(parts), "txt", "json"):
+                if extension in parts:
+                    stream.seek(parts[extension][0])
+                    content[extension] = stream.read(parts[extension][1])
+        image = read_square(io.BytesIO(content[_image_part(parts)]), self.resolution, self.config.max_pixels)
+        own = content.get("txt", b"").decode(errors="replace"), "txt"
+        if not own[0].strip() and "json" in content:
+            with contextlib.suppress(ValueError, AttributeError):
+                own = str(json.loads(content["json"]).get("caption") or ""), "json"
+        return InputImage(photo_key(name), image, *caption_of(self.config, self.task, *own), {"id": name})
+
+
+def local_files(pattern: str) -> list[str]:
+    """The files that a path or glob names, sorted; those behind an address are fetched into ~/.cache/zero2gan first."""
+    import glob
+
+    import fsspec
+
+    if "://" not in pattern:
+        return sorted(glob.glob(pattern)) or [pattern]
+    found = fsspec.open_local(f"filecache::{pattern}", filecache={"cache_storage": str(Path.home() / ".cache" / "zero2gan")})
+    return [found] if isinstance(found, str) else sorted(found)
+
+
+def _image_part(parts: Mapping[str, Any]) -> str:
+    return next((suffix[1:] for suffix in sorted(SUFFIXES) if suffix[1:] in parts), "")
+
+
+def caption_of(config: Source, task: Task, own: str, origin: str) -> tuple[str, str]:
+    """(caption, where it is from): source.caption, else the image's own, else the task's template."""
+    if config.caption:
+        return config.caption, "source.caption"
+    if own.strip():
+        return own.strip(), origin
+    return task.caption.format(source=task.source), "task.caption"
 
 
 def photo_key(name: str) -> str:
@@ -126,7 +214,7 @@ def photo_key(name: str) -> str:
     return f"{readable or 'image'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def read_square(path: Path, side: int, max_pixels: int) -> np.ndarray:
+def read_square(path: Path | IO[bytes], side: int, max_pixels: int) -> np.ndarray:
     """The image upright, as RGB uint8 side x side x 3: centre square, Lanczos; transparency over white, 16 bit scaled to 8.
 
     Raises Unreadable for anything but a PNG, JPEG or WebP of at most max_pixels.

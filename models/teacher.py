@@ -31,6 +31,10 @@ class Schedule:
     alpha: list[float]
     alpha_next: list[float]
 
+    def last(self, steps: int) -> Schedule:
+        """The last `steps` steps alone: from a noisy image, not from noise."""
+        return Schedule(self.timesteps[-steps:], self.alpha[-steps:], self.alpha_next[-steps:])
+
 
 class Teacher:
     """Frozen VAE, text encoder and UNet.
@@ -118,6 +122,15 @@ class Teacher:
             predicted = alpha.sqrt() * predicted + (1 - alpha).sqrt() * latent_BCHW
         return predicted
 
+    def maps(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> list[Tensor]:
+        """The cross-attention probabilities alone (as recorded_maps), differentiable in the latent: what lies behind the last of these layers
+        is neither run nor, later, gone back through.
+        """
+        self._maps.last = sum(isinstance(processor, _CrossAttentionMaps) for processor in self.unet.attn_processors.values())
+        with self.recorded_maps() as maps, contextlib.suppress(_AllMaps):
+            self.noise(latent_BCHW, timestep, text_BTD)
+        return maps
+
     @contextlib.contextmanager
     def recorded_maps(self) -> Iterator[list[Tensor]]:
         """Collect the cross-attention probabilities (B, heads, pixels, T) of each attn2 layer that runs inside, in order."""
@@ -126,7 +139,7 @@ class Teacher:
         try:
             yield maps
         finally:
-            self._maps.recorded = None
+            self._maps.recorded, self._maps.last = None, 0
 
 
 def load_pipeline(path: str, dtype: str = "float32") -> Any:
@@ -143,11 +156,16 @@ def load_pipeline(path: str, dtype: str = "float32") -> Any:
         raise UserError(f"teacher.path={path} does not load as a Stable Diffusion folder: {str(error)[:300]}") from error
 
 
+class _AllMaps(Exception):
+    """Every map is there."""
+
+
 class _CrossAttentionMaps:
     """Attention processor of the attn2 layers: explicit probabilities while they are recorded, else the fused kernel."""
 
     def __init__(self) -> None:
         self.recorded: list[Tensor] | None = None
+        self.last = 0  # leave the network after so many maps; 0: run it to its end
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
@@ -162,6 +180,8 @@ class _CrossAttentionMaps:
         else:
             probabilities = (query @ key.transpose(-1, -2) * attn.scale).softmax(-1)
             self.recorded.append(probabilities)
+            if len(self.recorded) == self.last:
+                raise _AllMaps
             mixed = probabilities @ value
         mixed = mixed.transpose(1, 2).reshape(batch, pixels, -1)
         return attn.to_out[1](attn.to_out[0](mixed))

@@ -34,6 +34,8 @@ COLUMNS = {
     "structure": "structure distance to input",
     "lpips_input": "LPIPS to input",
     "psnr_reconstruction": "reconstruction PSNR, dB",
+    "variance": "inverted noise: variance",
+    "auto_correlation": "auto-correlation",
 }
 GRID_ROWS = 12
 
@@ -116,6 +118,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         }
     reconstruction = inputs
     for name, found in edits.items():
+        rows[name] |= {key: float(np.mean([pair.record["noise"][key] for pair in found])) for key in ("variance", "auto_correlation")}
         if "reconstruction" in found[0].images:
             reconstruction = np.stack([pair.images["reconstruction"] for pair in found])
             rows[name]["psnr_reconstruction"] = float(psnr(reconstruction, inputs).mean())
@@ -167,7 +170,9 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
     """Print the rows as a Markdown table, and how much nearer to the truth each is than DDIM inversion + word swap (B)."""
     print("| | " + " | ".join(COLUMNS.values()) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for name, row in rows.items():
-        cells = [f"{row[key]:.4f}" if key == "structure" else f"{row[key]:.3f}" if key in row else "" for key in COLUMNS]
+        cells = [
+            f"{row[key]:.4f}" if key in ("structure", "auto_correlation") else f"{row[key]:.3f}" if key in row else "" for key in COLUMNS
+        ]
         print(f"| {name} | " + " | ".join(cells) + " |")
     swap = next((row for name, row in rows.items() if name.startswith("B ")), None)
     for name, row in rows.items():

@@ -107,3 +107,16 @@ def test_lockstep_is_the_two_pass_algorithm(setting):
     torch.testing.assert_close(edit, y, rtol=1e-3, atol=1e-3)
     unguided = edit_in_lockstep(teacher, schedule, latent, caption, edited, caption, Guidance(0.0, scale), reference=False)
     assert unguided[0] is None and not torch.allclose(unguided[1], y, atol=1e-3)
+
+
+def test_maps_alone_are_the_maps(setting):
+    """The network left early gives the same maps, and runs whole again afterwards."""
+    teacher, latent, caption, _ = setting
+    with teacher.recorded_maps() as expected:
+        noise = teacher.noise(latent, 500, caption)
+    maps = teacher.maps(latent, 500, caption)
+    assert len(maps) == len(expected) and all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+    with teacher.recorded_maps() as again:
+        assert torch.equal(teacher.noise(latent, 500, caption), noise)
+    assert len(again) == len(expected)
+    torch.testing.assert_close(teacher.noise(latent, 500, caption), noise, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """Photographs in every shape come out upright, square and RGB; what cannot be read is named."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,3 +104,61 @@ def test_empty_and_missing_sources_say_so(tmp_path):
 def test_scenes_are_the_same_every_time():
     first, second = (open_source(Source(first_seed=5), TASK, 128, 3).load(2) for _ in range(2))
     assert first.key == "scene-7" and first.caption == second.caption and np.array_equal(first.image, second.image)
+
+
+def tars(folder, shards=2):
+    """Tars as img2dataset writes them; colour says which sample it is."""
+    import webdataset
+
+    for shard in range(shards):
+        with webdataset.TarWriter(str(folder / f"{shard:05d}.tar")) as writer:
+            for index in range(3):
+                stream = io.BytesIO()
+                Image.new("RGB", (20, 20), (shard * 100, index * 100, 0)).save(stream, "PNG")
+                sample = {"__key__": f"{shard:05d}{index:04d}", "png": stream.getvalue(), "json": {"caption": f"from json {index}"}}
+                writer.write(sample | ({"txt": f"from txt {index}"} if index else {}))
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "0000{0..1}.tar"])
+def test_tars_of_img2dataset(tmp_path, pattern):
+    tars(tmp_path)
+    source = open_source(Source(images=f"{tmp_path}/{pattern}"), TASK, 16, 100)
+    loaded = [source.load(index) for index in range(len(source))]
+    assert [tuple(item.image[8, 8]) for item in loaded] == [(shard * 100, index * 100, 0) for shard in range(2) for index in range(3)]
+    assert [item.caption for item in loaded[:2]] == ["from json 0", "from txt 1"]
+    assert [item.caption_from for item in loaded[:2]] == ["json", "txt"]
+    assert len({item.key for item in loaded}) == 6 and all(KEY.fullmatch(item.key) for item in loaded)
+    assert loaded[4].about == {"id": "00001.tar/000010001"}
+    assert len(open_source(Source(images=f"{tmp_path}/{pattern}"), TASK, 16, 4)) == 4
+
+
+def test_a_tar_behind_an_address(tmp_path, monkeypatch):
+    import fsspec
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    tars(tmp_path, 1)
+    with fsspec.open("memory://bucket/00000.tar", "wb") as stream:
+        stream.write((tmp_path / "00000.tar").read_bytes())
+    source = open_source(Source(images="memory://bucket/00000.tar"), TASK, 16, 100)
+    assert source.load(2).caption == "from txt 2" and source.name(2) == "00000.tar/000000002"
+
+
+@pytest.mark.parametrize("images", ["pipe:rm x.tar", "nowhere.tar", "broken.tar", "empty.tar", "file:///nowhere/x.tar"])
+def test_a_tar_that_is_none_is_refused(tmp_path, monkeypatch, images):
+    import tarfile
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "broken.tar").write_bytes(b"no tar" * 200)
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    with pytest.raises(UserError, match=r"source.images="):
+        open_source(Source(images=images), TASK, 16, 100)
+
+
+def test_a_list_of_images(tmp_path):
+    for name in ("b", "a"):
+        save(Image.new("RGB", (20, 20), RED), tmp_path / "deep" / f"{name}.png")
+    (tmp_path / "list.txt").write_text("deep/b.png\n\ndeep/a.png\n")
+    source = open_source(Source(images=str(tmp_path / "list.txt")), TASK, 16, 100)
+    assert [source.name(index) for index in range(len(source))] == ["deep/b.png", "deep/a.png"]
+    assert tuple(source.load(0).image[0, 0]) == RED
