@@ -115,21 +115,25 @@ def _merge(layers: list[tuple[str, dict]], overrides: list[str]) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-    known = list(known_keys())
+    known = known_keys()
     config = OmegaConf.structured(Config)
     parts = [(origin, OmegaConf.create(content)) for origin, content in layers]
     for argument in overrides:
-        key = argument.partition("=")[0]
+        key, _, value = argument.partition("=")
         if not any(key == k or key.startswith(k + ".") for k in known):
-            raise UserError(f"no key '{key}'{nearest(key, known)} See --help for the keys")
-        empty = "''" if argument.endswith("=") else ""  # key= means the empty text, not null
-        parts.append((f"'{argument}'", OmegaConf.from_dotlist([argument + empty])))
+            raise UserError(f"no key '{key}'{nearest(key, list(known))} See --help for the keys")
+        if key in known and known[key].type == "str":  # as it is: yaml would take 'a cat: asleep' apart
+            part = OmegaConf.create({})
+            OmegaConf.update(part, key, value)
+        else:
+            part = OmegaConf.from_dotlist([argument])
+        parts.append((f"'{argument}'", part))
     for origin, part in parts:
         try:
             config = OmegaConf.merge(config, part)
         except ConfigKeyError as error:
             key = str(error.full_key)
-            raise UserError(f"{origin}: no key '{key}'{nearest(key, known)}") from error
+            raise UserError(f"{origin}: no key '{key}'{nearest(key, list(known))}") from error
         except OmegaConfBaseException as error:
             raise UserError(f"{origin}: {str(error).splitlines()[0]} (key '{error.full_key}')") from error
     return OmegaConf.to_object(config)  # type: ignore[return-value]

@@ -123,8 +123,8 @@ class Teacher:
         return predicted
 
     def maps(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> list[Tensor]:
-        """The cross-attention probabilities alone (as recorded_maps), differentiable in the latent: what lies behind the last of these layers
-        is neither run nor, later, gone back through.
+        """The cross-attention probabilities alone (as recorded_maps), differentiable in the latent: what lies behind the last of them is
+        neither run nor, later, gone back through.
         """
         self._maps.last = sum(isinstance(processor, _CrossAttentionMaps) for processor in self.unet.attn_processors.values())
         with self.recorded_maps() as maps, contextlib.suppress(_AllMaps):

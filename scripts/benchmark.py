@@ -1,7 +1,7 @@
 """Time our code beside a plain form of the same, in one run on one machine, at equal settings.
 
   python scripts/benchmark.py generate                                     the miniature, on this machine
-  python scripts/benchmark.py generate benchmark.architecture=sd14 preset=paper source.images=. json=FILE    Stable Diffusion 1.4, a GPU
+  python scripts/benchmark.py generate benchmark.architecture=sd14 edit.steps=100 generate.dtype=float16 json=FILE     on a GPU
 
 Prints a Markdown table: seconds and memory a pair, pairs an hour, share of the machine's own matrix product rate, and the ratio to the
 plain loop (scripts/plain.py). json=FILE writes the same with the headline as `ratio`.
@@ -186,7 +186,7 @@ def _stable_diffusion_14(dtype: Any) -> Any:
         ),
         "text_encoder": CLIPTextModel(text),
     }
-    parts = {name: module.to(dtype).eval() for name, module in parts.items()}
+    parts = {name: torch.nn.Module.to(module, dtype).eval() for name, module in parts.items()}  # diffusers' own warns
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     with torch.no_grad():
         return StableDiffusionPipeline(

@@ -100,13 +100,12 @@ def regularise_by_autograd(noise: Tensor, lambda_ac: float, lambda_kl: float) ->
     for _ in range(5):
         for _ in range(5 if lambda_ac else 0):
             variable = noise.detach().clone().requires_grad_()
-            _auto_correlation(variable).backward()
-            noise = noise - lambda_ac * variable.grad / 5
+            noise = noise - lambda_ac / 5 * torch.autograd.grad(_auto_correlation(variable), variable)[0]
         if lambda_kl:
             variable = noise.detach().clone().requires_grad_()
             variance = variable.var()
-            (variance + variable.mean() ** 2 - 1 - torch.log(variance + 1e-7)).backward()
-            noise = noise - lambda_kl * variable.grad
+            divergence = variance + variable.mean() ** 2 - 1 - torch.log(variance + 1e-7)
+            noise = noise - lambda_kl * torch.autograd.grad(divergence, variable)[0]
     return noise.detach()
 
 

@@ -38,6 +38,11 @@ def test_every_task_is_complete(task):
     assert swap_words(caption, config.task) != caption
 
 
+@pytest.mark.parametrize("text", ["a cat: asleep", "a cat, a dog", "[a] {b}", "yes", "12", "null", "", 'it\'s "x" # y'])
+def test_text_is_taken_as_it_is(text):
+    assert load([f"source.caption={text}"]).source.caption == text
+
+
 def test_a_custom_task_is_two_words():
     config = load(["task=custom", "task.source=tree", "task.target=Cherry blossom tree"])
     assert str(run_dir(config)) == "runs/tree-to-cherry-blossom-tree/miniature"
