@@ -37,6 +37,7 @@ COLUMNS = {
     "variance": "inverted noise: variance",
     "auto_correlation": "auto-correlation",
 }
+SMALL = ("structure", "auto_correlation")  # printed with four digits
 GRID_ROWS = 12
 
 
@@ -170,9 +171,7 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
     """Print the rows as a Markdown table, and how much nearer to the truth each is than DDIM inversion + word swap (B)."""
     print("| | " + " | ".join(COLUMNS.values()) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for name, row in rows.items():
-        cells = [
-            f"{row[key]:.4f}" if key in ("structure", "auto_correlation") else f"{row[key]:.3f}" if key in row else "" for key in COLUMNS
-        ]
+        cells = [f"{row[key]:.{4 if key in SMALL else 3}f}" if key in row else "" for key in COLUMNS]
         print(f"| {name} | " + " | ".join(cells) + " |")
     swap = next((row for name, row in rows.items() if name.startswith("B ")), None)
     for name, row in rows.items():
