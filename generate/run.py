@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """What a run would do: number of images, pairs and shards, those already there, and the disk that all may take."""
+    """What a run would do: number of images, pairs and shards, those already there, and about how much disk all take."""
     from generate.sources import open_source
 
     source = open_source(config.source, config.task, config.teacher.resolution, config.generate.pairs)
@@ -53,7 +53,7 @@ def plan(config: Config) -> dict[str, Any]:
         "pairs": len(source),
         "shards": len(shards),
         "shards already there": done,
-        "disk, at most (GB)": round(size / 1e9, 2),
+        "disk for the pictures, about (GB)": round(size / 1e9, 2),
     }
 
 

@@ -88,6 +88,15 @@ def test_the_runs_own_pairs_are_not_made_again(tiny_run):
     assert all(variant.generate.out != str(pairs_dir(config)) for variant in evaluate.variants(config).values())
 
 
+def test_the_shipped_generator_is_not_measured_on_scenes_it_may_know():
+    """Its pairs came from seeds from 1,000,000 on, whatever this run's own are."""
+    from configs.loader import load
+
+    inputs = np.zeros((1, 128, 128, 3), np.uint8)
+    assert set(evaluate._by_generators(load(["evaluate.first_seed=1500000", "runs_dir=/nowhere"]), inputs)) == set()
+    assert set(evaluate._by_generators(load(["evaluate.first_seed=2000000", "runs_dir=/nowhere"]), inputs)) == {"shipped generator"}
+
+
 def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
     """Kept and dropped together are all pairs; the task's own row is selection.json's; the distances are the metrics' own."""
     from configs.loader import load
