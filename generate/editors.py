@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,99 +14,135 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.schema import Config, Task
 from generate.directions import EditDirection
-from generate.guidance import edit_in_lockstep
-from generate.inversion import ddim_step, invert, official_steps_upwards, steps_upwards
+from generate.guidance import Lockstep, Texts, edit_in_lockstep, guided
+from generate.inversion import Inverted, Solver, ddim_step, invert, official_steps_upwards, steps_upwards
+from generate.prompt_to_prompt import align_tokens, edit_by_replacing
 from models.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method is made of: how the image becomes noise, how the text changes, whether attention guides."""
+    """What a method is made of: how the image becomes noise, how the text changes, what attention does to the edit."""
 
     noise: str  # stochastic, partial (stochastic, edit.strength of the way), ddim or regularised
     text: str  # swap or direction
-    guided: bool
+    attention: str = ""  # guides, replaces or nothing
+
+    @property
+    def guided(self) -> bool:
+        return self.attention == "guides"
 
 
 METHODS = {
-    "sdedit": Method("partial", "swap", False),
-    "A": Method("stochastic", "swap", False),
-    "B": Method("ddim", "swap", False),
-    "C": Method("regularised", "swap", False),
-    "D": Method("regularised", "direction", False),
-    "pix2pix-zero": Method("regularised", "direction", True),
+    "sdedit": Method("partial", "swap"),
+    "prompt-to-prompt": Method("ddim", "swap", "replaces"),
+    "A": Method("stochastic", "swap"),
+    "B": Method("ddim", "swap"),
+    "C": Method("regularised", "swap"),
+    "D": Method("regularised", "direction"),
+    "pix2pix-zero": Method("regularised", "direction", "guides"),
+}
+OF_REAL_IMAGES = ("ddim", "regularised")  # noises that an image is inverted to
+CHOICES = {
+    "edit.mode": ("paper", "official"),
+    "guidance.negative": ("auto", "caption", "empty"),
+    "guidance.maps": ("reference", "inversion"),
 }
 
 
 @dataclass(frozen=True)
 class Edited:
-    """'edit' and, where asked for, 'reconstruction': pictures, B x 3 x H x W in [-1, 1]; latents, B x C x h x w, of these two, of the
-    'input', and 'inverted', the noise they start from.
+    """'edit' and, where asked for or made, 'reconstruction': pictures, B x 3 x H x W in [-1, 1]; latents, B x C x h x w, of these two, of
+    the 'input', and 'inverted', the noise they start from; noises: that one and, of the inversion's last step, the 'predicted' and the
+    'regularised'. Of a prompt alone the reconstruction is the 'input'.
     """
 
     pictures: dict[str, Tensor]
     latents: dict[str, Tensor]
+    noises: dict[str, Tensor]
 
 
 class Editor:
-    """One method with one teacher and one direction. UserError for an unknown method or negative prompt."""
+    """One method with one teacher and one direction. UserError for a method, mode or solver that there is not."""
 
     def __init__(self, teacher: Teacher, direction: EditDirection, config: Config) -> None:
         if config.edit.method not in METHODS:
             raise UserError(f"edit.method={config.edit.method}: there are {', '.join(METHODS)}")
-        if config.guidance.negative not in ("caption", "empty"):
-            raise UserError(f"guidance.negative={config.guidance.negative}: there are caption, empty")
-        self.method = METHODS[config.edit.method]
-        self.teacher, self.direction, self.task, self.guidance, self.seed = teacher, direction, config.task, config.guidance, config.seed
-        self.inversion = config.inversion
+        for key, known in CHOICES.items():
+            section, name = key.split(".")
+            if getattr(getattr(config, section), name) not in known:
+                raise UserError(f"{key}={getattr(getattr(config, section), name)}: there are {', '.join(known)}")
+        self.method, self.edit = METHODS[config.edit.method], config.edit
+        self.teacher, self.direction, self.task, self.seed = teacher, direction, config.task, config.seed
+        self.guidance = config.guidance if self.method.guided else replace(config.guidance, amount=0.0)
+        self.prompt_to_prompt, self.inversion = config.prompt_to_prompt, config.inversion
         if self.method.noise != "regularised":
             self.inversion = replace(config.inversion, lambda_ac=0.0, lambda_kl=0.0)
-        if config.edit.mode not in ("paper", "official"):
-            raise UserError(f"edit.mode={config.edit.mode}: there are paper, official")
         self.official = config.edit.mode == "official"
         steps = config.inversion.steps or config.edit.steps
         self.inversion_steps = official_steps_upwards(teacher, steps) if self.official else steps_upwards(teacher.schedule(steps))
         self.schedule = teacher.schedule(config.edit.steps)
+        self.solver = Solver(config.edit.solver).name
+        if config.guidance.maps == "inversion" and (self.official or steps != config.edit.steps):
+            raise UserError("guidance.maps=inversion: needs edit.mode=paper, and inversion.steps equal to edit.steps")
         if self.method.noise == "partial":
             if not 0 < config.edit.strength <= 1:
                 raise UserError(f"edit.strength={config.edit.strength}: above 0, at most 1")
             self.schedule = self.schedule.last(max(1, round(config.edit.strength * config.edit.steps)))
 
+    def shortened(self, steps: int) -> Editor:
+        """The same with the first `steps` steps of each pass alone: as much memory, and a step's share of the work."""
+        short = copy(self)
+        short.schedule, short.inversion_steps = self.schedule.first(steps), self.inversion_steps[:steps]
+        return short
+
     @torch.no_grad()
-    def __call__(self, image_BCHW: Tensor, captions: Sequence[str], keys: Sequence[str], reconstruct: bool) -> Edited:
-        """Edit images in [-1, 1]. Every draw derives from the seed and an image's key, so a result does not depend on its batch."""
+    def __call__(self, image_BCHW: Tensor | None, captions: Sequence[str], keys: Sequence[str], reconstruct: bool) -> Edited:
+        """Edit images in [-1, 1], or with None the images that the captions themselves give. Every draw derives from the seed and a
+        sample's key, so a result does not depend on its batch.
+        """
         generators = [torch.Generator().manual_seed(sample_seed(self.seed, key)) for key in keys]
-        latent_BCHW = self.teacher.encode(image_BCHW)
         caption_BTD = self.teacher.embed(captions)
-        noise_BCHW = self._to_noise(latent_BCHW, caption_BTD, generators)
-        reference_BCHW, edit_BCHW = edit_in_lockstep(
-            self.teacher,
-            self.schedule,
-            noise_BCHW,
+        synthetic, latents, maps, noises = image_BCHW is None, {}, {}, {}
+        if image_BCHW is None:
+            noise_BCHW = self._draw(generators, self.teacher.latent_shape)
+        else:
+            latents["input"] = self.teacher.encode(image_BCHW)
+            if self.method.noise in OF_REAL_IMAGES:
+                found = self._invert(latents["input"], caption_BTD, generators)
+                noise_BCHW, maps, noises = found.noise, found.maps, {"predicted": found.predicted, "regularised": found.regularised}
+            else:
+                drawn = self._draw(generators, latents["input"].shape[1:])
+                noise_BCHW = ddim_step(latents["input"], drawn, 1.0, self.schedule.alpha[0])
+        swapped = [swap_words(caption, self.task) for caption in captions]
+        empty = self.guidance.negative == "empty" or (self.guidance.negative == "auto" and synthetic)
+        texts = Texts(
             caption_BTD,
-            self._edited_text(captions, caption_BTD),
-            caption_BTD if self.guidance.negative == "caption" else self.teacher.embed([""] * len(captions)),
-            self.guidance if self.method.guided else replace(self.guidance, amount=0.0),
-            reconstruct,
-            self.official,
+            caption_BTD + self.direction.value_1TD if self.method.text == "direction" else self.teacher.embed(swapped),
+            self.teacher.embed([""] * len(captions)) if empty else caption_BTD,
         )
-        latents = {"input": latent_BCHW, "inverted": noise_BCHW, "edit": edit_BCHW}
-        pictures = {"edit": self.teacher.decode(edit_BCHW)}
-        if reconstruct and reference_BCHW is not None:
-            latents["reconstruction"] = reference_BCHW
-            pictures["reconstruction"] = self.teacher.decode(reference_BCHW)
-        return Edited(pictures, latents)
+        reference_BCHW: Tensor | None
+        if self.method.attention == "replaces":
+            alignment = align_tokens(self.teacher, captions, swapped)
+            way = self.guidance.scale, alignment, self.prompt_to_prompt, self.solver
+            reference_BCHW, edit_BCHW = edit_by_replacing(self.teacher, self.schedule, noise_BCHW, texts, *way)
+        else:
+            lockstep = Lockstep(reconstruct or synthetic, empty and (self.official or synthetic), self.official, self.solver, maps)
+            reference_BCHW, edit_BCHW = edit_in_lockstep(self.teacher, self.schedule, noise_BCHW, texts, self.guidance, lockstep)
+        latents |= {"inverted": noise_BCHW, "edit": edit_BCHW}
+        if reference_BCHW is not None and (reconstruct or synthetic):
+            latents["input" if synthetic else "reconstruction"] = reference_BCHW
+        noises["inverted"] = noise_BCHW
+        made = latents if synthetic else {name: latent for name, latent in latents.items() if name != "input"}
+        return Edited({name: self.teacher.decode(latent) for name, latent in made.items() if name != "inverted"}, latents, noises)
 
-    def _to_noise(self, latent_BCHW: Tensor, caption_BTD: Tensor, generators: list[torch.Generator]) -> Tensor:
-        if self.method.noise in ("stochastic", "partial"):
-            drawn = torch.stack([torch.randn(latent_BCHW.shape[1:], generator=g) for g in generators]).to(latent_BCHW)
-            return ddim_step(latent_BCHW, drawn, 1.0, self.schedule.alpha[0])
-        return invert(self.teacher, self.inversion_steps, latent_BCHW, caption_BTD, generators, self.inversion)
+    def _invert(self, latent_BCHW: Tensor, caption_BTD: Tensor, generators: list[torch.Generator]) -> Inverted:
+        kept = guided(len(self.schedule.timesteps), self.guidance) - 1 if self.guidance.maps == "inversion" else 0
+        ways = generators, self.inversion, "ddim" if self.official else self.solver, max(kept, 0)
+        return invert(self.teacher, self.inversion_steps, latent_BCHW, caption_BTD, *ways)
 
-    def _edited_text(self, captions: Sequence[str], caption_BTD: Tensor) -> Tensor:
-        if self.method.text == "direction":
-            return caption_BTD + self.direction.value_1TD
-        return self.teacher.embed([swap_words(caption, self.task) for caption in captions])
+    def _draw(self, generators: list[torch.Generator], shape: Sequence[int]) -> Tensor:
+        return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators]).to(self.teacher.device)
 
 
 def swap_words(caption: str, task: Task) -> str:

@@ -6,54 +6,90 @@ all steps: 6.6 GB an image at 50 steps of Stable Diffusion 1.4.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
 from configs.schema import Guidance
-from generate.inversion import ddim_step
+from generate.inversion import Solver
 from models.teacher import Schedule, Teacher
+
+GRADIENT_SCALE = 1024.0  # a power of two: float16 loses gradients below 6e-8, and these are small
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Embeddings, B x T x D each: of the input, of the edit, and what classifier-free guidance leads away from."""
+
+    caption: Tensor
+    edited: Tensor
+    negative: Tensor
+
+
+@dataclass(frozen=True)
+class Lockstep:
+    """How the two trajectories go.
+
+    reference: whether to follow the reconstruction to its end, where no map needs it too; without it the first latent is None.
+    guided_reference: with classifier-free guidance; with the caption as the negative text that would be a no-op, and one row is enough.
+    official: the reference code's form (guide_rows), else the paper's: one x_t, one gradient.
+    maps: reference maps by timestep that are there already; where all guided steps but the first have them, no reference is followed.
+    """
+
+    reference: bool = True
+    guided_reference: bool = False
+    official: bool = False
+    solver: str = "ddim"
+    maps: Mapping[int, list[Tensor]] = field(default_factory=dict)
 
 
 def edit_in_lockstep(
-    teacher: Teacher,
-    schedule: Schedule,
-    noise_BCHW: Tensor,
-    caption_BTD: Tensor,
-    edited_BTD: Tensor,
-    negative_BTD: Tensor,
-    guidance: Guidance,
-    reference: bool = True,
-    official: bool = False,
+    teacher: Teacher, schedule: Schedule, noise_BCHW: Tensor, texts: Texts, guidance: Guidance, way: Lockstep
 ) -> tuple[Tensor | None, Tensor]:
     """Latents (reconstruction, edit), each B x C x H x W, of inverted noise.
 
-    guidance: `amount` is the step size on x_t down the gradient of the attention distance, 0 for none; `scale` the classifier-free guidance
-    of the edit, away from the negative text. With its caption as its own negative, guidance is a no-op in the reference pass and one row is
-    enough. reference: whether to follow the reconstruction where no map needs it (amount = 0); without it the first latent is None.
-    official: the reference code's form (guide_rows), else the paper's: one x_t, one gradient.
+    guidance: `amount` is the step size on x_t down the gradient of the attention distance, 0 for none, in the first `until` of the steps;
+    `scale` the classifier-free guidance of the edit.
     """
     reference_BCHW = edit_BCHW = noise_BCHW
-    both_BTD = torch.cat([negative_BTD, edited_BTD])
-    follow = bool(guidance.amount) or reference
-    own_negative = guidance.negative == "caption" or not official
-    for timestep, alpha, alpha_next in zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True):
-        if follow:
-            with torch.no_grad(), teacher.recorded_maps() as reference_maps:
-                if own_negative:
-                    noise = teacher.noise(reference_BCHW, timestep, caption_BTD)
+    both_BTD = torch.cat([texts.negative, texts.edited])
+    to_reference, to_edit = Solver(way.solver), Solver(way.solver)
+    guided_steps = guided(len(schedule.timesteps), guidance)
+    follow_until = len(schedule.timesteps) if way.reference else 1 if way.maps and guided_steps else guided_steps
+    for index, (timestep, alpha, alpha_next) in enumerate(zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True)):
+        guide = index < guided_steps
+        maps = way.maps.get(timestep, [])
+        if index < follow_until:
+            with torch.no_grad():
+                if way.guided_reference:
+                    texts_BTD = torch.cat([texts.negative, texts.caption])
+                    noise, maps = teacher.noise_and_maps(reference_BCHW.repeat(2, 1, 1, 1), timestep, texts_BTD)
+                    noise = _classifier_free(noise, guidance.scale)
+                elif guide and not maps:
+                    noise, maps = teacher.noise_and_maps(reference_BCHW, timestep, texts.caption)
                 else:
-                    noise = _two_rows(teacher, reference_BCHW, timestep, torch.cat([negative_BTD, caption_BTD]), guidance.scale)
-            reference_BCHW = ddim_step(reference_BCHW, noise, alpha, alpha_next)
-        if guidance.amount and official:
-            maps = [torch.cat([layer, layer]) for layer in reference_maps] if own_negative else reference_maps
+                    noise = teacher.noise(reference_BCHW, timestep, texts.caption)
+            reference_BCHW = to_reference.step(reference_BCHW, noise, alpha, alpha_next)
+        if guide and way.official:
+            if not way.guided_reference:
+                maps = [torch.cat([layer, layer]) for layer in maps]
             edit_BCHW, noise = guide_rows(teacher, edit_BCHW, timestep, both_BTD, maps, guidance)
         else:
-            if guidance.amount:
-                edit_BCHW = edit_BCHW - guidance.amount * attention_gradient(teacher, edit_BCHW, timestep, edited_BTD, reference_maps)
+            if guide:
+                conditional = [layer.chunk(2)[1] for layer in maps] if way.guided_reference else maps
+                edit_BCHW = edit_BCHW - guidance.amount * attention_gradient(teacher, edit_BCHW, timestep, texts.edited, conditional)
             with torch.no_grad():
-                noise = _two_rows(teacher, edit_BCHW, timestep, both_BTD, guidance.scale)
-        edit_BCHW = ddim_step(edit_BCHW, noise, alpha, alpha_next)
-    return (reference_BCHW if follow else None), edit_BCHW
+                noise = _classifier_free(teacher.noise(edit_BCHW.repeat(2, 1, 1, 1), timestep, both_BTD), guidance.scale)
+        edit_BCHW = to_edit.step(edit_BCHW, noise, alpha, alpha_next)
+    return (reference_BCHW if way.reference else None), edit_BCHW
+
+
+def guided(steps: int, guidance: Guidance) -> int:
+    """How many of the steps, from the noise on, attention guides."""
+    return math.ceil(guidance.until * steps) if guidance.amount else 0
 
 
 def guide_rows(
@@ -71,10 +107,6 @@ def guide_rows(
     return rows_BCHW.chunk(2)[0], noise
 
 
-def _two_rows(teacher: Teacher, latent_BCHW: Tensor, timestep: int, texts_BTD: Tensor, scale: float) -> Tensor:
-    return _classifier_free(teacher.noise(latent_BCHW.repeat(2, 1, 1, 1), timestep, texts_BTD), scale)
-
-
 def _classifier_free(both_BCHW: Tensor, scale: float) -> Tensor:
     """Ho and Salimans (2022): away from the first half of the rows, towards the second."""
     negative, positive = both_BCHW.chunk(2)
@@ -86,8 +118,8 @@ def attention_gradient(teacher: Teacher, latent_BCHW: Tensor, timestep: int, tex
     with torch.enable_grad():
         latent_BCHW = latent_BCHW.detach().requires_grad_()
         maps = teacher.maps(latent_BCHW, timestep, text_BTD)
-        (gradient,) = torch.autograd.grad(attention_distance(maps, reference_maps), latent_BCHW)
-    return gradient
+        (gradient,) = torch.autograd.grad(attention_distance(maps, reference_maps) * GRADIENT_SCALE, latent_BCHW)
+    return gradient / GRADIENT_SCALE
 
 
 def attention_distance(maps: list[Tensor], reference_maps: list[Tensor]) -> Tensor:

@@ -8,23 +8,68 @@ Shapes: B batch, C latent channels, H W latent cells, S steps, O outer and I inn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from configs.errors import UserError
 from configs.schema import Inversion
 from models.teacher import Schedule, Teacher
 
 SMALLEST_LEVEL = 8  # cells; the pyramid 64, 32, 16, 8 of the reference code
 VARIANCE_EPSILON = 1e-7
+SOLVERS = ("ddim", "multistep")
 
 
 def ddim_step(latent_BCHW: Tensor, noise_BCHW: Tensor, alpha_from: float, alpha_to: float) -> Tensor:
     """Move a latent from one alpha_bar to another along the predicted noise; either direction (Song et al. 2021, eq. 12, eta = 0)."""
     clean = (latent_BCHW - (1 - alpha_from) ** 0.5 * noise_BCHW) / alpha_from**0.5
     return alpha_to**0.5 * clean + (1 - alpha_to) ** 0.5 * noise_BCHW
+
+
+class Solver:
+    """Moves one trajectory along its levels; either direction.
+
+    ddim: a first-order step a level. multistep: DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), which carries the clean image on along
+    the line through the last two estimates, in lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)); its first step, and steps between
+    equal levels, are DDIM's.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in SOLVERS:
+            raise UserError(f"edit.solver={name}: there are {', '.join(SOLVERS)}")
+        self.name = name
+        self.clean: Tensor | None = None
+        self.advance = 0.0  # of lambda in the last step
+
+    def step(self, latent_BCHW: Tensor, noise_BCHW: Tensor, alpha_from: float, alpha_to: float) -> Tensor:
+        """The latent at the next level, from the noise predicted at this one."""
+        if self.name == "ddim":
+            return ddim_step(latent_BCHW, noise_BCHW, alpha_from, alpha_to)
+        clean = (latent_BCHW - (1 - alpha_from) ** 0.5 * noise_BCHW) / alpha_from**0.5
+        advance = (math.log(alpha_to / (1 - alpha_to)) - math.log(alpha_from / (1 - alpha_from))) / 2
+        ahead = clean
+        if self.clean is not None and self.advance:
+            ahead = clean + advance / self.advance / 2 * (clean - self.clean)
+        self.clean, self.advance = clean, advance
+        return ddim_step(latent_BCHW, (latent_BCHW - alpha_from**0.5 * ahead) / (1 - alpha_from) ** 0.5, alpha_from, alpha_to)
+
+
+@dataclass
+class Inverted:
+    """noise: what the image became, B x C x H x W; maps: cross-attention maps on the way, by timestep; predicted and regularised: the last
+    step's noise before and after the regularisation.
+    """
+
+    noise: Tensor
+    maps: dict[int, list[Tensor]]
+    predicted: Tensor
+    regularised: Tensor
 
 
 @torch.no_grad()
@@ -35,8 +80,10 @@ def invert(
     caption_BTD: Tensor,
     generators: Sequence[torch.Generator],
     config: Inversion,
-) -> Tensor:
-    """The inverted noise of latents, B x C x H x W, under their captions (guidance scale 1).
+    solver: str = "ddim",
+    map_steps: int = 0,
+) -> Inverted:
+    """Invert latents, B x C x H x W, under their captions (guidance scale 1), with the maps of the last map_steps steps.
 
     steps: as steps_upwards or official_steps_upwards give them.
     generators: one CPU generator an image, from which its shifts are drawn, so that a result does not depend on its batch.
@@ -45,11 +92,16 @@ def invert(
     if config.lambda_ac:
         shifts = draw_shifts(generators, latent_BCHW.shape[1:3], len(steps), config).to(latent_BCHW.device)
     latent_BCHW = latent_BCHW.clone()
+    upwards, maps = Solver(solver), {}
+    predicted = noise = latent_BCHW
     for index, (timestep, alpha_from, alpha_to) in enumerate(steps):
-        noise = teacher.noise(latent_BCHW, timestep, caption_BTD)
-        noise = regularise(noise, None if shifts is None else shifts[:, len(steps) - 1 - index], config)
-        latent_BCHW = ddim_step(latent_BCHW, noise, alpha_from, alpha_to)
-    return latent_BCHW
+        if index >= len(steps) - map_steps:
+            predicted, maps[timestep] = teacher.noise_and_maps(latent_BCHW, timestep, caption_BTD)
+        else:
+            predicted = teacher.noise(latent_BCHW, timestep, caption_BTD)
+        noise = regularise(predicted, None if shifts is None else shifts[:, len(steps) - 1 - index], config)
+        latent_BCHW = upwards.step(latent_BCHW, noise, alpha_from, alpha_to)
+    return Inverted(latent_BCHW, maps, predicted, noise)
 
 
 def steps_upwards(schedule: Schedule) -> list[tuple[int, float, float]]:
@@ -99,10 +151,14 @@ def symmetric_circulants(noise_BCHW: Tensor, shifts_BxCL: Tensor) -> list[Tensor
     """
     levels = []
     for level, side in enumerate(_pyramid_sides(noise_BCHW.shape[2])):
-        identity = torch.eye(side, device=noise_BCHW.device, dtype=noise_BCHW.dtype)
-        table = torch.stack([identity.roll(r, 0) + identity.roll(-r, 0) for r in range(max(side // 2, 2))])
-        levels.append(table[shifts_BxCL[..., level]])
+        levels.append(_circulant_table(side, noise_BCHW.device, noise_BCHW.dtype)[shifts_BxCL[..., level]])
     return levels
+
+
+@lru_cache(maxsize=32)
+def _circulant_table(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    identity = torch.eye(side, device=device, dtype=dtype)
+    return torch.stack([identity.roll(r, 0) + identity.roll(-r, 0) for r in range(max(side // 2, 2))])
 
 
 def auto_correlation_gradient(noise_BCHW: Tensor, circulants: list[Tensor], pool_gain: float = 1.0) -> Tensor:

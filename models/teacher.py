@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,10 @@ class Schedule:
     alpha: list[float]
     alpha_next: list[float]
 
+    def first(self, steps: int) -> Schedule:
+        """The first `steps` steps alone."""
+        return Schedule(self.timesteps[:steps], self.alpha[:steps], self.alpha_next[:steps])
+
     def last(self, steps: int) -> Schedule:
         """The last `steps` steps alone: from a noisy image, not from noise."""
         return Schedule(self.timesteps[-steps:], self.alpha[-steps:], self.alpha_next[-steps:])
@@ -39,12 +43,14 @@ class Schedule:
 class Teacher:
     """Frozen VAE, text encoder and UNet.
 
-    Latents, noise and text embeddings are float32 outside; the networks run in `dtype`. Raises UserError where the folder does not load
-    or the prediction type is neither epsilon nor v_prediction.
+    Latents, noise, text embeddings and attention maps' gradients are float32 outside; the networks run in `dtype`. Raises UserError where
+    the folder does not load or the prediction type is neither epsilon nor v_prediction.
     """
 
-    def __init__(self, config: TeacherConfig, device: torch.device, dtype: str = "float32", pipeline: Any = None) -> None:
-        """pipeline: a loaded StableDiffusionPipeline instead of the one at config.path."""
+    def __init__(
+        self, config: TeacherConfig, device: torch.device, dtype: str = "float32", pipeline: Any = None, compiled: bool = False
+    ) -> None:
+        """pipeline: a loaded StableDiffusionPipeline instead of the one at config.path. compiled: run the UNet through torch.compile."""
         if dtype not in DTYPES:
             raise UserError(f"generate.dtype={dtype}: there are {', '.join(DTYPES)}")
         pipeline = pipeline or load_pipeline(config.path, dtype)
@@ -54,13 +60,20 @@ class Teacher:
             module.to(device).eval().requires_grad_(False) for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet)
         )
         self.unet.to(memory_format=torch.channels_last)
+        self._safety_checker, self._feature_extractor = pipeline.safety_checker, pipeline.feature_extractor
+        if self._safety_checker is not None:
+            self._safety_checker = self._safety_checker.to(device).eval().requires_grad_(False)
         self._v_prediction = {"epsilon": False, "v_prediction": True}.get(self.scheduler.config.prediction_type)
         if self._v_prediction is None:
             raise UserError(f"{config.path}: prediction_type {self.scheduler.config.prediction_type}; epsilon and v_prediction are known")
-        self._maps = _CrossAttentionMaps()
-        self.unet.set_attn_processor(
-            {name: self._maps if ".attn2." in name else processor for name, processor in self.unet.attn_processors.items()}
-        )
+        self._alphas = self.scheduler.alphas_cumprod.float().to(device)
+        self._timesteps = torch.arange(len(self._alphas), device=device)  # a number from the CPU each step would make the GPU wait
+        self._attention = Attention(sum(name.endswith(".attn2.processor") for name in self.unet.attn_processors))
+        self.unet.set_attn_processor(self._attention)
+        self._run: Callable[..., tuple[Tensor, list[Tensor]]] = torch.compile(self._network) if compiled else self._network
+        self._run_for_maps: Callable[..., list[Tensor]] = self._network_until_maps
+        if compiled:  # the compiler drops what the maps do not need by itself
+            self._run_for_maps = torch.compile(self._maps_of_network)
 
     def schedule(self, steps: int) -> Schedule:
         """DDIM with `steps` steps by the teacher's own scheduler configuration (betas, spacing, offset, final alpha)."""
@@ -79,6 +92,12 @@ class Teacher:
             [float(alphas[t]) for t in timesteps],
             [float(alphas[t - stride]) if t >= stride else final for t in timesteps],
         )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C x h x w of an image of the teacher's resolution."""
+        side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.unet.config.in_channels, side, side
 
     @torch.no_grad()
     def encode(self, image_BCHW: Tensor) -> Tensor:
@@ -115,35 +134,69 @@ class Teacher:
 
     def noise(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> Tensor:
         """The predicted noise (epsilon) at a timestep; a v-prediction is converted. Differentiable in the latent."""
-        sample = latent_BCHW.to(self.dtype, memory_format=torch.channels_last)
-        predicted = self.unet(sample, timestep, encoder_hidden_states=text_BTD.to(self.dtype), return_dict=False)[0].float()
-        if self._v_prediction:
-            alpha = self.scheduler.alphas_cumprod[timestep].to(latent_BCHW)
-            predicted = alpha.sqrt() * predicted + (1 - alpha).sqrt() * latent_BCHW
-        return predicted
+        return self._epsilon(self._run(*self._inputs(latent_BCHW, timestep, text_BTD))[0], latent_BCHW, timestep)
+
+    def noise_and_maps(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The predicted noise, and the cross-attention probabilities (B, heads, pixels, T) of each attn2 layer, in order."""
+        predicted, maps = self._run(*self._inputs(latent_BCHW, timestep, text_BTD), record=True)
+        return self._epsilon(predicted, latent_BCHW, timestep), maps
 
     def maps(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> list[Tensor]:
-        """The cross-attention probabilities alone (as recorded_maps), differentiable in the latent: what lies behind the last of them is
-        neither run nor, later, gone back through.
+        """The cross-attention probabilities alone, differentiable in the latent: what lies behind the last of them is neither run nor,
+        later, gone back through.
         """
-        self._maps.last = sum(isinstance(processor, _CrossAttentionMaps) for processor in self.unet.attn_processors.values())
-        with self.recorded_maps() as maps, contextlib.suppress(_AllMaps):
-            self.noise(latent_BCHW, timestep, text_BTD)
-        return maps
+        return self._run_for_maps(*self._inputs(latent_BCHW, timestep, text_BTD))
 
     @contextlib.contextmanager
-    def recorded_maps(self) -> Iterator[list[Tensor]]:
-        """Collect the cross-attention probabilities (B, heads, pixels, T) of each attn2 layer that runs inside, in order."""
-        maps: list[Tensor] = []
-        self._maps.recorded = maps
+    def controlled(self, control: AttentionControl) -> Iterator[None]:
+        """Let `control` change attention probabilities in what runs inside."""
+        self._attention.control = control
         try:
-            yield maps
+            yield
         finally:
-            self._maps.recorded, self._maps.last = None, 0
+            self._attention.control = None
+
+    @torch.no_grad()
+    def flagged(self, image_BCHW: Tensor) -> list[bool]:
+        """Which images in [-1, 1] the teacher's safety checker objects to; none where it has none."""
+        if self._safety_checker is None:
+            return [False] * len(image_BCHW)
+        levels = ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        pixels = self._feature_extractor(list(levels), return_tensors="pt").pixel_values.to(self.device, self.dtype)
+        # It blackens what it is given as images: something of no use.
+        return [bool(flag) for flag in self._safety_checker(images=torch.zeros(len(levels), 1), clip_input=pixels)[1]]
+
+    def _inputs(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sample = latent_BCHW.to(self.dtype, memory_format=torch.channels_last)
+        return sample, self._timesteps[timestep], text_BTD.to(self.dtype)
+
+    def _epsilon(self, predicted: Tensor, latent_BCHW: Tensor, timestep: int) -> Tensor:
+        if not self._v_prediction:
+            return predicted.float()
+        alpha = self._alphas[timestep]
+        return alpha.sqrt() * predicted.float() + (1 - alpha).sqrt() * latent_BCHW
+
+    def _network(self, sample: Tensor, timestep: Tensor, text: Tensor, record: bool = False) -> tuple[Tensor, list[Tensor]]:
+        maps: list[Tensor] = []
+        self._attention.maps, self._attention.leave = (maps if record else None), False
+        predicted = self.unet(sample, timestep, encoder_hidden_states=text, return_dict=False)[0]
+        self._attention.maps = None
+        return predicted, maps
+
+    def _maps_of_network(self, sample: Tensor, timestep: Tensor, text: Tensor) -> list[Tensor]:
+        return self._network(sample, timestep, text, record=True)[1]
+
+    def _network_until_maps(self, sample: Tensor, timestep: Tensor, text: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = []
+        self._attention.maps, self._attention.leave = maps, True
+        with contextlib.suppress(_AllMaps):
+            self.unet(sample, timestep, encoder_hidden_states=text, return_dict=False)
+        self._attention.maps = None
+        return maps
 
 
 def load_pipeline(path: str, dtype: str = "float32") -> Any:
-    """The StableDiffusionPipeline of a folder or hub name, without its safety checker. UserError where there is none."""
+    """The StableDiffusionPipeline of a folder or hub name, with its safety checker if it has one. UserError where there is none."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils.logging import disable_progress_bar
     from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
@@ -151,37 +204,56 @@ def load_pipeline(path: str, dtype: str = "float32") -> Any:
     disable_progress_bar()
     disable_transformers_progress_bar()
     try:
-        return StableDiffusionPipeline.from_pretrained(find_file(path), dtype=DTYPES[dtype], safety_checker=None)
+        return StableDiffusionPipeline.from_pretrained(find_file(path), dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
         raise UserError(f"teacher.path={path} does not load as a Stable Diffusion folder: {str(error)[:300]}") from error
+
+
+class AttentionControl(Protocol):
+    """Changes attention probabilities while the network runs."""
+
+    def covers(self, is_cross: bool, pixels: int) -> bool:
+        """Whether it wants to see a layer; the others run on the fused kernel."""
+
+    def __call__(self, probabilities: Tensor, is_cross: bool) -> Tensor:
+        """The probabilities (rows, heads, pixels, keys) to use instead."""
 
 
 class _AllMaps(Exception):
     """Every map is there."""
 
 
-class _CrossAttentionMaps:
-    """Attention processor of the attn2 layers: explicit probabilities while they are recorded, else the fused kernel."""
+class Attention:
+    """Attention processor of all layers: explicit probabilities where they are recorded or controlled, else the fused kernel."""
 
-    def __init__(self) -> None:
-        self.recorded: list[Tensor] | None = None
-        self.last = 0  # leave the network after so many maps; 0: run it to its end
+    def __init__(self, cross_layers: int) -> None:
+        self.cross_layers = cross_layers
+        self.maps: list[Tensor] | None = None  # where to record those of the cross-attention layers
+        self.leave = False  # the network, once all are recorded
+        self.control: AttentionControl | None = None
 
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
-    ) -> Tensor:
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        is_cross = encoder_hidden_states is not None
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         batch, pixels = hidden_states.shape[:2]
         query, key, value = (
             x.view(batch, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
-            for x in (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+            for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        if self.recorded is None:
+        recorded = is_cross and self.maps is not None
+        control = self.control if self.control and self.control.covers(is_cross, pixels) else None
+        if not recorded and control is None:
             mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         else:
-            probabilities = (query @ key.transpose(-1, -2) * attn.scale).softmax(-1)
-            self.recorded.append(probabilities)
-            if len(self.recorded) == self.last:
-                raise _AllMaps
+            if attn.upcast_attention:  # Stable Diffusion 2.1: the scores leave float16's range
+                query, key = query.float(), key.float()
+            probabilities = ((query * attn.scale) @ key.transpose(-1, -2)).softmax(-1).to(value.dtype)
+            if recorded:
+                self.maps.append(probabilities)  # type: ignore[union-attr]
+                if self.leave and len(self.maps) == self.cross_layers:  # type: ignore[arg-type]
+                    raise _AllMaps
+            if control is not None:
+                probabilities = control(probabilities, is_cross)
             mixed = probabilities @ value
         mixed = mixed.transpose(1, 2).reshape(batch, pixels, -1)
         return attn.to_out[1](attn.to_out[0](mixed))

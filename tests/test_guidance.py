@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from configs.schema import Guidance
-from generate.guidance import attention_distance, attention_gradient, edit_in_lockstep
+from generate.guidance import Lockstep, Texts, attention_distance, attention_gradient, edit_in_lockstep
 
 
 @pytest.fixture
@@ -21,8 +21,7 @@ def test_the_processor_computes_what_diffusers_does(setting):
 
     teacher, latent, caption, _ = setting
     fused = teacher.noise(latent, 500, caption)
-    with teacher.recorded_maps() as maps:
-        explicit = teacher.noise(latent, 500, caption)
+    explicit, maps = teacher.noise_and_maps(latent, 500, caption)
     teacher.unet.set_attn_processor(AttnProcessor())
     expected = teacher.noise(latent, 500, caption)
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-5)
@@ -48,13 +47,12 @@ def test_v_prediction_is_converted(setting):
 
 def test_the_gradient_is_the_slope(setting):
     teacher, latent, caption, edited = setting
-    with torch.no_grad(), teacher.recorded_maps() as reference:
-        teacher.noise(latent, 500, caption)
+    with torch.no_grad():
+        reference = teacher.maps(latent, 500, caption)
 
     def distance(x):
-        with torch.no_grad(), teacher.recorded_maps() as maps:
-            teacher.noise(x, 500, edited)
-        return float(attention_distance(maps, reference))
+        with torch.no_grad():
+            return float(attention_distance(teacher.maps(x, 500, edited), reference))
 
     gradient = attention_gradient(teacher, latent, 500, edited, reference)
     direction = gradient / gradient.norm()
@@ -66,8 +64,8 @@ def test_the_gradient_is_the_slope(setting):
 
 def test_one_images_gradient_does_not_depend_on_its_neighbours(setting):
     teacher, latent, caption, edited = setting
-    with torch.no_grad(), teacher.recorded_maps() as reference:
-        teacher.noise(latent, 500, caption)
+    with torch.no_grad():
+        reference = teacher.maps(latent, 500, caption)
     together = attention_gradient(teacher, latent, 500, edited, reference)
     alone = attention_gradient(teacher, latent[1:], 500, edited[1:], [maps[1:] for maps in reference])
     torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-7)
@@ -76,7 +74,9 @@ def test_one_images_gradient_does_not_depend_on_its_neighbours(setting):
 def test_no_change_of_text_reconstructs(setting):
     """With the caption itself as the edited text, guidance has nothing to pull and CFG nothing to amplify: edit = reference."""
     teacher, latent, caption, _ = setting
-    reference, edit = edit_in_lockstep(teacher, teacher.schedule(4), latent, caption, caption, caption, Guidance(1.0, 7.5))
+    reference, edit = edit_in_lockstep(
+        teacher, teacher.schedule(4), latent, Texts(caption, caption, caption), Guidance(1.0, 7.5), Lockstep()
+    )
     torch.testing.assert_close(edit, reference, rtol=1e-3, atol=1e-3)
 
 
@@ -87,36 +87,34 @@ def test_lockstep_is_the_two_pass_algorithm(setting):
     amount, scale = 50.0, 3.0
     stored, x = [], latent
     for t, a, b in zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True):
-        with torch.no_grad(), teacher.recorded_maps() as maps:
-            noise = teacher.noise(x, t, caption)
+        with torch.no_grad():
+            noise, maps = teacher.noise_and_maps(x, t, caption)
         stored.append(maps)
         x = b**0.5 * (x - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - b) ** 0.5 * noise
     y = latent
     for t, a, b, maps in zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, stored, strict=True):
         variable = y.clone().requires_grad_()
-        with teacher.recorded_maps() as current:
-            teacher.noise(variable, t, edited)
+        current = teacher.noise_and_maps(variable, t, edited)[1]
         loss = sum(((p - q) ** 2).sum((2, 3)).mean(1).sum() for p, q in zip(current, maps, strict=True))
         y = y - amount * torch.autograd.grad(loss, variable)[0]
         with torch.no_grad():
             negative, positive = teacher.noise(y, t, caption), teacher.noise(y, t, edited)
         noise = negative + scale * (positive - negative)
         y = b**0.5 * (y - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - b) ** 0.5 * noise
-    reference, edit = edit_in_lockstep(teacher, schedule, latent, caption, edited, caption, Guidance(amount, scale))
+    texts = Texts(caption, edited, caption)
+    reference, edit = edit_in_lockstep(teacher, schedule, latent, texts, Guidance(amount, scale), Lockstep())
     torch.testing.assert_close(reference, x, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(edit, y, rtol=1e-3, atol=1e-3)
-    unguided = edit_in_lockstep(teacher, schedule, latent, caption, edited, caption, Guidance(0.0, scale), reference=False)
+    unguided = edit_in_lockstep(teacher, schedule, latent, texts, Guidance(0.0, scale), Lockstep(reference=False))
     assert unguided[0] is None and not torch.allclose(unguided[1], y, atol=1e-3)
 
 
 def test_maps_alone_are_the_maps(setting):
     """The network left early gives the same maps, and runs whole again afterwards."""
     teacher, latent, caption, _ = setting
-    with teacher.recorded_maps() as expected:
-        noise = teacher.noise(latent, 500, caption)
+    noise, expected = teacher.noise_and_maps(latent, 500, caption)
     maps = teacher.maps(latent, 500, caption)
     assert len(maps) == len(expected) and all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
-    with teacher.recorded_maps() as again:
-        assert torch.equal(teacher.noise(latent, 500, caption), noise)
-    assert len(again) == len(expected)
+    again, maps = teacher.noise_and_maps(latent, 500, caption)
+    assert torch.equal(again, noise) and len(maps) == len(expected)
     torch.testing.assert_close(teacher.noise(latent, 500, caption), noise, rtol=1e-4, atol=1e-5)

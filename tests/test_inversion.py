@@ -99,7 +99,7 @@ def test_inversion_and_sampling_are_inverse_for_an_exact_denoiser():
     schedule = Schedule(schedule.timesteps, schedule.alpha, [*schedule.alpha_next[:-1], alpha_low])
     assert start > alpha_low
     teacher = SimpleNamespace(noise=noise)
-    inverted = invert(teacher, steps_upwards(schedule), latent, None, [], Inversion(lambda_ac=0, lambda_kl=0))
+    inverted = invert(teacher, steps_upwards(schedule), latent, None, [], Inversion(lambda_ac=0, lambda_kl=0)).noise
     alpha = schedule.alpha[0]
     torch.testing.assert_close(inverted, alpha**0.5 * point + (1 - alpha) ** 0.5 * white, rtol=1e-4, atol=1e-4)
     sampled = inverted
@@ -130,7 +130,8 @@ def test_a_batch_is_its_images_one_by_one(tiny_teacher):
     text = tiny_teacher.embed(["a tree", "two trees in summer", "a pine tree"])
     schedule = tiny_teacher.schedule(4)
     generators = lambda rows: [torch.Generator().manual_seed(row) for row in rows]  # noqa: E731
-    together = invert(tiny_teacher, steps_upwards(schedule), latent, text, generators(range(3)), Inversion())
+    together = invert(tiny_teacher, steps_upwards(schedule), latent, text, generators(range(3)), Inversion()).noise
     for row in range(3):
-        alone = invert(tiny_teacher, steps_upwards(schedule), latent[row : row + 1], text[row : row + 1], generators([row]), Inversion())
+        one = latent[row : row + 1], text[row : row + 1], generators([row])
+        alone = invert(tiny_teacher, steps_upwards(schedule), *one, Inversion()).noise
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)

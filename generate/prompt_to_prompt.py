@@ -1,0 +1,88 @@
+"""Prompt-to-prompt word swap (Hertz et al. 2022), a baseline: the edit takes over attention probabilities of the reference as they are.
+
+Shapes: B images, H heads, P pixels, T text tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+import torch
+from torch import Tensor
+
+from configs.schema import PromptToPrompt
+from generate.guidance import Texts
+from generate.inversion import Solver
+from models.teacher import Schedule, Teacher
+
+
+def edit_by_replacing(
+    teacher: Teacher,
+    schedule: Schedule,
+    noise_BCHW: Tensor,
+    texts: Texts,
+    scale: float,
+    alignment: tuple[Tensor, Tensor],
+    config: PromptToPrompt,
+    solver: str = "ddim",
+) -> tuple[Tensor, Tensor]:
+    """Latents (reconstruction, edit), each B x C x H x W: in one call a step, rows of the reference, the negative text and the edit.
+
+    scale: classifier-free guidance of the edit; the reference is reconstructed at scale 1. alignment: as align_tokens gives it.
+    """
+    reference_BCHW = edit_BCHW = noise_BCHW
+    all_BTD = torch.cat([texts.caption, texts.negative, texts.edited])
+    to_reference, to_edit = Solver(solver), Solver(solver)
+    steps = len(schedule.timesteps)
+    for index, (timestep, alpha, alpha_next) in enumerate(zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True)):
+        replacement = _Replacement(
+            alignment,
+            cross=index < math.ceil(config.cross_replace * steps),
+            most_pixels=config.self_side**2 if index < math.ceil(config.self_replace * steps) else 0,
+        )
+        with teacher.controlled(replacement):
+            noise = teacher.noise(torch.cat([reference_BCHW, edit_BCHW, edit_BCHW]), timestep, all_BTD)
+        reconstructed, negative, positive = noise.chunk(3)
+        reference_BCHW = to_reference.step(reference_BCHW, reconstructed, alpha, alpha_next)
+        edit_BCHW = to_edit.step(edit_BCHW, negative + scale * (positive - negative), alpha, alpha_next)
+    return reference_BCHW, edit_BCHW
+
+
+class _Replacement:
+    """Rows are thirds: reference, negative, edit; the edit's probabilities become the reference's."""
+
+    def __init__(self, alignment: tuple[Tensor, Tensor], cross: bool, most_pixels: int) -> None:
+        self.moved_BTT, self.own_BT = alignment
+        self.cross, self.most_pixels = cross, most_pixels
+
+    def covers(self, is_cross: bool, pixels: int) -> bool:
+        return self.cross if is_cross else pixels <= self.most_pixels
+
+    def __call__(self, probabilities: Tensor, is_cross: bool) -> Tensor:
+        reference, negative, edit = probabilities.chunk(3)
+        if not is_cross:
+            return torch.cat([reference, negative, reference])
+        edit = reference @ self.moved_BTT[:, None].to(edit) + edit * self.own_BT[:, None, None].to(edit)
+        return torch.cat([reference, negative, edit])
+
+
+def align_tokens(teacher: Teacher, captions: Sequence[str], swapped: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Which of the swapped text's tokens takes which of the caption's maps: B x T x T, and 1 where a token keeps its own, B x T.
+
+    Equal tokens take each other's; a swapped word's tokens share those of the word they replace (the mean map over the tokens of the
+    caption's word, times as many); new words keep their own (the paper's word swap and refinement).
+    """
+    length = teacher.tokenizer.model_max_length
+    moved, own = torch.zeros(len(captions), length, length), torch.zeros(len(captions), length)
+    for row, (before, after) in enumerate(zip(captions, swapped, strict=True)):
+        old, new = (teacher.tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids for text in (before, after))
+        for kind, i0, i1, j0, j1 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+            if kind == "equal":
+                moved[row, range(i0, i1), range(j0, j1)] = 1.0
+            elif kind == "replace":
+                moved[row, i0:i1, j0:j1] = 1.0 / (j1 - j0)
+            elif kind == "insert":
+                own[row, j0:j1] = 1.0
+    return moved.to(teacher.device), own.to(teacher.device)
