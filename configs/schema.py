@@ -47,11 +47,24 @@ class Teacher:
 
 
 @dataclass
+class Retrieve:
+    """Of a large source, the images nearest to the task's source words by CLIP (Parmar et al. 2023, section 4)."""
+
+    k: int = _opt(0, "so many are kept, nearest first (the paper: 250); 0: all, in the source's order")
+    aesthetics: float = _opt(0.0, "least aesthetics score, where an image's metadata has one (the paper: 9)")
+
+
+@dataclass
 class Source:
-    """Where the input images come from."""
+    """Where the inputs come from."""
 
     images: str = _opt("", "a folder, an image, a .txt of paths, webdataset .tar (glob, {0..9}, address); empty: rendered scenes")
-    caption: str = _opt("", "one caption for every image; empty: the image's own (NAME.txt beside it), else the task's template")
+    prompts: str = _opt("", "or a text file of prompts from which the teacher makes the inputs itself (in configs/banks, or a path)")
+    caption: str = _opt(
+        "", "one caption for every image; empty: the image's own (NAME.txt beside it), else captioner, else the task's template"
+    )
+    captioner: str = _opt("", "BLIP model for images without caption, folder or hub name (Salesforce/blip-image-captioning-base)")
+    retrieve: Retrieve = field(default_factory=Retrieve)
     first_seed: int = _opt(1_000_000, "seed of the first rendered scene; the miniature was trained on seeds below 1,000,000")
     max_pixels: int = _opt(100_000_000, "larger images are refused before they are decoded")
     max_unreadable_share: float = _opt(0.05, "more unreadable images than this share is an error; fewer are counted and left out")
@@ -66,7 +79,11 @@ class Direction:
     target_embedding: str = _opt("", "... and that of the target (dog.pt); their difference is the direction")
     strength: float = _opt(1.0, "multiplies the direction")
     plus: dict[str, float] = _opt({}, "further ready directions to add, each with its strength: {FILE: 0.5}")
-    sentences: int = _opt(1000, "sentences a word that the built-in grammar makes, where the task names no file")
+    sentences: int = _opt(1000, "sentences a word that the built-in grammar or the language model makes, where the task names no file")
+    language_model: str = _opt(
+        "", "text-generation model of transformers that writes the sentences (folder or hub name), or the endpoint's"
+    )
+    endpoint: str = _opt("", "base address of an OpenAI-compatible service (https://HOST/v1; key in OPENAI_API_KEY); empty: a local model")
 
 
 @dataclass
@@ -88,6 +105,7 @@ class Edit:
     method: str = _opt("pix2pix-zero", "pix2pix-zero (the paper's configuration E), or its A, B, C, D, or sdedit (Meng et al. 2022)")
     steps: int = _opt(100, "DDIM steps of the reference and the edit trajectory")
     strength: float = _opt(0.75, "sdedit: how far towards noise the image is taken, 0 to 1")
+    solver: str = _opt("ddim", "ddim, or multistep: DPM-Solver++(2M), which needs fewer steps for the same edit")
     mode: str = _opt("paper", "paper: one x_t, one gradient; official: as the reference code, value by value (docs/generate.md)")
 
 
@@ -97,7 +115,18 @@ class Guidance:
 
     amount: float = _opt(0.10, "step size on x_t along the gradient of the attention distance; 0.1 real images, 0.15 synthetic")
     scale: float = _opt(5.0, "classifier-free guidance scale")
-    negative: str = _opt("caption", "negative prompt of the edit: 'caption' (real images) or 'empty'")
+    negative: str = _opt("auto", "negative prompt: caption, empty, or auto: the caption of an image, empty where a prompt makes the input")
+    until: float = _opt(1.0, "attention guides this share of the steps, from the noise on; the layout is decided early")
+    maps: str = _opt("reference", "whose maps: reference, a pass of its own, or inversion: those of the way up, which are held until then")
+
+
+@dataclass
+class PromptToPrompt:
+    """The baseline edit.method=prompt-to-prompt (Hertz et al. 2022)."""
+
+    cross_replace: float = _opt(0.8, "share of the steps in which the words' maps are taken over")
+    self_replace: float = _opt(0.4, "share of the steps in which self-attention is")
+    self_side: int = _opt(16, "in layers of at most so many latent cells a side")
 
 
 @dataclass
@@ -106,8 +135,11 @@ class Generate:
 
     pairs: int = _opt(15_000, "pairs to make; a folder with fewer images gives one pair an image")
     pairs_per_shard: int = _opt(64, "pairs in one tar: what an interruption can cost")
-    batch: int = _opt(16, "images edited together")
+    batch: int = _opt(0, "images edited together; 0: as many as the GPU's memory holds (16 on a CPU)")
     dtype: str = _opt("float16", "float32, float16 or bfloat16 weights and activations")
+    compile: bool = _opt(False, "run the UNet through torch.compile: minutes at the start, less time a pair")
+    safety_checker: bool = _opt(True, "leave out what the teacher's safety checker flags, where it has one")
+    workers: int = _opt(4, "threads that read images ahead")
     device: str = _opt("auto", "auto, cpu, cuda or cuda:N")
     out: str = _opt("", "folder of the shards; empty: <run>/pairs")
     save_reconstruction: bool = _opt(False, "keep the reference pass's picture beside the pair")
@@ -237,6 +269,7 @@ class Config:
     inversion: Inversion = field(default_factory=Inversion)
     edit: Edit = field(default_factory=Edit)
     guidance: Guidance = field(default_factory=Guidance)
+    prompt_to_prompt: PromptToPrompt = field(default_factory=PromptToPrompt)
     generate: Generate = field(default_factory=Generate)
     scorer: Scorer = field(default_factory=Scorer)
     segmenter: Segmenter = field(default_factory=Segmenter)

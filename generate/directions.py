@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from configs.errors import UserError
 from configs.loader import HERE, digest
 from configs.schema import Direction, Task
 from generate.grammar import sentences
+from generate.language import written_bank
+from generate.shards import write_json
 from models.teacher import Teacher
 
 FEW_SENTENCES = 0.9  # cosine between the halves of the banks below which the direction is still noise
@@ -54,22 +57,40 @@ def edit_direction(teacher: Teacher, task: Task, config: Direction, cache: Path)
 
 
 def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) -> tuple[Tensor, str]:
-    banks = task_banks(task, config.sentences)
+    """The direction and its report; both are kept in `cache`, the report with the norm at each token, as JSON beside the tensor."""
+    banks = task_banks(task, config, cache.parent / "banks")
     path = cache / f"{digest(teacher.text_fingerprint(), banks)}.safetensors"
-    if not path.exists():
-        _save(path, _difference(teacher, *banks), {"source": task.source, "target": task.target})
-    even, odd = (_difference(teacher, *(bank[part::2] for bank in banks)).flatten() for part in (0, 1))
-    agreement = torch.cosine_similarity(even, odd, dim=0)
-    report = f"direction '{task.source}' -> '{task.target}': {len(banks[0])} + {len(banks[1])} sentences"
-    report += f", cosine between the halves of the banks {agreement:.3f}" + (" (make more sentences)" if agreement < FEW_SENTENCES else "")
+    about = path.with_suffix(".json")
+    if not (path.exists() and about.exists()):
+        value = _difference(teacher, *banks)
+        even, odd = (_difference(teacher, *(bank[part::2] for bank in banks)).flatten() for part in (0, 1))
+        about_it = {
+            "source": task.source,
+            "target": task.target,
+            "sentences": [len(bank) for bank in banks],
+            "cosine_between_halves": float(torch.cosine_similarity(even, odd, dim=0)),
+            "norm_per_token": value[0].norm(dim=-1).tolist(),
+        }
+        _save(path, value, {"source": task.source, "target": task.target})
+        write_json(about, about_it)
+    found = json.loads(about.read_text())
+    report = f"direction '{task.source}' -> '{task.target}': {found['sentences'][0]} + {found['sentences'][1]} sentences"
+    report += f", cosine between the halves of the banks {found['cosine_between_halves']:.3f}"
+    report += " (make more sentences)" if found["cosine_between_halves"] < FEW_SENTENCES else ""
     return read_embedding(str(path), "direction", None), report
 
 
-def task_banks(task: Task, count: int) -> tuple[list[str], list[str]]:
-    """Sentences about the task's source and about its target: from their files, else `count` of the built-in grammar's."""
-    banks = ((task.source_bank, "source_bank", task.source), (task.target_bank, "target_bank", task.target))
-    source, target = (read_bank(name, key) if name else sentences(words, count) for name, key, words in banks)
-    return source, target
+def task_banks(task: Task, config: Direction, folder: Path) -> tuple[list[str], list[str]]:
+    """Sentences about the task's source and about its target: from their files, else by the language model (kept in `folder`), else
+    of the built-in grammar.
+    """
+
+    def bank(name: str, key: str, words: str) -> list[str]:
+        if not name and config.language_model:
+            name = str(written_bank(words, config, folder))
+        return read_bank(name, key) if name else sentences(words, config.sentences)
+
+    return bank(task.source_bank, "task.source_bank", task.source), bank(task.target_bank, "task.target_bank", task.target)
 
 
 def read_bank(name: str, key: str) -> list[str]:
@@ -77,7 +98,7 @@ def read_bank(name: str, key: str) -> list[str]:
     path = Path(name) if Path(name).is_absolute() or Path(name).exists() else HERE / "banks" / name
     if not path.is_file():
         known = ", ".join(sorted(file.name for file in (HERE / "banks").glob("*.txt")))
-        raise UserError(f"task.{key}={name}: no such sentence bank. In configs/banks there are: {known}")
+        raise UserError(f"{key}={name}: no such sentence bank. In configs/banks there are: {known}")
     lines = [line.strip() for line in path.read_text().splitlines()]
     kept = [line for line in lines if line and not line.startswith("#")]
     if len(kept) < 2:

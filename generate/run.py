@@ -3,17 +3,19 @@
   accelerate launch generate/run.py task=tree2winter
   python generate/run.py task=tree2winter source.images=PHOTOS runs_dir=OUT
 
-Reads rendered scenes or a folder of photographs, writes pair shards to <runs_dir>/<task>/<teacher>/pairs. Run the same command again to go
-on after an interruption; a larger generate.pairs= adds to what is there.
+Reads rendered scenes, photographs, webdataset tars or prompts (source.*), writes pair shards to <runs_dir>/<task>/<teacher>/pairs. Run the
+same command again to go on after an interruption; a larger generate.pairs= adds to what is there.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +25,15 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import digest, model_files, pairs_dir, to_yaml
 from configs.schema import Config
-from generate.shards import Pair, exclusive, is_finished, read_manifest, write_json, write_shard
+from generate.shards import exclusive, is_finished, read_manifest, write_json, write_shard
 
 if TYPE_CHECKING:
     from generate.editors import Editor
-    from generate.sources import InputImage, InputSource
+    from generate.sources import InputSource
 
-SECTIONS = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "generate")
-IDENTITY = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance")
+SECTIONS = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt", "generate", "scorer")
+IDENTITY = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt")
+LEFT_OUT = {"unreadable": "images could not be read", "flagged": "edits were flagged by the safety checker"}
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 
@@ -40,12 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """What a run would do: number of images, pairs and shards, those already there, and about how much disk all take."""
-    from generate.sources import open_source
+    """What a run would do: number of images, pairs and shards, those already there, about how much disk all take, and how long the rest."""
+    import os
 
-    source = open_source(config.source, config.task, config.teacher.resolution, config.generate.pairs)
+    source = input_source(config, look=False)
     shards = _shards(config, source)
     done = sum(_is_done(pairs_dir(config), index, ids) for index, ids in shards.items())
+    left = sum(len(ids) for index, ids in shards.items() if not _is_done(pairs_dir(config), index, ids))
     pictures = 2 + (config.generate.save_reconstruction or config.generate.save_latents)
     size = len(source) * pictures * 3 * config.teacher.resolution**2  # a lossless PNG of a photograph is a little smaller than its pixels
     return {
@@ -54,7 +58,21 @@ def plan(config: Config) -> dict[str, Any]:
         "shards": len(shards),
         "shards already there": done,
         "disk for the pictures, about (GB)": round(size / 1e9, 2),
+        "time for the rest, about": _time(config, left / int(os.environ.get("WORLD_SIZE", 1))) if left else "none",
     }
+
+
+def _time(config: Config, pairs: float) -> str:
+    """By timing two steps of one batch; the teacher may not be here yet."""
+    from generate.batches import largest_batch, seconds_a_pair
+
+    try:
+        editor = _editor(config, for_timing=True)
+    except UserError as error:
+        return f"unknown ({error})"
+    batch = config.generate.batch or largest_batch(editor, config.generate.pairs_per_shard)
+    seconds = seconds_a_pair(editor, batch, config.edit.steps)
+    return f"{seconds * pairs / 3600:.2f} hours ({seconds:.2f} s a pair in batches of {batch} on {editor.teacher.device})"
 
 
 def generate(config: Config) -> Path:
@@ -63,94 +81,89 @@ def generate(config: Config) -> Path:
     Raises UserError where the folder was made with another configuration (unless force=true), where another process writes there, and,
     after all the work is done, where more of the images than source.max_unreadable_share could not be read.
     """
-    from generate.sources import open_source
     from models.devices import process_group
 
     state = process_group()
     folder = pairs_dir(config)
-    source = open_source(config.source, config.task, config.teacher.resolution, config.generate.pairs)
     with exclusive(folder, f"rank{state.process_index}"):
         if state.is_main_process:
             _claim(folder, config)
+            source = input_source(config)  # retrieval looks at every image, once: the others wait and read what it found
         state.wait_for_everyone()
+        if not state.is_main_process:
+            source = input_source(config)
         shards = _shards(config, source)
         missing = {index: ids for index, ids in shards.items() if not _is_done(folder, index, ids)}
         mine = {index: missing[index] for index in list(missing)[state.process_index :: state.num_processes]}
         if state.is_main_process:
             print(f"pairs: {len(source)} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}", flush=True)
         if mine:
-            _write_shards(config, folder, source, mine, state.is_main_process)
+            _write_shards(config, folder, source, mine, state.process_index)
         state.wait_for_everyone()
     left_out = [item for index in shards for item in read_manifest(folder / f"{index:06d}.tar")["left_out"]]
-    if left_out:
-        first = "; ".join(f"{item['id']} ({item['reason']})" for item in left_out[:5])
-        message = f"{len(left_out)} of {len(source)} images could not be read and were left out: {first}"
-        if len(left_out) > config.source.max_unreadable_share * len(source):
+    for why, meaning in LEFT_OUT.items():
+        found = [item for item in left_out if item["why"] == why]
+        if not found:
+            continue
+        first = "; ".join(f"{item['id']} ({item['reason']})" for item in found[:5])
+        message = f"{len(found)} of {len(source)} {meaning} and were left out: {first}"
+        if why == "unreadable" and len(found) > config.source.max_unreadable_share * len(source):
             raise UserError(f"{message}. Mend or remove them, or raise source.max_unreadable_share")
         if state.is_main_process:
             print(message, flush=True)
     return folder
 
 
-def _write_shards(config: Config, folder: Path, source: InputSource, shards: dict[int, range], talk: bool) -> None:
-    from generate.directions import edit_direction
+def input_source(config: Config, look: bool = True) -> InputSource:
+    """The run's inputs. look: with source.retrieve.k, look at the images; else it is only a source of as many."""
+    from generate.sources import open_source
+
+    if not config.source.retrieve.k:
+        return open_source(config.source, config.task, config.teacher.resolution, config.generate.pairs)
+    if not config.source.images:
+        raise UserError("source.retrieve.k: name the images to choose from with source.images=")
+    if not look:
+        most = min(config.source.retrieve.k, config.generate.pairs)
+        return open_source(config.source, config.task, config.teacher.resolution, most)
+    from generate.retrieval import Nearest
+
+    return Nearest(open_source(config.source, config.task, config.teacher.resolution, sys.maxsize), config)
+
+
+def _editor(config: Config, for_timing: bool = False) -> Editor:
+    """for_timing: with a direction of nothing, which takes no sentences and writes no cache."""
+    from generate.directions import EditDirection, edit_direction
     from generate.editors import Editor
     from models.devices import pick_device
     from models.teacher import Teacher
 
-    teacher = Teacher(config.teacher, pick_device(config.generate.device), config.generate.dtype)
-    direction = edit_direction(teacher, config.task, config.direction, Path(config.runs_dir) / "directions")
-    editor, made_with = Editor(teacher, direction, config), digest(_identity_values(config))
-    progress = _Progress(sum(map(len, shards.values())), talk)
-    if talk:
-        print(direction.report, flush=True)
+    settings = config.generate
+    teacher = Teacher(config.teacher, pick_device(settings.device), settings.dtype, compiled=settings.compile)
+    if for_timing:
+        return Editor(teacher, EditDirection(0 * teacher.embed([""]), "", ""), config)
+    return Editor(teacher, edit_direction(teacher, config.task, config.direction, Path(config.runs_dir) / "directions"), config)
+
+
+def _write_shards(config: Config, folder: Path, source: InputSource, shards: dict[int, range], rank: int) -> None:
+    from generate.batches import PairMaker, largest_batch
+    from generate.captions import Captioner
+
+    editor, made_with = _editor(config), digest(_identity_values(config))
+    device = editor.teacher.device
+    captioner = Captioner(config.source.captioner, device) if config.source.captioner else None
+    settings = replace(config.generate, batch=config.generate.batch or largest_batch(editor, config.generate.pairs_per_shard))
+    common = {"seed": config.seed, "direction": editor.direction.hash, "configuration": made_with, "versions": _versions()}
+    maker = PairMaker(editor, settings, captioner, common)
+    progress = _Progress(sum(map(len, shards.values())), talk=rank == 0)
+    if rank == 0:
+        print(f"{editor.direction.report}\nbatches of {settings.batch} on {device}", flush=True)
     for index, ids in shards.items():
-        left_out: list[dict[str, str]] = []
+        began, left_out = time.monotonic(), []  # type: ignore[var-annotated]
         about = {"ids": [ids.start, ids.stop], "left_out": left_out, "configuration": made_with}
-        common = {"seed": config.seed, "direction": direction.hash, "configuration": made_with, "versions": _versions()}
-        write_shard(folder, index, _edit(config, editor, common, source, ids, left_out, progress), about)
-
-
-def _edit(
-    config: Config, editor: Editor, common: dict[str, Any], source: InputSource, ids: range, left_out: list, progress: _Progress
-) -> Iterator[Pair]:
-    """The pairs of one shard, edited in batches; inputs that cannot be read go to left_out."""
-    from generate.sources import Unreadable
-
-    inputs = []
-    for index in ids:
-        try:
-            inputs.append(source.load(index))
-        except Unreadable as error:
-            left_out.append({"id": source.name(index), "reason": str(error)})
-    for start in range(0, len(inputs), config.generate.batch):
-        yield from _edit_batch(config, editor, common, inputs[start : start + config.generate.batch])
-        progress.advance(len(inputs[start : start + config.generate.batch]))
-
-
-def _edit_batch(config: Config, editor: Editor, common: dict[str, Any], inputs: list[InputImage]) -> Iterator[Pair]:
-    import numpy as np
-    import torch
-
-    from generate.inversion import noise_statistics
-
-    pixels = torch.from_numpy(np.stack([item.image for item in inputs])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    reconstruct = config.generate.save_reconstruction or config.generate.save_latents
-    edited = editor(pixels, [item.caption for item in inputs], [item.key for item in inputs], reconstruct)
-    levels = {name: ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() for name, x in edited.pictures.items()}
-    latents = {name: latent.cpu() for name, latent in edited.latents.items()}
-    statistics = noise_statistics(latents["inverted"])
-    for row, item in enumerate(inputs):
-        record = {
-            "source": item.about,
-            "caption": item.caption,
-            "caption_from": item.caption_from,
-            "noise": statistics[row],
-            **common,
-        }
-        kept = latents if config.generate.save_latents else {}
-        arrays = {f"{name}_latent": latent[row].numpy() for name, latent in kept.items()}
-        yield Pair(item.key, {"input": item.image, **{name: images[row] for name, images in levels.items()}}, record, arrays)
+        write_shard(folder, index, maker.pairs(source, ids, left_out, progress.advance), about)
+        took = f"{len(ids) - len(left_out)} pairs, {len(left_out)} left out, {time.monotonic() - began:.1f} s"
+        with open(folder / "log.txt", "a") as log:
+            log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {index:06d}.tar: {took}, process {rank} on {device}\n")
 
 
 def _shards(config: Config, source: InputSource) -> dict[int, range]:
@@ -169,12 +182,15 @@ def _versions() -> dict[str, str]:
 
 def _identity_values(config: Config) -> dict[str, Any]:
     """What decides a pair's pixels; where it lies, how many there are and on what device they are made does not."""
+    from generate.retrieval import scorer_files
+
     values = {f"{name}.{key}": value for name in IDENTITY for key, value in asdict(getattr(config, name)).items()}
     for threshold in ("task.clip_gain", "task.overlap"):
         del values[threshold]
     return values | {
         "teacher.files": _files_digest(config.teacher.path),
         "direction.made_of": _direction_digest(config),
+        "source.models": digest(model_files(config.source.captioner), scorer_files(config) if config.source.retrieve.k else ""),
         "seed": config.seed,
         "generate.dtype": config.generate.dtype,
         "generate.pairs_per_shard": config.generate.pairs_per_shard,
@@ -192,8 +208,8 @@ def _direction_digest(config: Config) -> str:
 
     asked = config.direction
     files = [path for path in (asked.file, asked.source_embedding, asked.target_embedding, *asked.plus) if path]
-    ready = asked.file or asked.source_embedding
-    return digest([model_files(path) for path in files], [] if ready else task_banks(config.task, asked.sentences))
+    banks = ([], []) if asked.file or asked.source_embedding else task_banks(config.task, asked, Path(config.runs_dir) / "banks")
+    return digest([model_files(path) for path in files], banks)
 
 
 def _claim(folder: Path, config: Config) -> None:
@@ -211,17 +227,21 @@ def _claim(folder: Path, config: Config) -> None:
 
 
 class _Progress:
-    """A line a batch: done, rate, time left."""
+    """A line a batch: done, rate, time left, and when that is."""
 
     def __init__(self, total: int, talk: bool) -> None:
         self.total, self.talk, self.done, self.began = total, talk, 0, time.monotonic()
 
     def advance(self, count: int) -> None:
         self.done += count
-        seconds = time.monotonic() - self.began
+        seconds = (time.monotonic() - self.began) / self.done
+        left = timedelta(seconds=seconds * (self.total - self.done))
         if self.talk:
-            left = seconds / self.done * (self.total - self.done)
-            print(f"  {self.done}/{self.total} pairs, {seconds / self.done:.2f} s a pair, {left / 60:.1f} min left", flush=True)
+            end = f"{datetime.now() + left:%a %H:%M}"
+            print(
+                f"  {self.done}/{self.total} pairs, {seconds:.2f} s a pair, {left.total_seconds() / 60:.1f} min left, until {end}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

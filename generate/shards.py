@@ -19,6 +19,7 @@ import re
 import tarfile
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,19 @@ def write_shard(folder: Path, index: int, pairs: Iterable[Pair], about: dict[str
     keys: list[str] = []
     try:
         with open(temporary, "wb") as stream:
-            with webdataset.TarWriter(stream, encoder=False, mtime=0, user="zero2gan", group="zero2gan") as writer:
+            # Encoding goes on beside the making of the next batch; one thread keeps the order.
+            with (
+                webdataset.TarWriter(stream, encoder=False, mtime=0, user="zero2gan", group="zero2gan") as writer,
+                ThreadPoolExecutor(1) as pool,
+            ):
+                writes = []
                 for pair in pairs:
                     if not KEY.fullmatch(pair.key) or pair.key in keys:
                         raise ShardError(f"{path}: key '{pair.key}' is repeated or not of [a-z0-9_-]+")
                     keys.append(pair.key)
-                    writer.write(_encode(pair))
+                    writes.append(pool.submit(lambda pair: writer.write(_encode(pair)), pair))
+                for write in writes:
+                    write.result()
             stream.flush()
             os.fsync(stream.fileno())
         manifest = {"format": FORMAT, "keys": keys, **fingerprint(temporary), **about}

@@ -1,4 +1,4 @@
-"""Where the input images come from: rendered scenes, photographs, or webdataset tars. Same ids in the same order, every time."""
+"""Where the inputs come from: rendered scenes, photographs, webdataset tars, or prompts alone. Same ids in the same order, every time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class InputImage:
-    """An input: key `[a-z0-9_-]+`, RGB uint8 side x side x 3, its caption, where that came from, and what the record says of the source."""
+    """An input: key `[a-z0-9_-]+`, RGB uint8 side x side x 3 (empty: its caption makes it), its caption, where that came from, and what the
+    record says of the source.
+    """
 
     key: str
     image: np.ndarray
@@ -51,9 +53,16 @@ class InputSource(Protocol):
     def load(self, index: int) -> InputImage:
         """Read one; raises Unreadable."""
 
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What is known of it beside its caption ({}: nothing)."""
+
 
 def open_source(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
     """The source that the configuration names, at most `limit` images of it. UserError where it holds none."""
+    if config.prompts and config.images:
+        raise UserError("source.images and source.prompts are two sources: name one")
+    if config.prompts:
+        return PromptSource(config, task, limit)
     if config.images.startswith("pipe:"):
         raise UserError(f"source.images={config.images}: a pipe: runs a command and is refused; name files or an address")
     if config.images.endswith(".tar") or "://" in config.images:
@@ -92,6 +101,35 @@ class SceneSource:
         origin = "source.caption" if self.caption else "scene"
         return InputImage(self.name(index), np.asarray(picture), text, origin, {"id": self.name(index), "scene_seed": seed})
 
+    def metadata(self, index: int) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+class PromptSource:
+    """Inputs that the teacher makes itself: the prompts of a bank in turn, each time from another seed, so no inversion is needed."""
+
+    def __init__(self, config: Source, task: Task, limit: int) -> None:
+        from generate.directions import read_bank
+
+        self.prompts, self.count, self.bank = read_bank(config.prompts, "source.prompts"), limit, Path(config.prompts).name
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        """prompt-INDEX, from which the seed derives."""
+        return f"prompt-{index:06d}"
+
+    def load(self, index: int) -> InputImage:
+        """A prompt and no image."""
+        prompt = self.prompts[index % len(self.prompts)]
+        return InputImage(self.name(index), np.empty((0, 0, 3), np.uint8), prompt, self.bank, {"id": self.name(index)})
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
 
 class PhotoSource:
     """A folder of PNG, JPEG and WebP images (searched through), one image file, or a .txt that lists them, a path a line."""
@@ -127,6 +165,11 @@ class PhotoSource:
         beside = path.with_suffix(".txt")
         own = (beside.read_text(errors="replace"), beside.name) if beside.is_file() else ("", "")
         return InputImage(photo_key(name), image, *caption_of(self.config, self.task, *own), {"id": name})
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What NAME.json beside the photograph says."""
+        beside = self.paths[index].with_suffix(".json")
+        return _json_object(beside.read_bytes()) if beside.is_file() else {}
 
 
 class TarSource:
@@ -168,19 +211,24 @@ class TarSource:
 
     def load(self, index: int) -> InputImage:
         """The centre square of the image; its caption from KEY.txt, else from KEY.json's 'caption', else from the task's template."""
-        name, path, parts = self.entries[index]
-        content = {}
-        with open(path, "rb") as stream:
-            for extension in (_image_part(parts), "txt", "json"):
-                if extension in parts:
-                    stream.seek(parts[extension][0])
-                    content[extension] = stream.read(parts[extension][1])
-        image = read_square(io.BytesIO(content[_image_part(parts)]), self.resolution, self.config.max_pixels)
-        own = content.get("txt", b"").decode(errors="replace"), "txt"
-        if not own[0].strip() and "json" in content:
-            with contextlib.suppress(ValueError, AttributeError):
-                own = str(json.loads(content["json"]).get("caption") or ""), "json"
+        name, _, parts = self.entries[index]
+        image = read_square(io.BytesIO(self._member(index, _image_part(parts))), self.resolution, self.config.max_pixels)
+        own = self._member(index, "txt").decode(errors="replace"), "txt"
+        if not own[0].strip():
+            own = str(self.metadata(index).get("caption") or ""), "json"
         return InputImage(photo_key(name), image, *caption_of(self.config, self.task, *own), {"id": name})
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What KEY.json says."""
+        return _json_object(self._member(index, "json"))
+
+    def _member(self, index: int, extension: str) -> bytes:
+        _, path, parts = self.entries[index]
+        if extension not in parts:
+            return b""
+        with open(path, "rb") as stream:
+            stream.seek(parts[extension][0])
+            return stream.read(parts[extension][1])
 
 
 def local_files(pattern: str) -> list[str]:
@@ -193,6 +241,13 @@ def local_files(pattern: str) -> list[str]:
         return sorted(glob.glob(pattern)) or [pattern]
     found = fsspec.open_local(f"filecache::{pattern}", filecache={"cache_storage": str(Path.home() / ".cache" / "zero2gan")})
     return [found] if isinstance(found, str) else sorted(found)
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        found = json.loads(data)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _image_part(parts: Mapping[str, Any]) -> str:

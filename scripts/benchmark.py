@@ -40,6 +40,7 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
     """Stage 1: the plain loop against the editor, in the paper's and the reference code's form."""
     import torch
 
+    from generate.batches import largest_batch
     from generate.directions import EditDirection
     from generate.editors import Editor
     from models.devices import pick_device
@@ -52,7 +53,7 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
         raise UserError(f"benchmark.architecture={config.benchmark.architecture}: there are sd14, and none for the teacher's own")
     pipeline = build[config.benchmark.architecture]().to(device)
     side = 512 if config.benchmark.architecture else config.teacher.resolution
-    count, batch = config.benchmark.pairs, min(config.generate.batch, config.benchmark.pairs)
+    count = config.benchmark.pairs
     torch.manual_seed(0)
     images = torch.rand(count, 3, side, side) * 2 - 1  # the speed depends on neither pixels nor weights
     attention = dict(pipeline.unet.attn_processors)
@@ -71,17 +72,21 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
 
     rows = {"plain loop, one at a time": _measure(run_plain, config.benchmark.plain_pairs, device)}
     pipeline.unet.set_attn_processor(attention)
-    teacher = Teacher(config.teacher, device, dtype, pipeline)  # freezes the weights that the plain loop has gradients for
+    # Freezes the weights that the plain loop has gradients for.
+    teachers = [Teacher(replace(config.teacher, resolution=side), device, dtype, pipeline, compiled) for compiled in (False, True)]
+    to_target = EditDirection(direction.float(), "", "")
     for mode in ("paper", "official"):
         variant = replace(config, edit=replace(config.edit, mode=mode))
-        editor = Editor(teacher, EditDirection(direction.float(), "", ""), variant)
+        counted = Editor(teachers[0], to_target, variant)
+        batch = min(config.generate.batch or largest_batch(counted, count), count)
+        editor = Editor(teachers[config.generate.compile], to_target, variant)
 
-        def run_ours(editor: Editor = editor) -> None:
+        def run_ours(editor: Editor = editor, batch: int = batch) -> None:
             for part in images.split(batch):
                 editor(part, [CAPTION] * len(part), [str(row) for row in range(len(part))], True)
 
-        row = _measure(run_ours, count, device)
-        row["rate"] = _arithmetic(editor, images[:1], config.edit.steps) / row["seconds"] / _product_rate(device, DTYPES[dtype])
+        row = _measure(run_ours, count, device, warm=config.generate.compile)
+        row["rate"] = _arithmetic(counted, images[:1], config.edit.steps) / row["seconds"] / _product_rate(device, DTYPES[dtype])
         rows[f"ours, {mode}, batches of {batch}"] = row
     baseline = rows["plain loop, one at a time"]["seconds"]
     for row in rows.values():
@@ -111,15 +116,16 @@ def report(config: Config, found: dict[str, Any]) -> None:
         write_json(Path(config.json), found)
 
 
-def _measure(run: Callable[[], None], pairs: int, device: Any) -> dict[str, float]:
+def _measure(run: Callable[[], None], pairs: int, device: Any, warm: bool = False) -> dict[str, float]:
     """Seconds a pair, and the peak of the memory: the GPU's own, or on a CPU the process's so far."""
     import resource
 
     import torch
 
     on_gpu = device.type == "cuda"
-    if on_gpu:
+    if on_gpu or warm:
         run()  # kernels are loaded and chosen
+    if on_gpu:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
@@ -135,16 +141,11 @@ def _arithmetic(editor: Any, image: Any, steps: int) -> float:
     """Floating point operations of one pair: counted for one and two steps, and extended to all, as every step does the same."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    counts, whole = [], (editor.schedule, editor.inversion_steps)
+    counts = []
     for some in (1, 2):
-        editor.schedule = replace(
-            whole[0], timesteps=whole[0].timesteps[:some], alpha=whole[0].alpha[:some], alpha_next=whole[0].alpha_next[:some]
-        )
-        editor.inversion_steps = whole[1][:some]
         with FlopCounterMode(display=False) as counter:
-            editor(image, [CAPTION], ["0"], True)
+            editor.shortened(some)(image, [CAPTION], ["0"], True)
         counts.append(counter.get_total_flops())
-    editor.schedule, editor.inversion_steps = whole
     return counts[0] + (steps - 1) * (counts[1] - counts[0])
 
 

@@ -108,7 +108,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     images |= _by_generators(config, inputs)
     device = pick_device(config.generate.device)
     perceptual, scorer = perceptual_loss(device), ClipScorer(config.scorer, device)
-    banks = task_banks(config.task, config.direction.sentences)
+    banks = task_banks(config.task, config.direction, Path(config.runs_dir) / "banks")
     images |= {"input unchanged": inputs, "true edit": truth}
     columns = perceptual_columns(perceptual, images, inputs, truth)
     rows = {}
@@ -120,7 +120,9 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         }
     reconstruction = inputs
     for name, found in edits.items():
-        rows[name] |= {key: float(np.mean([pair.record["noise"][key] for pair in found])) for key in ("variance", "auto_correlation")}
+        rows[name] |= {
+            key: float(np.mean([pair.record["noise"]["inverted"][key] for pair in found])) for key in ("variance", "auto_correlation")
+        }
         if "reconstruction" in found[0].images:
             reconstruction = np.stack([pair.images["reconstruction"] for pair in found])
             rows[name]["psnr_reconstruction"] = float(psnr(reconstruction, inputs).mean())
