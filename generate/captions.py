@@ -31,6 +31,6 @@ class Captioner:
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[str]:
         """One caption for each RGB uint8 image: the most probable words (greedy), the same every time."""
-        pixels = self.processor(images=list(images), return_tensors="pt").pixel_values.to(self.model.device)
+        pixels = self.processor(images=[image.copy() for image in images], return_tensors="pt").pixel_values.to(self.model.device)
         words = self.model.generate(pixel_values=pixels, max_new_tokens=MAX_TOKENS, num_beams=1, do_sample=False)
         return [text.strip() for text in self.processor.batch_decode(words, skip_special_tokens=True)]
