@@ -20,7 +20,9 @@ REQUIREMENTS = [
     "pyyaml>=6",
     "safetensors>=0.4.5",
     "segment-anything==1.0",
+    "timm>=1.0.10",  # DINO ViT-B/8 for the structure distance; open_clip_torch brings it
     "torch>=2.6",
+    "torch-fidelity>=0.4",  # the formulas of FID and KID and FID's own Inception; pure Python, needs nothing that is not here
     "torchvision>=0.21",
     "transformers>=4.56",
     "webdataset>=1.0.2,<2",

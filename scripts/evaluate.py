@@ -38,6 +38,7 @@ COLUMNS = {  # title and digits after the point
     "psnr_true": ("PSNR to truth, dB", 2),
     "lpips_true": ("LPIPS to truth", 3),
     "iou_true": ("mask IoU with truth", 3),
+    "mask_found": ("mask found", 3),
     "difference": ("LPIPS to truth minus pix2pix-zero's", 3),
     "psnr_teacher": ("PSNR to teacher's edit, dB", 2),
     "lpips_teacher": ("LPIPS to teacher's edit", 3),
@@ -49,7 +50,7 @@ COLUMNS = {  # title and digits after the point
     "variance": ("inverted noise: variance", 3),
     "auto_correlation": ("auto-correlation", 4),
 }
-PAPER = ("accuracy", "structure", "background", "psnr_true", "lpips_true", "iou_true", "difference")
+PAPER = ("accuracy", "structure", "background", "psnr_true", "lpips_true", "iou_true", "mask_found", "difference")
 DISTILLED = ("psnr_teacher", "lpips_teacher", "fid", "kid", "seconds")
 INVERSION = ("accuracy", "psnr_true", "lpips_true", "structure", "lpips_input", "psnr_reconstruction", "variance", "auto_correlation")
 TABLES = {"table1": (PAPER, DISTILLED), "table2": (PAPER, DISTILLED), "sweep": (INVERSION,)}  # what is printed of each

@@ -99,9 +99,9 @@ def background_distance(distance_BHW: torch.Tensor, background_BHW: np.ndarray) 
 
 
 def mask_iou(first_NHW: np.ndarray, second_NHW: np.ndarray) -> np.ndarray:
-    """Intersection over union of each pair of bool masks, N; 1 where both are empty."""
+    """Intersection over union of each pair of bool masks, N; nan where either is empty: nothing found, no score, as in the filter."""
     both, either = (first_NHW & second_NHW).sum((1, 2)), (first_NHW | second_NHW).sum((1, 2))
-    return np.where(either, both / np.maximum(either, 1), 1.0)
+    return np.where(first_NHW.any((1, 2)) & second_NHW.any((1, 2)), both / np.maximum(either, 1), np.nan)
 
 
 def interval(values_N: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
