@@ -263,7 +263,7 @@ def mean(cell):
     return float(cell.split()[0])
 
 
-def test_table1_end_to_end(tiny_run, tmp_path, capsys):
+def test_table1_end_to_end(tiny_run, tmp_path, capsys, monkeypatch):
     import csv
     import json
 
@@ -291,16 +291,32 @@ def test_table1_end_to_end(tiny_run, tmp_path, capsys):
     assert float(written["B: DDIM + swap"]["lpips_true_high"]) == cell["high"] and written["true edit"]["psnr_true"] == ""
     assert (where / "grid.png").exists()
 
+    monkeypatch.setattr("models.segmenter.Segmenter.segment", None)
     assert evaluate.main(["table1", *tiny_run, *FEW]) == 0
     again = capsys.readouterr().out
-    assert "0 of 1 shards" not in again and printed_tables(again)[0] == table  # nothing is edited again, nothing is drawn anew
+    assert "0 of 1 shards" not in again and printed_tables(again)[0] == table  # neither edited nor segmented again, equal draws
 
 
-def test_table2_of_a_foreground_task(tiny_run, capsys):
+def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, monkeypatch):
+    """BG-LPIPS spares the input's rendered trees and what the segmenter finds in the edit, here the upper half; IoU is to the true pines."""
+    from generate.shards import read_pairs
+    from models.miniature.scenes import Look, mask, scene
+
+    upper = np.arange(32)[:, None].repeat(32, 1) < 16
+    monkeypatch.setattr("models.segmenter.Segmenter.segment", lambda self, images, noun: [upper] * len(images))
     assert evaluate.main(["table2", *tiny_run, *FEW, "task=oak2pine"]) == 0
     (table,) = printed_tables(capsys.readouterr().out)
     assert [name.partition(":")[0] for name in table][:4] == ["A", "B", "C", "D"]
-    assert mean(table["input unchanged"]["BG-LPIPS"]) == 0 < mean(table["A: random noise + swap"]["BG-LPIPS"])
+    distances, overlaps = [], []
+    for pair in read_pairs(tmp_path / "runs/oak2pine/miniature/evaluate/3000000/A-scale-5"):
+        view = scene(pair.record["source"]["scene_seed"])
+        oaks, pines = (mask(view, Look("summer", species=species), "tree")[2::4, 2::4] for species in ("oak", "pine"))
+        features = [perceptual.features(metrics.signed(np.stack([pair.images[name]]), perceptual)) for name in ("edit", "input")]
+        distances.append(perceptual.distance_map(*features)[0].numpy()[~(upper | oaks)].mean())
+        overlaps.append((upper & pines).sum() / (upper | pines).sum())
+    assert mean(table["A: random noise + swap"]["BG-LPIPS"]) == pytest.approx(np.mean(distances), abs=6e-4)
+    assert mean(table["A: random noise + swap"]["mask IoU with truth"]) == pytest.approx(np.mean(overlaps), abs=6e-4)
+    assert mean(table["input unchanged"]["BG-LPIPS"]) == 0
 
 
 def test_photographs_get_the_papers_columns(tiny_run, tmp_path, images, capsys):
