@@ -42,7 +42,6 @@ class Judges:
         self.measured_by = {
             "CLIP-Acc": f"{config.scorer.model} {config.scorer.pretrained}".strip(),
             "Structure-Dist": "DINO ViT-B/8" if asked.dino else "VGG16's relu4_3 in place of DINO ViT-B/8",
-            "FID, KID": "Inception" if asked.inception else "VGG16's relu5_3 in place of Inception",
         }
         if self.segmenter:
             self.measured_by["masks"] = f"{config.segmenter.model}, '{self.nouns[1]}'"
@@ -81,6 +80,7 @@ class Judges:
             "psnr_teacher": metrics.psnr(edits, teacher),
             "lpips_teacher": metrics.lpips_distance(self.perceptual, edits, teacher),
         }
+        self.measured_by["FID, KID"] = "Inception" if self.config.evaluate.inception else "VGG16's relu5_3 in place of Inception"
         features = [metrics.set_features(stack, self.set_network) for stack in (edits, teacher)]
         return of_images, metrics.set_distances(*features) if len(edits) > 1 else {}
 

@@ -298,7 +298,7 @@ def test_table1_end_to_end(tiny_run, tmp_path, capsys, monkeypatch):
 
 
 def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, monkeypatch):
-    """BG-LPIPS spares the input's rendered trees and what the segmenter finds in the edit, here the upper half; IoU is to the true pines."""
+    """BG-LPIPS spares the input's rendered trees and what the segmenter finds in the edit, here the upper half; IoU to the true pines."""
     from generate.shards import read_pairs
     from models.miniature.scenes import Look, mask, scene
 
