@@ -22,14 +22,15 @@ WHERE = "https://dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain/dino_vitbase
 def load_dino(weights: str, device: torch.device | str = "cpu") -> nn.Module:
     """DINO ViT-B/8 from a .pth or .safetensors file, or for 'hub' from timm's; UserError where it is not there."""
     import timm
-    from timm.models import load_checkpoint
+    from safetensors.torch import load_file
 
     try:
         if weights != "hub" and not Path(weights).is_file():
             raise FileNotFoundError("no such file")
         vit = timm.create_model(ARCHITECTURE, pretrained=weights == "hub", num_classes=0)
         if weights != "hub":
-            load_checkpoint(vit, weights)  # a plain unpickler would run code from the file; this one does not
+            plain = Path(weights).suffix == ".safetensors"  # a plain unpickler would run code from the other kind
+            vit.load_state_dict(load_file(weights) if plain else torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:  # noqa: BLE001 - the hub's client, torch's unpickler and safetensors raise a dozen kinds
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(

@@ -70,7 +70,7 @@ class Judges:
             if truth is not None:
                 found[name]["psnr_true"] = metrics.psnr(edit, truth)
             if of_truth is not None:
-                found[name]["mask_found"] = masks[name].any((1, 2))
+                found[name]["mask_found"] = masks[name].mean((1, 2)) > 0
                 found[name]["iou_true"] = metrics.mask_iou(masks[name], of_truth)
         return found
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from models.clip_scorer import ClipScorer
     from models.perceptual import Perceptual
 
-BATCH = 32
+BATCH = 8  # of 512 x 512 images: the features that VGG16 gives of them take 1 GB
+INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 STRUCTURE_LAYER = 3  # relu4_3 of LPIPS's five, the stand-in for DINO's keys
 
 
@@ -113,13 +114,17 @@ def interval(values_N: np.ndarray, resamples: int, seed: int) -> tuple[float, fl
 
 def set_distances(features_ND: torch.Tensor, reference_ND: torch.Tensor) -> dict[str, float]:
     """'fid' (Heusel et al. 2017) and 'kid' (Binkowski et al. 2018, unbiased, all images at once) of two sets of features, N at least 2."""
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+    import torch
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import poly_mmd
 
+    ready = torch.nn.Identity()  # in the place of the network: the features are there
+    ready.num_features = features_ND.shape[1]  # type: ignore[assignment]
+    frechet = FrechetInceptionDistance(feature=ready)
     first, second = features_ND.double().cpu(), reference_ND.double().cpu()
-    fid = fid_statistics_to_metric(fid_features_to_statistics(first), fid_features_to_statistics(second), verbose=False)
-    kid = kid_features_to_metric(first, second, kid_subsets=1, kid_subset_size=min(len(first), len(second)), verbose=False)
-    return {"fid": fid[KEY_METRIC_FID], "kid": kid[KEY_METRIC_KID_MEAN]}
+    frechet.update(first, real=False)
+    frechet.update(second, real=True)
+    return {"fid": float(frechet.compute()), "kid": float(poly_mmd(second, first))}
 
 
 def set_features(image_NHWC: np.ndarray, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -134,16 +139,15 @@ def set_features(image_NHWC: np.ndarray, network: Callable[[torch.Tensor], torch
 def load_inception(weights: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """FID's own Inception, for set_features: uint8 B x 3 x H x W -> B x 2048. UserError where the file is not it."""
     import torch
-    from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     try:
         torch.load(weights, map_location="cpu", weights_only=True)  # the package would run code that lies in the file: not after this
-        network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
     except Exception as error:  # noqa: BLE001 - torch's unpickler raises a dozen kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        raise UserError(
-            f"evaluate.inception={weights}: no weights of FID's Inception ({reason}): {inception.URL_INCEPTION_V3} has them"
-        ) from error
+        raise UserError(f"evaluate.inception={weights} ({reason}): it takes {INCEPTION} and pip install torch-fidelity==0.3.0") from error
     return lambda image_BCHW: network(image_BCHW)[0]
 
 

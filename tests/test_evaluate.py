@@ -1,5 +1,8 @@
 """The metrics by hand, in float64, and the table end to end."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -201,11 +204,19 @@ def test_fid_and_kid_against_scipy_and_a_loop():
     assert same["fid"] == pytest.approx(0, abs=1e-6)
 
 
-def test_inceptions_file_is_named_and_never_executed(tmp_path):
+def test_inceptions_file_is_named_and_never_executed(tmp_path, monkeypatch):
+    """Neither by us nor by the package, which would execute it (a stand-in here, as it is no requirement)."""
+
     class Evil:
         def __reduce__(self):
             return (tmp_path / "executed").touch, ()
 
+    def extractor(name, features, feature_extractor_weights_path):
+        return torch.load(feature_extractor_weights_path, weights_only=False)
+
+    package = types.SimpleNamespace(FeatureExtractorInceptionV3=extractor)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", package)
     torch.save({"Conv2d_1a_3x3.conv.weight": Evil()}, tmp_path / "evil.pth")
     for file in ("evil.pth", "missing.pth"):
         with pytest.raises(UserError, match=f"evaluate.inception=.*{file}.*https://"):

@@ -150,6 +150,7 @@ def test_dinos_keys_by_hand():
 
 def test_dino_loads_from_a_file_and_says_where_there_is_none(tmp_path, monkeypatch):
     import timm
+    from safetensors.torch import save_file
 
     monkeypatch.setattr(dino, "ARCHITECTURE", "vit_tiny_patch16_224")  # ViT-B/8 is 343 MB
     vit = timm.create_model(dino.ARCHITECTURE, num_classes=0)
@@ -157,7 +158,15 @@ def test_dino_loads_from_a_file_and_says_where_there_is_none(tmp_path, monkeypat
     loaded = dino.load_dino(str(tmp_path / "dino.pth"))
     assert torch.equal(loaded.blocks[-1].attn.qkv.weight, vit.blocks[-1].attn.qkv.weight)
     assert dino.dino_keys(loaded, pictures(5, batch=1)[0]).shape == (1, 197, 192)
-    (tmp_path / "text.pth").write_text("not weights")
-    for name in ("missing.pth", "text.pth"):
+    save_file(vit.state_dict(), tmp_path / "dino.safetensors")
+    assert torch.equal(dino.load_dino(str(tmp_path / "dino.safetensors")).cls_token, vit.cls_token)
+
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path / "executed").touch, ()
+
+    torch.save({"cls_token": Evil()}, tmp_path / "evil.pth")
+    for name in ("missing.pth", "evil.pth"):
         with pytest.raises(UserError, match=f"evaluate.dino=.*{name}.*download https://"):
             dino.load_dino(str(tmp_path / name))
+    assert not (tmp_path / "executed").exists()
