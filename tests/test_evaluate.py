@@ -87,6 +87,19 @@ def test_the_runs_own_pairs_are_not_made_again(tiny_run):
     assert all(variant.generate.out != str(pairs_dir(config)) for variant in evaluate.variants(config).values())
 
 
+def test_the_tables_share_their_edits_and_take_up_new_methods(tiny_run, monkeypatch):
+    from configs.loader import load
+    from generate import editors
+
+    monkeypatch.setitem(editors.METHODS, "prompt-to-prompt", editors.METHODS["B"])
+    first, second = (evaluate.variants(load(tiny_run), table) for table in ("table1", "table2"))
+    assert [variant.edit.strength for variant in first.values()][:4] == [0.5, 0.6, 0.7, 0.8]
+    assert [variant.edit.method for variant in first.values()][4:] == ["B", "prompt-to-prompt", "pix2pix-zero"]
+    assert len({variant.generate.out for variant in first.values()}) == 7
+    shared = first.keys() & second.keys()
+    assert len(shared) == 2 and all(first[name] == second[name] for name in shared)
+
+
 def test_the_shipped_generator_is_not_measured_on_scenes_it_may_know():
     """Its pairs came from seeds from 1,000,000 on, whatever this run's own are."""
     from configs.loader import load
