@@ -20,7 +20,9 @@ REQUIREMENTS = [
     "pyyaml>=6",
     "safetensors>=0.4.5",
     "segment-anything==1.0",
+    "timm>=1.0.10",  # DINO ViT-B/8 for the structure distance; open_clip_torch brings it
     "torch>=2.6",
+    "torchmetrics>=1.9",  # the formulas of FID and KID; pure Python
     "torchvision>=0.21",
     "transformers>=4.56",
     "webdataset>=1.0.2,<2",
@@ -37,6 +39,7 @@ setup(
     extras_require={
         "dev": ["mypy>=1.11", "pytest>=8", "ruff>=0.6", "types-PyYAML"],
         "demo": ["scikit-image>=0.24"],  # its sample photographs
+        "inception": ["torch-fidelity==0.3.0"],  # FID's own network; 0.4.0 installs a package `tests` that hides ours
         "ray": ["ray[default]>=2.40"],
     },
 )

@@ -231,11 +231,15 @@ class Distill:
 
 @dataclass
 class Evaluate:
-    """scripts/evaluate.py: methods against the true edit."""
+    """scripts/evaluate.py: the paper's tables and sweeps, on held-out scenes or on the photographs of source.images."""
 
-    scenes: int = _opt(256, "held-out scenes")
-    first_seed: int = _opt(3_000_000, "seed of the first; validation sweeps use other seeds")
-    methods: list[str] = _opt(["pix2pix-zero", "B", "D"], "editing methods to compare (edit.method)")
+    scenes: int = _opt(256, "held-out scenes, or at most so many photographs")
+    first_seed: int = _opt(3_000_000, "seed of the first scene; validation sweeps use other seeds")
+    bootstrap: int = _opt(1000, "resamples of the images for each 95 % interval")
+    dino: str = _opt("hub", "structure distance by DINO ViT-B/8: weights file, 'hub' (timm's); empty: VGG16's relu4_3 stands in")
+    inception: str = _opt("", "FID and KID by this file of Inception's weights (docs/metrics.md); empty: VGG16's relu5_3 stands in")
+    sdedit_strengths: list[float] = _opt([0.5, 0.6, 0.7, 0.8], "table1: SDEdit's rows, one a strength")
+    methods: list[str] = _opt(["pix2pix-zero", "B", "D"], "sweep: editing methods to compare (edit.method)")
     amounts: list[float] = _opt([], "guidance amounts to sweep; empty: guidance.amount")
     scales: list[float] = _opt([], "guidance scales to sweep; empty: guidance.scale")
     strengths: list[float] = _opt([], "direction strengths to sweep; empty: direction.strength")

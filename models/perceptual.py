@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lpips import LPIPS, normalize_tensor
 from torch import nn
+from torch.nn.functional import interpolate
 
 from configs.errors import UserError
 
@@ -50,9 +51,21 @@ class Perceptual(nn.Module):
 
     def distance(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
         """LPIPS of each pair of images, shape B, from their features."""
+        return torch.stack([layer.mean((1, 2, 3)) for layer in self._layers(first, second)]).sum(0)
+
+    def distance_map(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
+        """LPIPS place by place, B x H x W of the images' size: each layer's distances enlarged (bilinear) and summed, as `lpips` does."""
+        size_HW = first[0].shape[-2:]  # relu1_2 has the image's own
+        enlarged = [interpolate(layer, size_HW, mode="bilinear", align_corners=False) for layer in self._layers(first, second)]
+        return torch.stack(enlarged).sum(0)[:, 0]
+
+    def pooled(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Mean over all places of VGG16's relu5_3, B x 512, of images in [-1, 1]: a picture's content as one vector."""
+        return self.lpips.net(self.lpips.scaling_layer(image_BCHW.float()))[-1].mean((2, 3))
+
+    def _layers(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> list[torch.Tensor]:
         with torch.autocast(first[0].device.type, enabled=False):
-            layers = [lin((a - b).square()).mean((1, 2, 3)) for lin, a, b in zip(self.lpips.lins, first, second, strict=True)]
-            return torch.stack(layers).sum(0)
+            return [lin((a - b).square()) for lin, a, b in zip(self.lpips.lins, first, second, strict=True)]
 
     def train(self, mode: bool = True) -> Perceptual:
         """Stays in evaluation mode: the heads' dropout belongs to their calibration."""

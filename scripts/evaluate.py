@@ -1,17 +1,20 @@
-"""Measure edits against the true edit: rendered scenes have one, photographs do not.
+"""Measure edits by the paper's metrics and, where there is one, against the true edit: rendered scenes have one, photographs do not.
 
-  python scripts/evaluate.py task=tree2winter
-  python scripts/evaluate.py task=tree2winter evaluate.first_seed=2000000 evaluate.scenes=16 evaluate.amounts=[1,3] evaluate.strengths=[1,2]
+  python scripts/evaluate.py table1 task=tree2winter     the paper's Table 1: SDEdit, DDIM + word swap, prompt-to-prompt, pix2pix-zero
+  python scripts/evaluate.py table2 task=tree2winter     its Table 2: the configurations A to E
+  python scripts/evaluate.py task=tree2winter evaluate.scenes=16 evaluate.methods=[pix2pix-zero,B] evaluate.amounts=[1,3]       a sweep
 
-Edits held-out scenes by every method (the first line) or every setting (the second, a sweep), and prints one row each: share nearer to
-the target text, PSNR and LPIPS to the true edit, structure distance and LPIPS to the input, PSNR of the reconstruction. The exported
-generator and the shipped one get a row where they are there. Table, JSON and a picture grid go to <run>/evaluate/<first seed>; edits that
-are there are not made again.
+Edits held-out scenes, or the photographs of source.images, and prints a Markdown table, a row a method, means with 95 % bootstrap intervals
+over the images. The run's exported generator and the shipped one get a row where they are there (distilled). Table (CSV, JSON) and a
+picture grid go to <run>/evaluate/<table>/<first seed>; edits that are there are not made again. docs/metrics.md says what each column is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import sys
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
@@ -22,123 +25,186 @@ import numpy as np
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import find_file, pairs_dir, run_dir
-from configs.schema import Config
+from configs.schema import Config, Edit
 from generate.run import generate
-from generate.shards import read_pairs, write_json
+from generate.shards import Pair, is_finished, read_manifest, read_pairs, write_json
+from scripts.demo import generator_seconds
 
-SECTIONS = ("task", "teacher", "source", "inversion", "edit", "guidance", "generate", "scorer", "evaluate")
-COLUMNS = {
-    "accuracy": "nearer to target",
-    "psnr_true": "PSNR to truth, dB",
-    "lpips_true": "LPIPS to truth",
-    "structure": "structure distance to input",
-    "lpips_input": "LPIPS to input",
-    "psnr_reconstruction": "reconstruction PSNR, dB",
-    "variance": "inverted noise: variance",
-    "auto_correlation": "auto-correlation",
+SECTIONS = ("task", "teacher", "source", "inversion", "edit", "guidance", "generate", "scorer", "segmenter", "evaluate")
+COLUMNS = {  # title and digits after the point
+    "accuracy": ("CLIP-Acc", 3),
+    "structure": ("Structure-Dist", 4),
+    "background": ("BG-LPIPS", 3),
+    "psnr_true": ("PSNR to truth, dB", 2),
+    "lpips_true": ("LPIPS to truth", 3),
+    "iou_true": ("mask IoU with truth", 3),
+    "mask_found": ("mask found", 3),
+    "difference": ("LPIPS to truth minus pix2pix-zero's", 3),
+    "psnr_teacher": ("PSNR to teacher's edit, dB", 2),
+    "lpips_teacher": ("LPIPS to teacher's edit", 3),
+    "fid": ("FID to teacher's edits", 3),
+    "kid": ("KID to teacher's edits", 4),
+    "seconds": ("seconds an image", 4),
+    "lpips_input": ("LPIPS to input", 3),
+    "psnr_reconstruction": ("reconstruction PSNR, dB", 2),
+    "variance": ("inverted noise: variance", 3),
+    "auto_correlation": ("auto-correlation", 4),
 }
-SMALL = ("structure", "auto_correlation")  # printed with four digits
+PAPER = ("accuracy", "structure", "background", "psnr_true", "lpips_true", "iou_true", "mask_found", "difference")
+DISTILLED = ("psnr_teacher", "lpips_teacher", "fid", "kid", "seconds")
+INVERSION = ("accuracy", "psnr_true", "lpips_true", "structure", "lpips_input", "psnr_reconstruction", "variance", "auto_correlation")
+TABLES = {"table1": (PAPER, DISTILLED), "table2": (PAPER, DISTILLED), "sweep": (INVERSION,)}  # what is printed of each
+METHODS_OF = {"table1": ("B", "prompt-to-prompt", "pix2pix-zero"), "table2": ("A", "B", "C", "D", "pix2pix-zero")}
+LABELS = {
+    "A": "A: random noise + swap",
+    "B": "B: DDIM + swap",
+    "C": "C: B + regularisation",
+    "D": "D: C + sentence direction",
+    "prompt-to-prompt": "prompt-to-prompt + swap",
+    "pix2pix-zero": "pix2pix-zero (E: D + guidance)",
+}
+NOISE = ("variance", "auto_correlation")
 GRID_ROWS = 12
+GRID_SIDE = 192  # px of a picture in the grid, at most
+MIN_GRID_SIDE = 96  # px: a name must fit above it
+FONT_SIZE, LINE_HEIGHT, CHARACTER_WIDTH = 12, 15, 6.5  # px of the names
 HELD_OUT_SEED = 2_000_000  # scenes below it may have trained the shipped generator (models/miniature/README.md)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return entry(__doc__, SECTIONS, lambda config: print_table(evaluate(config)), plan, argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    named = bool(arguments) and arguments[0].isalnum()
+    table = arguments.pop(0) if named else "sweep"
+    if table not in TABLES:
+        print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)
+        return 2
+    return entry(
+        __doc__, SECTIONS, lambda config: print_tables(evaluate(config, table), table), lambda config: plan(config, table), arguments
+    )
 
 
-def plan(config: Config) -> dict[str, Any]:
+def plan(config: Config, table: str = "sweep") -> dict[str, Any]:
     """The rows that would be measured."""
-    return {"writes to": folder(config), "scenes": config.evaluate.scenes, "rows": ", ".join(variants(config))}
+    return {"writes to": folder(config, table), "images": config.evaluate.scenes, "rows": ", ".join(variants(config, table))}
 
 
-def folder(config: Config) -> Path:
-    """<run>/evaluate/<first seed>."""
-    return run_dir(config) / "evaluate" / str(config.evaluate.first_seed)
+def folder(config: Config, table: str) -> Path:
+    """<run>/evaluate/<table>/<first seed>, of photographs <run>/evaluate/<table>/<their folder's name and a hash of its path>."""
+    return run_dir(config) / "evaluate" / table / _images_name(config)
 
 
-def variants(config: Config) -> dict[str, Config]:
-    """Each method at each setting asked for, as a configuration of its own, by a name that tells them apart."""
-    from generate.editors import METHODS
+def _images_name(config: Config) -> str:
+    from generate.sources import photo_key
 
-    found = {}
-    swept = config.evaluate
-    amounts, scales = swept.amounts or [config.guidance.amount], swept.scales or [config.guidance.scale]
-    for method, strength, scale, amount in product(swept.methods, swept.strengths or [config.direction.strength], scales, amounts):
-        parts = METHODS.get(method)
-        name = f"{method} scale {scale:g}"
-        name += f" amount {amount:g}" if parts and parts.guided else ""
-        name += f" strength {strength:g}" if parts and parts.text == "direction" else ""
-        variant = replace(
-            config,
-            edit=replace(config.edit, method=method),
-            direction=replace(config.direction, strength=strength),
-            guidance=replace(config.guidance, amount=amount, scale=scale),
-            source=replace(config.source, images="", first_seed=config.evaluate.first_seed),
-        )
-        sections = ("edit", "direction", "guidance", "source")
-        same_edits = all(getattr(variant, section) == getattr(config, section) for section in sections)
-        out = pairs_dir(config) if same_edits else folder(config) / name.replace(" ", "-")
-        kept = same_edits or bool(parts and parts.guided)
-        found[name] = replace(
-            variant, generate=replace(config.generate, pairs=config.evaluate.scenes, save_reconstruction=kept, out=str(out))
-        )
+    return photo_key(config.source.images) if config.source.images else str(config.evaluate.first_seed)
+
+
+def variants(config: Config, table: str = "sweep") -> dict[str, Config]:
+    """Each row's method at its setting, as a configuration of its own, by the row's name. Both tables and the sweep share their edits."""
+
+    swept, found = config.evaluate, {}
+    if table == "sweep":
+        amounts, scales = swept.amounts or [config.guidance.amount], swept.scales or [config.guidance.scale]
+        strengths = swept.strengths or [config.direction.strength]
+        for method, strength, scale, amount in product(swept.methods, strengths, scales, amounts):
+            name, variant = _variant(config, replace(config.edit, method=method), strength, scale, amount)
+            found[name] = variant
+        return found
+    rows = [(f"SDEdit {strength:g}", replace(config.edit, method="sdedit", strength=strength)) for strength in swept.sdedit_strengths]
+    rows = [] if table == "table2" else rows
+    rows += [(LABELS.get(method, method), replace(config.edit, method=method)) for method in METHODS_OF[table]]
+    for label, edit in rows:
+        found[label] = _variant(config, edit, config.direction.strength, config.guidance.scale, config.guidance.amount)[1]
     return found
 
 
-def evaluate(config: Config) -> dict[str, dict[str, float]]:
-    """Rows by name, each a mean over the scenes by column; also written as table.json and grid.png.
+def _variant(config: Config, edit: Edit, strength: float, scale: float, amount: float) -> tuple[str, Config]:
+    """One method at one setting: a name that tells it apart, and its configuration, which says where its edits lie."""
+    from generate.editors import METHODS
 
-    Raises UserError where the task has no true edit (no scene_truth).
+    parts, photographs = METHODS.get(edit.method), bool(config.source.images)
+    name = f"{edit.method} scale {scale:g}"
+    name += f" part {edit.strength:g}" if parts and parts.noise == "partial" else ""
+    name += f" amount {amount:g}" if parts and parts.guided else ""
+    name += f" strength {strength:g}" if parts and parts.text == "direction" else ""
+    variant = replace(
+        config,
+        edit=edit,
+        direction=replace(config.direction, strength=strength),
+        guidance=replace(config.guidance, amount=amount, scale=scale),
+        source=config.source if photographs else replace(config.source, first_seed=config.evaluate.first_seed),
+    )
+    sections = ("edit", "direction", "guidance", "source")
+    runs_own = not photographs and all(getattr(variant, section) == getattr(config, section) for section in sections)
+    generating = replace(
+        config.generate,
+        pairs=max(config.evaluate.scenes, config.generate.pairs) if runs_own else config.evaluate.scenes,
+        save_reconstruction=runs_own or bool(parts and parts.guided),
+        out=str(pairs_dir(config) if runs_own else run_dir(config) / "evaluate" / _images_name(config) / name.replace(" ", "-")),
+    )
+    return name, replace(variant, generate=generating)
+
+
+def evaluate(config: Config, table: str = "sweep") -> dict[str, Any]:
+    """'images' (their number), 'measured_by', and 'rows': name -> column -> {'mean'; 'low', 'high', 'images' where it is one over images}.
+
+    Also written as table.json, table.csv and grid.png. UserError where weights are missing, before any edit is made.
     """
-    from generate.directions import task_banks
-    from models.clip_scorer import ClipScorer
     from models.devices import pick_device
-    from models.perceptual import perceptual_loss
-    from scripts.metrics import nearer_to_target, perceptual_columns, psnr
+    from scripts.judges import Judges
+    from scripts.metrics import psnr
 
-    if not config.task.scene_truth:
-        raise UserError(f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against")
-    edits = {}
-    for name, variant in variants(config).items():
+    wanted = variants(config, table)
+    if not wanted:
+        raise UserError("evaluate.methods is empty: name the methods to sweep")
+    judges = Judges(config, pick_device(config.generate.device), masks=table != "sweep")
+    images: dict[str, np.ndarray] = {}
+    rows: dict[str, dict[str, np.ndarray]] = {}
+    first: list[Pair] = []
+    for name, variant in wanted.items():
         print(f"{name}:", flush=True)
-        edits[name] = list(islice(read_pairs(generate(variant)), config.evaluate.scenes))
-    inputs, truth = held_out_scenes(config)
-    images = {name: np.stack([pair.images["edit"] for pair in found]) for name, found in edits.items()}
-    images |= _by_generators(config, inputs)
-    device = pick_device(config.generate.device)
-    perceptual, scorer = perceptual_loss(device), ClipScorer(config.scorer, device)
-    banks = task_banks(config.task, config.direction, Path(config.runs_dir) / "banks")
-    images |= {"input unchanged": inputs, "true edit": truth}
-    columns = perceptual_columns(perceptual, images, inputs, truth)
-    rows = {}
-    for name, edit in images.items():
-        rows[name] = {
-            "accuracy": float(nearer_to_target(scorer, edit, *banks).mean()),
-            "psnr_true": float(psnr(edit, truth).mean()),
-            **{column: float(values.mean()) for column, values in columns[name].items()},
-        }
-    reconstruction = inputs
-    for name, found in edits.items():
-        rows[name] |= {
-            key: float(np.mean([pair.record["noise"]["inverted"][key] for pair in found])) for key in ("variance", "auto_correlation")
-        }
-        if "reconstruction" in found[0].images:
-            reconstruction = np.stack([pair.images["reconstruction"] for pair in found])
-            rows[name]["psnr_reconstruction"] = float(psnr(reconstruction, inputs).mean())
-    write_json(folder(config) / "table.json", {"scenes": len(inputs), "rows": rows})
-    _write_grid(folder(config) / "grid.png", [inputs, reconstruction, *(images[name] for name in images if name != "input unchanged")])
-    return rows
+        pairs = list(islice(read_pairs(generate(variant)), config.evaluate.scenes))
+        first = first or pairs
+        images[name] = np.stack([pair.images["edit"] for pair in pairs])
+        rows[name] = {key: np.array([pair.record["noise"]["inverted"][key] for pair in pairs]) for key in NOISE}
+        if all("reconstruction" in pair.images for pair in pairs):
+            before_after = (np.stack([pair.images[key] for pair in pairs]) for key in ("reconstruction", "input"))
+            rows[name]["psnr_reconstruction"] = psnr(*before_after)
+    inputs, records = np.stack([pair.images["input"] for pair in first]), [pair.record["source"] for pair in first]
+    translators = generators(config, {pair.key for pair in first}, inputs.shape[1])
+    images |= {name: np.stack([translator(image) for image in inputs]) for name, translator in translators.items()}
+    images["input unchanged"] = inputs
+    if config.task.scene_truth and all("scene_seed" in record for record in records):
+        images["true edit"] = np.stack([true_edit(config, record, inputs.shape[1]) for record in records])
+    for name, columns in judges.columns(images, records, run_dir(config) / "evaluate" / _images_name(config)).items():
+        rows[name] = rows.get(name, {}) | columns
+    teacher = next((name for name, variant in wanted.items() if variant.edit.method == "pix2pix-zero"), None)
+    for name, row in rows.items():
+        if teacher and name != teacher and "lpips_true" in row:
+            row["difference"] = row["lpips_true"] - rows[teacher]["lpips_true"]
+    summary = {name: _summary(config, row) for name, row in rows.items()}
+    for name, translator in translators.items():
+        if teacher:
+            of_images, of_sets = judges.against_teacher(images[name], images[teacher])
+            summary[name] |= _summary(config, of_images) | {column: {"mean": value} for column, value in of_sets.items()}
+        summary[name]["seconds"] = {"mean": generator_seconds(translator, inputs[0])}
+    found = {"images": len(inputs), "measured_by": judges.measured_by, "rows": summary}
+    _write(folder(config, table), found, {"input": inputs, **{name: stack for name, stack in images.items() if name != "input unchanged"}})
+    return found
 
 
-def held_out_scenes(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and true edits of the evaluation's scenes, each RGB uint8 N x H x W x 3 at the teacher's resolution."""
-    from generate.sources import open_source
+def _summary(config: Config, row: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Mean and interval of each column over its finite values; a column without any is left out."""
+    from scripts.metrics import interval
 
-    wanted = replace(config.source, images="", first_seed=config.evaluate.first_seed)
-    source = open_source(wanted, config.task, config.teacher.resolution, config.evaluate.scenes)
-    loaded = [source.load(index) for index in range(len(source))]
-    return np.stack([item.image for item in loaded]), np.stack([true_edit(config, item.about, item.image.shape[0]) for item in loaded])
+    cells = {}
+    for column, values in row.items():
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = interval(finite, config.evaluate.bootstrap, config.seed)
+            cells[column] = {"mean": float(finite.mean()), "low": low, "high": high, "images": finite.size}
+    return cells
 
 
 def true_edit(config: Config, about: Mapping[str, Any], side: int) -> np.ndarray:
@@ -151,46 +217,78 @@ def true_edit(config: Config, about: Mapping[str, Any], side: int) -> np.ndarray
     return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS))
 
 
-def _by_generators(config: Config, inputs: np.ndarray) -> dict[str, np.ndarray]:
-    """The inputs edited by the run's exported generator and by the shipped one, as far as they are there, fit, and never saw them."""
+def generators(config: Config, keys: Collection[str], side: int) -> dict[str, Any]:
+    """The run's exported generator and the shipped one by name, as far as they are there, fit, and never saw the images of these keys."""
     from distill.translate import Translator
 
-    models, found = {}, {}
-    if not _trained_on(config):
-        models["generator"] = run_dir(config) / "export" / "generator.onnx"
-    if config.distill.init and config.evaluate.first_seed >= HELD_OUT_SEED:
-        models["shipped generator"] = Path(find_file(config.distill.init)).with_suffix(".onnx")
-    for name, onnx in models.items():
+    files, found = {"distilled": run_dir(config) / "export" / "generator.onnx"}, {}
+    if files["distilled"].is_file() and _trained_on(config, keys):
+        print(f"{files['distilled']} learned from some of these images: it gets no row")
+        del files["distilled"]
+    if config.distill.init and (config.source.images or config.evaluate.first_seed >= HELD_OUT_SEED):
+        files["distilled, shipped"] = Path(find_file(config.distill.init)).with_suffix(".onnx")
+    for name, onnx in files.items():
         translator = Translator(onnx) if onnx.is_file() else None
-        if translator and translator.side == inputs.shape[1]:
-            found[name] = np.stack([translator(image) for image in inputs])
+        if translator and translator.side == side:
+            found[name] = translator
     return found
 
 
-def _trained_on(config: Config) -> bool:
-    """Whether the scenes are among those that the run's pairs, and so its generator, were made from."""
-    first, training = config.evaluate.first_seed, config.source.first_seed
-    return not config.source.images and first < training + config.generate.pairs and training < first + config.evaluate.scenes
+def _trained_on(config: Config, keys: Collection[str]) -> bool:
+    """Whether any of the images is an input of the run's pairs, which its generator was made from."""
+    shards = [shard for shard in pairs_dir(config).glob("[0-9]*.tar") if is_finished(shard)]
+    return any(key in keys for shard in shards for key in read_manifest(shard)["keys"])
 
 
-def print_table(rows: dict[str, dict[str, float]]) -> None:
-    """Print the rows as a Markdown table, and how much nearer to the truth each is than DDIM inversion + word swap (B)."""
-    print("| | " + " | ".join(COLUMNS.values()) + " |\n|" + "---|" * (len(COLUMNS) + 1))
-    for name, row in rows.items():
-        cells = [f"{row[key]:.{4 if key in SMALL else 3}f}" if key in row else "" for key in COLUMNS]
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    swap = next((row for name, row in rows.items() if name.startswith("B ")), None)
-    for name, row in rows.items():
-        if swap and name.startswith(("pix2pix-zero", "generator", "shipped")):
-            nearer = 1 - row["lpips_true"] / swap["lpips_true"]
-            print(f"{name} against word swap: {row['psnr_true'] - swap['psnr_true']:+.2f} dB, {nearer:.0%} LPIPS nearer to the truth")
+def print_tables(found: Mapping[str, Any], table: str) -> None:
+    """Print the table's columns as Markdown, those of the generators as a table of their own, and what measured them."""
+    for columns in TABLES[table]:
+        shown = [column for column in columns if any(column in row for row in found["rows"].values())]
+        if shown:
+            print("\n| | " + " | ".join(COLUMNS[column][0] for column in shown) + " |\n|" + "---|" * (len(shown) + 1))
+        for name, row in found["rows"].items():
+            if any(column in row for column in shown):
+                print(f"| {name} | " + " | ".join(_cell(row.get(column), COLUMNS[column][1]) for column in shown) + " |")
+    about = "; ".join(f"{title}: {what}" for title, what in found["measured_by"].items())
+    print(f"\n{found['images']} images, means [95 % bootstrap interval]. {about}.")
 
 
-def _write_grid(path: Path, columns: list[np.ndarray]) -> None:
-    from PIL import Image
+def _cell(value: Mapping[str, float] | None, digits: int) -> str:
+    if value is None:
+        return ""
+    around = f" [{value['low']:.{digits}f}, {value['high']:.{digits}f}]" if "low" in value else ""
+    return f"{value['mean']:.{digits}f}{around}"
 
-    rows = [np.concatenate([column[index] for column in columns], 1) for index in range(min(GRID_ROWS, len(columns[0])))]
-    Image.fromarray(np.concatenate(rows)).save(path)
+
+def _write(where: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> None:
+    where.mkdir(parents=True, exist_ok=True)
+    write_json(where / "table.json", found)
+    measured = [column for column in COLUMNS if any(column in row for row in found["rows"].values())]
+    with open(where / "table.csv", "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["method", *(f"{column}{part}" for column in measured for part in ("", "_low", "_high"))])
+        for name, row in found["rows"].items():
+            cells = [row.get(column, {}).get(part, "") for column in measured for part in ("mean", "low", "high")]
+            writer.writerow([name, *cells])
+    picture_grid(pictures).save(where / "grid.png")
+    print(f"table and grid: {where}")
+
+
+def picture_grid(pictures: Mapping[str, np.ndarray]) -> Any:
+    """A PIL image as the paper's figures: a row a scene, a column a method with its name above."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    count = min(GRID_ROWS, *(len(stack) for stack in pictures.values()))
+    side = min(GRID_SIDE, max(MIN_GRID_SIDE, *(stack.shape[1] for stack in pictures.values())))
+    titles = [textwrap.fill(name, int(side / CHARACTER_WIDTH)) for name in pictures]
+    top = LINE_HEIGHT * max(title.count("\n") + 1 for title in titles) + LINE_HEIGHT // 2
+    grid = Image.new("RGB", (side * len(titles), top + side * count), "white")
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(FONT_SIZE)
+    for column, (title, stack) in enumerate(zip(titles, pictures.values(), strict=True)):
+        draw.multiline_text((column * side + side // 2, top // 2), title, "black", font, anchor="mm", align="center")
+        for row, image in enumerate(stack[:count]):
+            grid.paste(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS), (column * side, top + row * side))
+    return grid
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from configs.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -13,8 +15,9 @@ if TYPE_CHECKING:
     from models.clip_scorer import ClipScorer
     from models.perceptual import Perceptual
 
-BATCH = 32
-STRUCTURE_LAYER = 3  # relu4_3 of LPIPS's five
+BATCH = 8  # of 512 x 512 images: the features that VGG16 gives of them take 1 GB
+INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+STRUCTURE_LAYER = 3  # relu4_3 of LPIPS's five, the stand-in for DINO's keys
 
 
 def psnr(image_NHWC: np.ndarray, truth_NHWC: np.ndarray) -> np.ndarray:
@@ -36,37 +39,116 @@ def lpips_distance(perceptual: Perceptual, image_NHWC: np.ndarray, truth_NHWC: n
     return torch.cat(parts).cpu().numpy()
 
 
-def perceptual_columns(perceptual: Perceptual, edits: Mapping[str, np.ndarray], inputs: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """For each named set of edits: 'lpips_true', 'lpips_input' and 'structure' (to the input), N each; every image is looked at once."""
+def perceptual_columns(
+    perceptual: Perceptual,
+    edits: Mapping[str, np.ndarray],
+    inputs: np.ndarray,
+    truth: np.ndarray | None = None,
+    background: Mapping[str, np.ndarray] | None = None,
+    keys: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """For each named set of edits N values each of 'lpips_input', 'structure' (to the input), with truth 'lpips_true', with background
+    'background' (see background_distance). Every image is looked at once.
+
+    background: bool N x H x W by name, where neither input nor edit shows the foreground. keys: DINO's, images B x 3 x H x W in [-1, 1] ->
+    B x T x D; without it VGG16's relu4_3 stands in, a place a token, and values compare with each other, not with the paper's.
+    """
     import torch
 
-    names, found = list(edits), []
+    found: dict[str, dict[str, list[torch.Tensor]]] = {name: {} for name in edits}
+
+    def structure_of(picture_BCHW: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
+        return keys(picture_BCHW) if keys else features[STRUCTURE_LAYER].flatten(2).transpose(1, 2)
+
     with torch.no_grad():
         for start in range(0, len(inputs), BATCH):
             part = slice(start, start + BATCH)
-            of_input, of_truth = (perceptual.features(signed(images[part], perceptual)) for images in (inputs, truth))
-            columns = []
-            for name in names:
-                of_edit = perceptual.features(signed(edits[name][part], perceptual))
-                distances = perceptual.distance(of_edit, of_truth), perceptual.distance(of_edit, of_input)
-                columns.append(torch.stack([*distances, structure_distance(of_edit[STRUCTURE_LAYER], of_input[STRUCTURE_LAYER])]))
-            found.append(torch.stack(columns).cpu())
-    table = torch.cat(found, -1).numpy()
-    return {name: dict(zip(("lpips_true", "lpips_input", "structure"), row, strict=True)) for name, row in zip(names, table, strict=True)}
+            input_BCHW = signed(inputs[part], perceptual)
+            of_input = perceptual.features(input_BCHW)
+            of_truth = perceptual.features(signed(truth[part], perceptual)) if truth is not None else None
+            tokens = structure_of(input_BCHW, of_input)
+            for name, images in edits.items():
+                edit_BCHW = signed(images[part], perceptual)
+                of_edit = perceptual.features(edit_BCHW)
+                values = {
+                    "lpips_input": perceptual.distance(of_edit, of_input),
+                    "structure": structure_distance(structure_of(edit_BCHW, of_edit), tokens),
+                }
+                if of_truth is not None:
+                    values["lpips_true"] = perceptual.distance(of_edit, of_truth)
+                if background is not None:
+                    values["background"] = background_distance(perceptual.distance_map(of_edit, of_input), background[name][part])
+                for column, value_B in values.items():
+                    found[name].setdefault(column, []).append(value_B.cpu())
+    return {name: {column: torch.cat(parts).numpy() for column, parts in columns.items()} for name, columns in found.items()}
 
 
-def structure_distance(first_BCHW: torch.Tensor, second_BCHW: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of two images' self-similarities, B: cosines between all places of their unit feature maps.
+def structure_distance(first_BTD: torch.Tensor, second_BTD: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of two images' self-similarities, B: the cosines of all pairs of their T tokens (Tumanyan et al. 2022)."""
+    from torch.nn.functional import normalize
 
-    The paper takes the keys of DINO ViT-B/8's last layer (Tumanyan et al. 2022). Here VGG16's relu4_3 stands in, whose weights come with
-    LPIPS: values compare with each other, not with the paper's.
-    """
+    first, second = (normalize(tokens, dim=-1) @ normalize(tokens, dim=-1).transpose(1, 2) for tokens in (first_BTD, second_BTD))
+    return (first - second).square().mean((1, 2))
 
-    def similarities(unit_BCHW: torch.Tensor) -> torch.Tensor:
-        unit_BCN = unit_BCHW.flatten(2)
-        return unit_BCN.transpose(1, 2) @ unit_BCN
 
-    return (similarities(first_BCHW) - similarities(second_BCHW)).square().mean((1, 2))
+def background_distance(distance_BHW: torch.Tensor, background_BHW: np.ndarray) -> torch.Tensor:
+    """Mean of a distance map over the background, B: the paper's BG-LPIPS; nan where the foreground fills the picture."""
+    import torch
+
+    weight_BHW = torch.from_numpy(background_BHW).to(distance_BHW)
+    return (distance_BHW * weight_BHW).sum((1, 2)) / weight_BHW.sum((1, 2))
+
+
+def mask_iou(first_NHW: np.ndarray, second_NHW: np.ndarray) -> np.ndarray:
+    """Intersection over union of each pair of bool masks, N; nan where either is empty: nothing found, no score, as in the filter."""
+    both, either = (first_NHW & second_NHW).sum((1, 2)), (first_NHW | second_NHW).sum((1, 2))
+    return np.where(first_NHW.any((1, 2)) & second_NHW.any((1, 2)), both / np.maximum(either, 1), np.nan)
+
+
+def interval(values_N: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean: its 2.5th and 97.5th percentile over resamples of the N values, equal for equal N and seed."""
+    drawn = np.random.default_rng(seed).integers(len(values_N), size=(resamples, len(values_N)))
+    low, high = np.percentile(np.asarray(values_N, np.float64)[drawn].mean(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def set_distances(features_ND: torch.Tensor, reference_ND: torch.Tensor) -> dict[str, float]:
+    """'fid' (Heusel et al. 2017) and 'kid' (Binkowski et al. 2018, unbiased, all images at once) of two sets of features, N at least 2."""
+    import torch
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import poly_mmd
+
+    ready = torch.nn.Identity()  # in the place of the network: the features are there
+    ready.num_features = features_ND.shape[1]  # type: ignore[assignment]
+    frechet = FrechetInceptionDistance(feature=ready)
+    first, second = features_ND.double().cpu(), reference_ND.double().cpu()
+    frechet.update(first, real=False)
+    frechet.update(second, real=True)
+    return {"fid": float(frechet.compute()), "kid": float(poly_mmd(second, first))}
+
+
+def set_features(image_NHWC: np.ndarray, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """N x D: the network's features (uint8 B x 3 x H x W -> B x D) of every image."""
+    import torch
+
+    with torch.no_grad():
+        batches = torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2).split(BATCH)
+        return torch.cat([network(batch).cpu() for batch in batches])
+
+
+def load_inception(weights: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """FID's own Inception, for set_features: uint8 B x 3 x H x W -> B x 2048. UserError where the file is not it."""
+    import torch
+
+    try:
+        torch.load(weights, map_location="cpu", weights_only=True)  # the package would run code that lies in the file: not after this
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+    except Exception as error:  # noqa: BLE001 - torch's unpickler raises a dozen kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+        raise UserError(f"evaluate.inception={weights} ({reason}): it takes {INCEPTION} and pip install torch-fidelity==0.3.0") from error
+    return lambda image_BCHW: network(image_BCHW)[0]
 
 
 def nearer_to_target(scorer: ClipScorer, image_NHWC: np.ndarray, source: Sequence[str], target: Sequence[str]) -> np.ndarray:

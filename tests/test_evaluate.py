@@ -1,5 +1,8 @@
 """The metrics by hand, in float64, and the table end to end."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -64,37 +67,46 @@ def test_nearer_to_target_by_hand():
     assert metrics.nearer_to_target(Scorer(), pictures, ["summer", "warm"], ["winter"]).tolist() == [False, True, True]
 
 
-def test_the_table_end_to_end(tiny_run, tmp_path, capsys):
-    arguments = [*tiny_run, "evaluate.scenes=2", "evaluate.methods=[pix2pix-zero,B]", "evaluate.first_seed=3000000"]
-    assert evaluate.main(arguments) == 0
-    printed = capsys.readouterr().out
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in printed.splitlines() if line.startswith("| ")}
-    assert {"input unchanged", "true edit"} < set(rows) and any(name.startswith("pix2pix-zero scale") for name in rows)
-    assert "inf" in rows["true edit"][1] and float(rows["true edit"][2]) == pytest.approx(0, abs=1e-3)
-    assert float(rows["input unchanged"][4]) == pytest.approx(0, abs=1e-3)
-    assert "against word swap" in printed
-    assert (tmp_path / "runs/tree2winter/miniature/evaluate/3000000/grid.png").exists()
+def test_the_sweep_end_to_end(tiny_run, tmp_path, capsys):
+    assert evaluate.main([*tiny_run, "evaluate.scenes=2", "evaluate.methods=[pix2pix-zero,B]", "evaluate.first_seed=3000000"]) == 0
+    (table,) = printed_tables(capsys.readouterr().out)
+    assert {"input unchanged", "true edit", "B scale 5"} < set(table) and any(name.startswith("pix2pix-zero scale") for name in table)
+    assert mean(table["true edit"]["LPIPS to truth"]) == 0 and mean(table["input unchanged"]["LPIPS to input"]) == 0
+    assert all(table["B scale 5"][title] for title in ("inverted noise: variance", "auto-correlation"))
+    assert (tmp_path / "runs/tree2winter/miniature/evaluate/sweep/3000000/grid.png").exists()
 
 
 def test_the_runs_own_pairs_are_not_made_again(tiny_run):
     from configs.loader import load, pairs_dir
 
     config = load([*tiny_run, "evaluate.first_seed=1000000", "evaluate.scenes=4", "evaluate.methods=[pix2pix-zero,D]"])
-    folders = [variant.generate.out for variant in evaluate.variants(config).values()]
-    assert folders[0] == str(pairs_dir(config)) and folders[1] != folders[0]
-    assert evaluate._trained_on(config)
+    own, other = (variant.generate for variant in evaluate.variants(config).values())
+    assert own.out == str(pairs_dir(config)) != other.out
+    assert (own.pairs, other.pairs) == (5, 4)  # fewer would take pairs from the run
     config.evaluate.first_seed = 3_000_000
-    assert not evaluate._trained_on(config)
     assert all(variant.generate.out != str(pairs_dir(config)) for variant in evaluate.variants(config).values())
+
+
+def test_the_tables_share_their_edits(tiny_run):
+    from configs.loader import load
+
+    first, second = (evaluate.variants(load(tiny_run), table) for table in ("table1", "table2"))
+    assert [variant.edit.strength for variant in first.values()][:4] == [0.5, 0.6, 0.7, 0.8]
+    assert [variant.edit.method for variant in first.values()][4:] == ["B", "prompt-to-prompt", "pix2pix-zero"]
+    assert len({variant.generate.out for variant in first.values()}) == 7
+    shared = first.keys() & second.keys()
+    assert len(shared) == 2 and all(first[name] == second[name] for name in shared)
 
 
 def test_the_shipped_generator_is_not_measured_on_scenes_it_may_know():
     """Its pairs came from seeds from 1,000,000 on, whatever this run's own are."""
     from configs.loader import load
 
-    inputs = np.zeros((1, 128, 128, 3), np.uint8)
-    assert set(evaluate._by_generators(load(["evaluate.first_seed=1500000", "runs_dir=/nowhere"]), inputs)) == set()
-    assert set(evaluate._by_generators(load(["evaluate.first_seed=2000000", "runs_dir=/nowhere"]), inputs)) == {"shipped generator"}
+    def names(*arguments):
+        return set(evaluate.generators(load([*arguments, "runs_dir=/nowhere"]), {"scene-1"}, 128))
+
+    assert names("evaluate.first_seed=1500000") == set()
+    assert names("evaluate.first_seed=2000000") == names("evaluate.first_seed=1500000", "source.images=photos") == {"distilled, shipped"}
 
 
 def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
@@ -124,3 +136,237 @@ def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
     assert "correlation" in capsys.readouterr().out
     with pytest.raises(UserError, match="scene_truth"):
         evaluate_filter.evaluate_filter(load([*arguments, "task.scene_truth=null"]))
+
+
+def test_background_lpips_is_the_packages_map_averaged_by_hand(images, perceptual):
+    edit, inputs = images
+    background = np.random.default_rng(1).random((3, 32, 32)) < 0.6
+    background[2] = False
+    found = metrics.perceptual_columns(perceptual, {"edit": edit}, inputs, background={"edit": background})["edit"]["background"]
+    package = perceptual.lpips
+    package.spatial = True
+    try:
+        with torch.no_grad():
+            maps = package(metrics.signed(edit, perceptual), metrics.signed(inputs, perceptual)).numpy()[:, 0]
+    finally:
+        package.spatial = False
+    for place in range(2):
+        inside = [maps[place, y, x] for y in range(32) for x in range(32) if background[place, y, x]]
+        assert found[place] == pytest.approx(sum(inside) / len(inside), rel=1e-4)
+    assert np.isnan(found[2])  # the foreground fills the picture
+
+
+def test_structure_distance_by_hand_in_float64():
+    first, second = torch.randn(2, 2, 5, 7, generator=torch.Generator().manual_seed(0))
+
+    def similarity(tokens, i, j):
+        a, b = tokens[i].double().tolist(), tokens[j].double().tolist()
+        return sum(x * y for x, y in zip(a, b, strict=True)) / (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+
+    places = [(i, j) for i in range(5) for j in range(5)]
+    expected = [sum((similarity(a, *p) - similarity(b, *p)) ** 2 for p in places) / 25 for a, b in zip(first, second, strict=True)]
+    assert metrics.structure_distance(first, second).tolist() == pytest.approx(expected, rel=1e-5)
+    assert metrics.structure_distance(first, 3 * first).tolist() == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_other_keys_take_the_stand_ins_place(images, perceptual):
+    keys = lambda picture_BCHW: picture_BCHW[:, :, ::8, ::8].flatten(2)  # noqa: E731
+    found = metrics.perceptual_columns(perceptual, {"edit": images[0]}, images[1], keys=keys)["edit"]["structure"]
+    expected = metrics.structure_distance(*(keys(metrics.signed(stack, perceptual)) for stack in images))
+    assert found == pytest.approx(expected.numpy(), rel=1e-5)
+
+
+def test_mask_iou_against_a_loop():
+    first, second = np.random.default_rng(0).random((2, 4, 9, 11)) < 0.4
+    first[3] = False
+    for place, value in enumerate(metrics.mask_iou(first, second)):
+        pairs = list(zip(first[place].ravel(), second[place].ravel(), strict=True))
+        both, either = sum(a and b for a, b in pairs), sum(a or b for a, b in pairs)
+        assert (np.isnan(value) and place == 3) or value == pytest.approx(both / either)
+
+
+def test_the_interval_is_the_standard_error_of_the_mean():
+    values = np.random.default_rng(0).exponential(2.0, 4000)
+    low, high = metrics.interval(values, 4000, seed=1)
+    error = 1.96 * values.std() / len(values) ** 0.5  # the central limit theorem
+    assert values.mean() - low == pytest.approx(error, rel=0.06) and high - values.mean() == pytest.approx(error, rel=0.06)
+    assert metrics.interval(values, 100, seed=1) == metrics.interval(values, 100, seed=1) != metrics.interval(values, 100, seed=2)
+    shifted = metrics.interval(values + 5, 4000, seed=1)  # the same draws, so that rows compare
+    assert shifted == pytest.approx((low + 5, high + 5))
+
+
+def test_fid_and_kid_against_scipy_and_a_loop():
+    from scipy.linalg import sqrtm
+
+    first = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    second = 0.5 + torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) @ torch.diag(torch.tensor([1.0, 2, 3, 1, 2, 0.5]))
+    found = metrics.set_distances(first, second)
+    a, b = first.double().numpy(), second.double().numpy()
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sum(covariances) - 2 * sqrtm(covariances[0] @ covariances[1]).real)
+    assert found["fid"] == pytest.approx(expected, rel=1e-6)
+
+    def kernel(x, y):
+        return (x @ y / 6 + 1) ** 3
+
+    within = [np.mean([kernel(x[i], x[j]) for i in range(40) for j in range(40) if i != j]) for x in (a, b)]
+    assert found["kid"] == pytest.approx(sum(within) - 2 * np.mean([kernel(x, y) for x in a for y in b]), rel=1e-6)
+    same = metrics.set_distances(first, first)
+    assert same["fid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_inceptions_file_is_named_and_never_executed(tmp_path, monkeypatch):
+    """Neither by us nor by the package, which would execute it (a stand-in here, as it is no requirement)."""
+
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path / "executed").touch, ()
+
+    def extractor(name, features, feature_extractor_weights_path):
+        return torch.load(feature_extractor_weights_path, weights_only=False)
+
+    package = types.SimpleNamespace(FeatureExtractorInceptionV3=extractor)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", package)
+    torch.save({"Conv2d_1a_3x3.conv.weight": Evil()}, tmp_path / "evil.pth")
+    for file in ("evil.pth", "missing.pth"):
+        with pytest.raises(UserError, match=f"evaluate.inception=.*{file}.*https://"):
+            metrics.load_inception(str(tmp_path / file))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_scene_masks_are_the_renderers():
+    from models.miniature.scenes import Look, mask, scene
+    from scripts.judges import scene_masks
+
+    found = scene_masks([{"scene_seed": 3_000_000}, {"scene_seed": 3_000_001}], {"season": "winter"}, 64, "tree")
+    whole = mask(scene(3_000_001), Look("winter"), "tree")
+    assert found.shape == (2, 64, 64) and found.dtype == bool
+    assert found[1].mean() == pytest.approx(whole.mean(), abs=0.02) and (found[1] <= whole.reshape(64, 2, 64, 2).any((1, 3))).all()
+
+
+def test_the_grid_has_a_row_a_scene_and_names_above():
+    red, blue = (np.full((3, 128, 128, 3), colour, np.uint8) for colour in ((200, 0, 0), (0, 0, 200)))
+    grid = np.asarray(evaluate.picture_grid({"red": red, "a rather long name of a method": blue}))
+    top = grid.shape[0] - 3 * 128
+    assert grid.shape[1] == 256 and 20 < top < 60
+    assert (grid[top:, :128] == (200, 0, 0)).all() and (grid[top:, 128:] == (0, 0, 200)).all()
+    assert (grid[:top, :128] < 100).any() and (grid[:top, 128:] < 100).any()  # black on white
+
+
+FEW = ["evaluate.scenes=2", "evaluate.bootstrap=50", "evaluate.sdedit_strengths=[0.5,0.8]", "segmenter.points_per_side=2"]
+
+
+def identity_generator(run):
+    """An 'exported generator' that leaves pictures as they are, so every figure of its row is known."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, ["B", 32, 32, 3]) for name in ("image", "edit")]
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["edit"])], "identity", ends[:1], ends[1:])
+    (run / "export").mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), run / "export" / "generator.onnx")
+
+
+def printed_tables(text):
+    """The cells of each printed Markdown table, by row name and column title."""
+    tables = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if line.startswith("| | "):
+            tables.append({})
+            titles = cells[1:]
+        elif line.startswith("| "):
+            tables[-1][cells[0]] = dict(zip(titles, cells[1:], strict=True))
+    return tables
+
+
+def mean(cell):
+    return float(cell.split()[0])
+
+
+def test_table1_end_to_end(tiny_run, tmp_path, capsys, monkeypatch):
+    import csv
+    import json
+
+    run = tmp_path / "runs/tree2winter/miniature"
+    identity_generator(run)
+    assert evaluate.main(["table1", *tiny_run, *FEW]) == 0
+    first = capsys.readouterr().out
+    table, generators = printed_tables(first)
+    assert {"SDEdit 0.5", "SDEdit 0.8", "B: DDIM + swap", "distilled", "input unchanged", "true edit"} < set(table)
+    (zero,) = [name for name in table if name.startswith("pix2pix-zero")]
+    assert table["distilled"] == table["input unchanged"]  # it is the identity
+    assert mean(table["true edit"]["LPIPS to truth"]) == 0 and not table["true edit"]["PSNR to truth, dB"]
+    assert mean(table["input unchanged"]["Structure-Dist"]) == 0 and "BG-LPIPS" not in table[zero]
+    difference = mean(table["B: DDIM + swap"]["LPIPS to truth minus pix2pix-zero's"])
+    assert difference == pytest.approx(mean(table["B: DDIM + swap"]["LPIPS to truth"]) - mean(table[zero]["LPIPS to truth"]), abs=0.0011)
+    assert set(generators) == {"distilled"} and "FID to teacher's edits" in generators["distilled"]
+    assert "VGG16's relu4_3 in place of DINO" in first
+
+    where = run / "evaluate/table1/3000000"
+    rows = json.loads((where / "table.json").read_text())["rows"]
+    cell = rows["B: DDIM + swap"]["lpips_true"]
+    assert cell["low"] <= cell["mean"] <= cell["high"] and cell["images"] == 2
+    with open(where / "table.csv") as stream:
+        written = {row["method"]: row for row in csv.DictReader(stream)}
+    assert float(written["B: DDIM + swap"]["lpips_true_high"]) == cell["high"] and written["true edit"]["psnr_true"] == ""
+    assert (where / "grid.png").exists()
+
+    monkeypatch.setattr("models.segmenter.Segmenter.segment", None)
+    assert evaluate.main(["table1", *tiny_run, *FEW]) == 0
+    again = capsys.readouterr().out
+    assert "0 of 1 shards" not in again and printed_tables(again)[0] == table  # neither edited nor segmented again, equal draws
+
+
+def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, monkeypatch):
+    """BG-LPIPS spares the input's rendered trees and what the segmenter finds in the edit, here the upper half; IoU to the true pines."""
+    from generate.shards import read_pairs
+    from models.miniature.scenes import Look, mask, scene
+
+    upper = np.arange(32)[:, None].repeat(32, 1) < 16
+    monkeypatch.setattr("models.segmenter.Segmenter.segment", lambda self, images, noun: [upper] * len(images))
+    assert evaluate.main(["table2", *tiny_run, *FEW, "task=oak2pine"]) == 0
+    (table,) = printed_tables(capsys.readouterr().out)
+    assert [name.partition(":")[0] for name in table][:4] == ["A", "B", "C", "D"]
+    distances, overlaps = [], []
+    for pair in read_pairs(tmp_path / "runs/oak2pine/miniature/evaluate/3000000/A-scale-5"):
+        view = scene(pair.record["source"]["scene_seed"])
+        oaks, pines = (mask(view, Look("summer", species=species), "tree")[2::4, 2::4] for species in ("oak", "pine"))
+        features = [perceptual.features(metrics.signed(np.stack([pair.images[name]]), perceptual)) for name in ("edit", "input")]
+        distances.append(perceptual.distance_map(*features)[0].numpy()[~(upper | oaks)].mean())
+        overlaps.append((upper & pines).sum() / (upper | pines).sum())
+    assert mean(table["A: random noise + swap"]["BG-LPIPS"]) == pytest.approx(np.mean(distances), abs=6e-4)
+    assert mean(table["A: random noise + swap"]["mask IoU with truth"]) == pytest.approx(np.mean(overlaps), abs=6e-4)
+    assert mean(table["input unchanged"]["BG-LPIPS"]) == 0
+
+
+def test_photographs_get_the_papers_columns(tiny_run, tmp_path, images, capsys):
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for place, picture in enumerate(images[0]):
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{place}.png")
+    run = tmp_path / "runs/tree2winter/miniature"
+    identity_generator(run)
+    arguments = [*tiny_run, *FEW, f"source.images={tmp_path}/photos"]
+    assert evaluate.main(["table1", *arguments]) == 0
+    table, generators = printed_tables(capsys.readouterr().out)
+    assert set(table["distilled"]) == {"CLIP-Acc", "Structure-Dist"} and "true edit" not in table and "distilled" in generators
+    assert not (run / "pairs").exists()
+
+    from generate import run as generate_stage
+
+    assert generate_stage.main([*arguments, "generate.pairs=3"]) == 0  # now they are what the run's generator would learn from
+    capsys.readouterr()
+    assert evaluate.main(["table1", *arguments]) == 0
+    (table,) = printed_tables(capsys.readouterr().out)
+    assert "distilled" not in table
+
+
+def test_missing_weights_are_named_before_anything_is_edited(tiny_run, tmp_path, capsys):
+    assert evaluate.main(["table1", *tiny_run, *FEW, "evaluate.dino=/nowhere/dino.pth"]) == 2
+    captured = capsys.readouterr()
+    assert "evaluate.dino=/nowhere/dino.pth" in captured.err and "dino_vitbase8_pretrain.pth" in captured.err
+    assert "pairs" not in captured.out
+    assert evaluate.main(["table3", *tiny_run]) == 2 and "table1, table2" in capsys.readouterr().err

