@@ -12,7 +12,7 @@ from configs.loader import CHOICES, available, known_keys, load, to_yaml
 from configs.schema import Config
 
 OPTIONS = """options:
-  task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them)
+  task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them; preset=paper,fast: both)
   section.key=value                    any key below
   --dry-run                            print the resolved configuration and the plan, do nothing
   --list                               the tasks, teachers and presets there are

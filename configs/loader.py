@@ -53,13 +53,17 @@ def load(argv: Sequence[str]) -> Config:
     """
     chosen, overrides = _split(argv)
     names = DEFAULT_CHOICE | chosen
-    preset = _fragment("preset", names["preset"])
-    names = DEFAULT_CHOICE | preset.pop("choose", {}) | chosen
+    presets = {name: _fragment("preset", name) for name in names["preset"].split(",")}
+    if not any("choose" in preset for preset in presets.values()):  # one that sets no scale goes on top of the default's
+        presets = {DEFAULT_CHOICE["preset"]: _fragment("preset", DEFAULT_CHOICE["preset"])} | presets
+    for preset in presets.values():
+        names = names | preset.pop("choose", {})
+    names |= chosen
     teacher = _fragment("teacher", names["teacher"])
     per_task, required = teacher.pop("tasks", {}), teacher.pop("require", [])
     task = _fragment("task", names["task"])
     layers = [
-        (f"configs/preset/{names['preset']}.yaml", preset),
+        *((f"configs/preset/{name}.yaml", preset) for name, preset in presets.items()),
         (f"configs/teacher/{names['teacher']}.yaml", teacher),
         (f"configs/task/{names['task']}.yaml", task),
         (f"configs/teacher/{names['teacher']}.yaml, tasks.{names['task']}", per_task.get(names["task"], {})),

@@ -91,9 +91,9 @@ class Editor:
             self.schedule = self.schedule.last(max(1, round(config.edit.strength * config.edit.steps)))
 
     def shortened(self, steps: int) -> Editor:
-        """The same with the first `steps` steps of each pass alone: as much memory, and a step's share of the work."""
+        """The same with the noisiest `steps` steps of each pass alone: as much memory, and a share of the work."""
         short = copy(self)
-        short.schedule, short.inversion_steps = self.schedule.first(steps), self.inversion_steps[:steps]
+        short.schedule, short.inversion_steps = self.schedule.first(steps), self.inversion_steps[-steps:]
         return short
 
     @torch.no_grad()

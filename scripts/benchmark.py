@@ -73,20 +73,24 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
     rows = {"plain loop, one at a time": _measure(run_plain, config.benchmark.plain_pairs, device)}
     pipeline.unet.set_attn_processor(attention)
     # Freezes the weights that the plain loop has gradients for.
-    teachers = [Teacher(replace(config.teacher, resolution=side), device, dtype, pipeline, compiled) for compiled in (False, True)]
+    teacher = Teacher(replace(config.teacher, resolution=side), device, dtype, pipeline)
+    follows = config.guidance.maps == "reference"  # else there is no reference pass, and no official form
+    variants = {mode: replace(config, edit=replace(config.edit, mode=mode)) for mode in ("paper", "official")[: 1 + follows]}
     to_target = EditDirection(direction.float(), "", "")
-    for mode in ("paper", "official"):
-        variant = replace(config, edit=replace(config.edit, mode=mode))
-        counted = Editor(teachers[0], to_target, variant)
-        batch = min(config.generate.batch or largest_batch(counted, count), count)
-        editor = Editor(teachers[config.generate.compile], to_target, variant)
+    work = {mode: _arithmetic(Editor(teacher, to_target, variant), images[:1], follows) for mode, variant in variants.items()}
+    batch = min(config.generate.batch or largest_batch(Editor(teacher, to_target, config), count), count)
+    if config.generate.compile:
+        teacher = Teacher(replace(config.teacher, resolution=side), device, dtype, pipeline, compiled=True)
+    for mode, variant in variants.items():
+        editor = Editor(teacher, to_target, variant)
 
-        def run_ours(editor: Editor = editor, batch: int = batch) -> None:
+        def run_ours(editor: Editor = editor) -> None:
             for part in images.split(batch):
-                editor(part, [CAPTION] * len(part), [str(row) for row in range(len(part))], True)
+                editor(part, [CAPTION] * len(part), [str(row) for row in range(len(part))], follows)
 
         row = _measure(run_ours, count, device, warm=config.generate.compile)
-        row["rate"] = _arithmetic(counted, images[:1], config.edit.steps) / row["seconds"] / _product_rate(device, DTYPES[dtype])
+        row["rate"] = work[mode] / row["seconds"] / _product_rate(device, DTYPES[dtype])
+        row["operations"] = work[mode]
         rows[f"ours, {mode}, batches of {batch}"] = row
     baseline = rows["plain loop, one at a time"]["seconds"]
     for row in rows.values():
@@ -105,9 +109,9 @@ def report(config: Config, found: dict[str, Any]) -> None:
     from generate.shards import write_json
 
     print(f"{found['benchmark']}: {found['settings']}; {found['device']}\n")
-    print("| | seconds a pair | pairs an hour | peak memory, GB | of the matrix product rate | ratio |\n|---|---|---|---|---|---|")
+    print("| | seconds a pair | pairs an hour | peak memory, GB | TFLOP a pair | of the matrix product rate | ratio |\n" + "|---" * 7 + "|")
     for name, row in found["rows"].items():
-        rate = f"{row['rate']:.0%}" if "rate" in row else ""
+        rate = f"{row['operations'] / 1e12:.2f} | {row['rate']:.0%}" if "rate" in row else " | "
         print(
             f"| {name} | {row['seconds']:.3f} | {3600 / row['seconds']:.0f} | {row['memory'] / 1e9:.2f} | {rate} | {row['ratio']:.2f} |",
             flush=True,
@@ -137,16 +141,13 @@ def _measure(run: Callable[[], None], pairs: int, device: Any, warm: bool = Fals
     return {"seconds": seconds, "memory": torch.cuda.max_memory_allocated(device) if on_gpu else kilobytes * 1024}
 
 
-def _arithmetic(editor: Any, image: Any, steps: int) -> float:
-    """Floating point operations of one pair: counted for one and two steps, and extended to all, as every step does the same."""
+def _arithmetic(editor: Any, image: Any, reconstruct: bool) -> float:
+    """Floating point operations of one pair."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    counts = []
-    for some in (1, 2):
-        with FlopCounterMode(display=False) as counter:
-            editor.shortened(some)(image, [CAPTION], ["0"], True)
-        counts.append(counter.get_total_flops())
-    return counts[0] + (steps - 1) * (counts[1] - counts[0])
+    with FlopCounterMode(display=False) as counter:
+        editor(image, [CAPTION], ["0"], reconstruct)
+    return counter.get_total_flops()
 
 
 def _product_rate(device: Any, dtype: Any) -> float:

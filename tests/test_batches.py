@@ -51,8 +51,8 @@ def test_memory_that_is_nearly_full_is_too_full(monkeypatch):
     assert largest_batch(editor, 1000) == 4
 
 
-def test_the_estimate_extends_one_step_to_all(monkeypatch):
-    """A step of 2 s after 3 s that every batch takes: (3 + 10 x 2) / 4."""
+def test_the_estimate_extends_a_few_steps_to_all(monkeypatch):
+    """Steps of 2 s after 3 s that every batch takes: (3 + 10 x 2) / 4."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(batches.time, "perf_counter", lambda: clock.now)
 

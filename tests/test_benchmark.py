@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from scripts import benchmark
 
 
@@ -18,21 +16,11 @@ def test_generate_prints_and_writes_the_same_table(tiny_run, tmp_path, capsys):
         assert row["seconds"] > 0 and row["memory"] > 0
 
 
-def test_the_arithmetic_grows_with_the_steps(tiny_teacher):
-    """One, two and four steps counted whole."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from configs.loader import load
-    from generate.directions import EditDirection
-    from generate.editors import Editor
-
-    image = torch.zeros(1, 3, 32, 32)
-    editor = Editor(tiny_teacher, EditDirection(torch.zeros(1, 32, 32), "", ""), load(["edit.steps=4"]))
-    with FlopCounterMode(display=False) as counter:
-        editor(image, [benchmark.CAPTION], ["0"], True)
-    assert benchmark._arithmetic(editor, image, 4) == pytest.approx(counter.get_total_flops())
-    assert len(editor.schedule.timesteps) == 4
+def test_the_fast_preset_has_no_official_row(tiny_run, tmp_path, capsys):
+    arguments = ["generate", *tiny_run, "preset=fast", "benchmark.pairs=2", f"json={tmp_path}/found.json"]
+    assert benchmark.main(arguments) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert sorted(name.split(",")[0] for name in found["rows"]) == ["ours", "plain loop"] and "official" not in capsys.readouterr().out
 
 
 def test_an_unknown_benchmark_or_architecture(tiny_run, capsys):

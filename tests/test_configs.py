@@ -81,6 +81,8 @@ def test_later_layers_win():
     assert (paper.teacher.name, paper.generate.pairs, paper.edit.steps, paper.teacher.resolution) == ("sd14", 15_000, 100, 512)
     assert load(["generate.pairs=7", "task.clip_gain=null"]).generate.pairs == 7
     assert load(["distill.init="]).distill.init == ""
+    fast = load(["preset=fast"]), load(["preset=paper,fast", "source.images=x"])
+    assert [(one.teacher.name, one.edit.steps, one.guidance.until) for one in fast] == [("miniature", 20, 0.5), ("sd14", 100, 0.5)]
     assert str(run_dir(load(["runs_dir=/r", "task=tree2fall"]))) == "/r/tree2fall/miniature"
 
 
