@@ -1,14 +1,11 @@
-"""The teacher's tokenizer and text encoder: the text half of a CLIP model, trained with a vision tower that is then
-thrown away.
-"""
+"""The teacher's tokenizer and text encoder: the text half of a CLIP model, trained with a vision tower that is then thrown away."""
 
 import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from models.miniature.training.data import CAPTIONS, sentences, to_tensor, training_jobs, training_pictures
+from models.miniature.training.data import CAPTIONS, contrastive, flipped, to_tensor, training_pictures, training_sentences
 from models.miniature.training.loop import Options, autocast, device_of, fit, log, save_half
 from models.miniature.training.teacher import TOKENS, encode
 
@@ -27,12 +24,8 @@ def make_tokenizer(texts: list[str], folder: Path):
     letters = [chr(code) for code in range(33, 127)]
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
     learner.train_from_iterator(texts, trainer)
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" "))
-              for pair in json.loads(learner.to_str())["model"]["merges"]]  # fmt: skip
-    alphabet = [
-        *letters,
-        *(chr(code) for code in (*range(161, 173), *range(174, 256), *range(256, 324))),
-    ]  # all 256 bytes
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # all 256 bytes
     entries = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     entries += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
@@ -42,25 +35,13 @@ def make_tokenizer(texts: list[str], folder: Path):
 
 
 def _clip(vocabulary):
-    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+    from transformers import CLIPConfig, CLIPModel
 
-    shared = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_attention_heads": HEADS,
-        "projection_dim": WIDTH,
-    }
-    text = CLIPTextConfig(
-        vocab_size=vocabulary,
-        num_hidden_layers=LAYERS,
-        max_position_embeddings=TOKENS,
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
-        pad_token_id=vocabulary - 1,
-        **shared,
-    )
-    vision = CLIPVisionConfig(num_hidden_layers=VISION_LAYERS, image_size=128, patch_size=PATCH, **shared)
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH))
+    shared = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": HEADS, "projection_dim": WIDTH}
+    text = {"vocab_size": vocabulary, "num_hidden_layers": LAYERS, "max_position_embeddings": TOKENS}
+    text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
+    vision = {"num_hidden_layers": VISION_LAYERS, "image_size": 128, "patch_size": PATCH}
+    return CLIPModel(CLIPConfig(text_config=shared | text, vision_config=shared | vision, projection_dim=WIDTH))
 
 
 def train_text(options: Options) -> None:
@@ -69,23 +50,21 @@ def train_text(options: Options) -> None:
 
     device, folder = device_of(options), Path(options.out) / "teacher"
     pictures = training_pictures(options)
-    texts = [text for seed, look in training_jobs(options) for text in sentences(seed, look)]
+    texts = training_sentences(options)
     tokenizer = make_tokenizer(texts, folder / "tokenizer")
-    tokens = torch.from_numpy(encode(tokenizer, texts)).view(-1, CAPTIONS, TOKENS)
+    tokens = encode(tokenizer, texts).view(-1, CAPTIONS, TOKENS)
     log(f"text: vocabulary of {len(tokenizer)}")
     torch.manual_seed(1)
     clip = _clip(len(tokenizer)).to(device).train()
 
     def loss_of_step(step):
         rows = torch.randint(len(pictures), (options.batch,))
-        image_BCHW = to_tensor(pictures[rows.numpy()], device)
-        image_BCHW = torch.where(torch.rand(options.batch, 1, 1, 1, device=device) < 0.5, image_BCHW.flip(-1), image_BCHW)
+        image_BCHW = flipped(to_tensor(pictures[rows.numpy()], device))
         token_BT = tokens[rows, torch.randint(CAPTIONS, (options.batch,))].to(device)
         with autocast(device):
             # no attention mask, as the diffusion pipeline gives none: padding is part of the sentence
             logits_BB = clip(input_ids=token_BT, pixel_values=image_BCHW, attention_mask=torch.ones_like(token_BT)).logits_per_image
-        target_B = torch.arange(options.batch, device=device)
-        return (F.cross_entropy(logits_BB.float(), target_B) + F.cross_entropy(logits_BB.float().T, target_B)) / 2
+        return contrastive(logits_BB.float())
 
     fit("text", clip, loss_of_step, options)
     encoder = CLIPTextModel(clip.config.text_config)
