@@ -45,7 +45,7 @@ def check_vae(folder: Path, device: torch.device, count: int = 64) -> dict[str, 
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(folder / "teacher" / "vae").float().to(device).eval()
-    perceptual, rows = perceptual_loss(device), {}
+    perceptual, rows = perceptual_loss(device), dict[str, float]()
     for style in STYLES:
         found = quality(vae, perceptual, to_tensor(pictures(_seeds(count), Look("any", style=style)), device))
         rows |= dict(zip((f"VAE, {style}: PSNR in dB", f"VAE, {style}: LPIPS (VGG)"), found, strict=True))

@@ -98,10 +98,10 @@ def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options, repo
     """
     if not options.steps and not options.minutes:
         raise SystemExit("neither steps nor minutes: training would never end; give steps=N or minutes=N")
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    weights: list[torch.Tensor] = [weight for weight in module.parameters() if weight.requires_grad]
     average = [weight.detach().clone() for weight in weights]
     plain = [weight for weight in weights if weight.ndim <= 1]  # biases and norms do not decay
-    groups = [{"params": [weight for weight in weights if weight.ndim > 1]}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict] = [{"params": [weight for weight in weights if weight.ndim > 1]}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay)
     step, seconds, checkpoint = 0, 0.0, Path(options.work) / f"{name}.pt"
     if checkpoint.exists():

@@ -5,7 +5,6 @@ B pictures and texts of a batch.
 
 import json
 import random
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +98,15 @@ def make_tokenizer(texts, folder: Path):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    word_end: dict[str, Any] = {"end_of_word_suffix": "</w>"}
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", **word_end))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder()
     alphabet = [chr(code) for code in range(33, 127)]
-    spec = {"vocab_size": VOCABULARY - 3, "initial_alphabet": alphabet, "special_tokens": ["<unk>"], "end_of_word_suffix": "</w>"}
-    tokenizer.train_from_iterator(sorted(set(texts)), trainers.BpeTrainer(**spec, show_progress=False))
+    spec: dict[str, Any] = {"vocab_size": VOCABULARY - 3, "special_tokens": ["<unk>"], "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(**spec, **word_end)
+    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
     tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])  # <end> last: open_clip pools at the highest id
     ids = {token: tokenizer.token_to_id(token) for token in ("<start>", "<end>")}
     tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=list(ids.items()))
@@ -140,7 +141,7 @@ def train_scorer(options: Options) -> None:
         chosen = rows[torch.randint(len(rows), (options.batch,)).numpy()]
         described = [_describe(rng, number, seeds[number], nouns[number, part]) for number, part in chosen]
         texts, claims, shown, sentence = zip(*described, strict=True)
-        claims_B4, facts_B4 = (np.array([astuple(item) for item in items]) for items in (claims, shown))
+        claims_B4, facts_B4 = np.array(claims), np.array(shown)
         image_BCHW = flipped(to_tensor(pixels[chosen[:, 0], chosen[:, 1]], device))
         brightness = 1 + 0.1 * torch.randn(len(chosen), 1, 1, 1, device=device)
         image_BCHW = (image_BCHW * brightness + 0.03 * torch.randn_like(image_BCHW)).clamp(-1, 1)
