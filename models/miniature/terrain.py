@@ -23,12 +23,9 @@ SKY_COLOURS = {  # top, bottom
     "sunset": ((92, 96, 160), (252, 170, 104)),
     "overcast": ((158, 170, 184), (208, 214, 218)),
 }
-CLOUD_COLOURS = {
-    "day": (255, 255, 255),
-    "morning": (255, 255, 255),
-    "sunset": (255, 214, 190),
-    "overcast": (226, 229, 233),
-}
+CLOUD_COLOURS = {"day": (255, 255, 255), "morning": (255, 255, 255), "sunset": (255, 214, 190), "overcast": (226, 229, 233)}
+# colour (None: the sky's) and amount by which the light of the day tints the ground
+HAZE = {"day": (None, 0.12), "morning": (None, 0.25), "sunset": ((214, 120, 90), 0.25), "overcast": ((190, 196, 202), 0.28)}
 FALLEN_LEAVES = ((206, 96, 34), (228, 160, 44), (168, 66, 36))
 FLOWERS = ((250, 250, 240), (246, 214, 70), (226, 110, 140))
 DISTANT_NOUNS = {"mountains": "mountains", "hills": "hills", "treeline": "distant trees"}
@@ -139,16 +136,6 @@ def _draw_treeline(canvas, rng, scene, season, bottom):
             canvas.ellipse((x - size, y - size, x + size, y + size), jitter(rng, foliage, 10))
 
 
-def _haze(time, bottom):
-    """(colour, amount) by which the light of the day tints the ground."""
-    return {
-        "day": (bottom, 0.12),
-        "morning": (bottom, 0.25),
-        "sunset": ((214, 120, 90), 0.25),
-        "overcast": ((190, 196, 202), 0.28),
-    }[time]
-
-
 def _crop(rng, pictures):
     picture = pictures[rng.randrange(3)]
     left, top = rng.randrange(256), rng.randrange(256)
@@ -167,17 +154,17 @@ def draw_ground(canvas, rng, scene, season, bottom):
     ImageDraw.Draw(area).polygon(_below(skyline), fill=255)
 
     far, near = jitter(rng, palette["ground_far"], 12), jitter(rng, palette["ground_near"], 12)
-    haze, amount = _haze(scene.time, bottom)
+    haze, amount = HAZE[scene.time]
+    haze = haze or bottom
     far, near = blend(far, haze, amount), blend(near, haze, amount * 0.6)
     ramp = shapes.ramps[min(27, max(0, int(scene.horizon * 32) - 1))]
     size = (CANVAS, CANVAS)
     ground = Image.composite(Image.new("RGB", size, near), Image.new("RGB", size, far), ramp)
     soft, grain = _crop(rng, shapes.soft), _crop(rng, shapes.grain)
     ground = ImageChops.overlay(ground, soft)
-    if season != "winter":
-        ground = ImageChops.overlay(ground, grain)
     tuft, speckle = shapes.tufts[rng.randrange(6)], rng.randrange(8)
     if season != "winter":
+        ground = ImageChops.overlay(ground, grain)
         ground.paste(shade(near, 0.84), (0, 0), tuft)
         ground.paste(blend(far, (255, 255, 190), 0.12), (0, 0), ImageChops.offset(tuft, 37, 3))
     if season == "autumn":
