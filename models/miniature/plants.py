@@ -1,6 +1,4 @@
-"""Trees: oaks and birches grow branches and leaves, pines grow tiers. Their form depends on the tree's own seed only,
-never on the season.
-"""
+"""Trees: oaks and birches grow branches and leaves, pines tiers. Their form depends on their own seed only, never on the season."""
 
 import math
 import random

@@ -6,22 +6,9 @@ import torch
 
 from models.miniature.scenes import STYLES, Look
 from models.miniature.training.data import VALIDATION_SEED, flipped, pictures, to_tensor, training_pictures
-from models.miniature.training.loop import Options, autocast, device_of, fit, log, save_half
+from models.miniature.training.loop import Options, autocast, device_of, fit, log, save_half, untrained
 from models.perceptual import perceptual_loss
 
-VAE = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "block_out_channels": (48, 96, 128),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 16,
-    "sample_size": 128,
-    "scaling_factor": 1.0,
-    "mid_block_add_attention": False,
-}
 L1_WEIGHT, L2_WEIGHT, KL_WEIGHT = 3.0, 20.0, 2e-3
 PERCEPTUAL_CROP = 64  # px; VGG on a crop costs a quarter of VGG on the picture
 VALIDATION_PICTURES = 24
@@ -44,7 +31,7 @@ def train_vae(options: Options) -> None:
     from diffusers import AutoencoderKL
 
     device, folder = device_of(options), Path(options.out) / "teacher" / "vae"
-    vae = AutoencoderKL.from_pretrained(options.init).float() if options.init else AutoencoderKL(**VAE)
+    vae = untrained(AutoencoderKL, "teacher/vae", options.init)
     vae.to(device, memory_format=torch.channels_last).train()
     perceptual = perceptual_loss(device)
     if options.compile:

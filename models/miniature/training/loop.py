@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+SHIPPED = Path(__file__).resolve().parent.parent  # the configurations in it are where the models' architectures are written
+
 
 @dataclass
 class Options:
@@ -63,6 +65,11 @@ def device_of(options: Options) -> torch.device:
 def autocast(device: torch.device):
     """bfloat16 on a GPU, float32 on a CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def untrained(kind, part: str, init: str):
+    """A diffusers model of the class, of the architecture shipped in `part`; with the weights in the folder `init` if it is named."""
+    return kind.from_pretrained(init).float() if init else kind.from_config(kind.load_config(SHIPPED / part))
 
 
 def write_atomically(path: Path, write) -> None:

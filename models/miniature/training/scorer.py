@@ -15,19 +15,11 @@ from PIL import Image
 from models.miniature.captions import caption
 from models.miniature.scenes import instances, render, scene
 from models.miniature.training.data import SEASON_NAMED_SHARE, contrastive, flipped, rendered, to_tensor, training_seeds, varied_look
-from models.miniature.training.loop import Options, autocast, device_of, fit, log, write_atomically, write_weights
+from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, write_atomically, write_weights
 from models.miniature.training.prompts import NOUNS, facts, object_prompt, scene_prompt
 from models.segmenter import masked_crop
 
 IMAGE_SIZE = 64
-CONTEXT = 32
-MODEL: dict[str, Any] = {
-    "embed_dim": 128,
-    "quick_gelu": False,
-    "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [2, 2, 2, 2], "width": 12, "patch_size": None},
-    "text_cfg": {"context_length": CONTEXT, "hf_tokenizer_name": "here", "width": 128, "heads": 4, "layers": 3},
-}
-PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 VOCABULARY = 640
 OBJECTS = 3  # crops of single objects per scene
 SMALLEST_OBJECT = 40  # px of a mask that is worth naming
@@ -129,12 +121,13 @@ def train_scorer(options: Options) -> None:
     sample = [_describe(rng, 0, seeds[number], nouns[number, part])[0] for number, part in rows[:20_000]]
     vocabulary = make_tokenizer(sample, folder)
     log(f"scorer: {len(rows)} pictures, vocabulary of {vocabulary}")
-    config = MODEL | {"text_cfg": MODEL["text_cfg"] | {"vocab_size": vocabulary}}
-    written = json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}, indent=2) + "\n"
+    config = json.loads((SHIPPED / "scorer" / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["vocab_size"] = vocabulary
+    written = json.dumps(config, indent=2) + "\n"
     write_atomically(folder / "open_clip_config.json", lambda path: path.write_text(written))
     torch.manual_seed(12)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    model = open_clip.CLIP(**config).to(device, memory_format=torch.channels_last).train()
+    model = open_clip.CLIP(**config["model_cfg"]).to(device, memory_format=torch.channels_last).train()
 
     def loss_of_step(step):
         rng = random.Random(step * 53 + 8)

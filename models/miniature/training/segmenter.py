@@ -13,21 +13,9 @@ import torch.nn.functional as F
 
 from models.miniature.scenes import SIZE, instances, render, scene
 from models.miniature.training.data import rendered, varied_look
-from models.miniature.training.loop import Options, autocast, device_of, fit, log, write_atomically, write_weights
+from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, write_atomically, write_weights
 from models.segmenter_build import build_sam
 
-CONFIG = {
-    "image_size": SIZE,
-    "patch_size": 8,
-    "prompt_embed_dim": 96,
-    "encoder": {"embed_dim": 128, "depth": 4, "num_heads": 4, "mlp_ratio": 3, "qkv_bias": True},
-    "decoder": {
-        "num_multimask_outputs": 3,
-        "iou_head_depth": 2,
-        "iou_head_hidden_dim": 96,
-        "transformer": {"depth": 2, "num_heads": 4, "mlp_dim": 256},
-    },
-}
 SMALLEST_OBJECT = 24  # px
 TREE = 128  # added to the label of a tree
 TREE_SHARE = 0.7  # of the prompts; the rest is spread over everything else
@@ -91,7 +79,8 @@ def train_segmenter(options: Options) -> None:
     device, folder = device_of(options), Path(options.out) / "segmenter"
     pictures, labels = rendered(options, "labelled", _example)
     torch.manual_seed(3)
-    sam = build_sam(CONFIG).to(device).train()
+    config = (SHIPPED / "segmenter" / "config.json").read_text()
+    sam = build_sam(json.loads(config)).to(device).train()
     log(f"segmenter: {sum(weight.numel() for weight in sam.parameters()):,} parameters")
 
     def loss_of_step(step):
@@ -123,4 +112,4 @@ def train_segmenter(options: Options) -> None:
 
     fit("segmenter", sam, loss_of_step, options)
     write_weights(sam, folder / "model.safetensors")
-    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(CONFIG, indent=2) + "\n"))
+    write_atomically(folder / "config.json", lambda path: path.write_text(config))

@@ -9,29 +9,9 @@ import torch
 from models.miniature.scenes import STYLES, Look
 from models.miniature.training import data
 from models.miniature.training.data import CAPTIONS, VALIDATION_SEED
-from models.miniature.training.loop import Options, autocast, device_of, fit, log, save_half, write_atomically
+from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, save_half, untrained, write_atomically
 
 TOKENS = 32
-UNET = {
-    "sample_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (64, 128, 192),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": 256,
-    "attention_head_dim": (2, 4, 6),
-    "norm_num_groups": 32,
-}
-SCHEDULER = {  # Stable Diffusion's
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 CAPTION_DROPOUT = 0.1  # share of training without a caption, for classifier-free guidance
 VALIDATION_PICTURES = 64  # of each style
 
@@ -99,8 +79,8 @@ def train_unet(options: Options) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().to(device).eval().requires_grad_(False)
     vae = AutoencoderKL.from_pretrained(folder / "vae").float().to(device).eval().requires_grad_(False)
-    scheduler = DDIMScheduler(**SCHEDULER)
-    unet = UNet2DConditionModel.from_pretrained(options.init).float() if options.init else UNet2DConditionModel(**UNET)
+    scheduler = DDIMScheduler.from_pretrained(SHIPPED / "teacher" / "scheduler")  # Stable Diffusion's
+    unet = untrained(UNet2DConditionModel, "teacher/unet", options.init)
     unet.to(device, memory_format=torch.channels_last).train()
 
     latents = _training_latents(vae, options, device)
