@@ -42,19 +42,21 @@ def export(config: Config) -> Path:
     import shutil
     import tempfile
 
+    from safetensors.torch import save_file
+
     from generate.shards import exclusive, write_json
 
     run, folder = run_dir(config), run_dir(config) / "export"
     with exclusive(folder, "export"), tempfile.TemporaryDirectory(prefix=".export.", dir=run) as temporary:
         generator, about, held_out = _load(config)
-        _write_safetensors(Path(temporary) / "generator.safetensors", generator, about)
+        tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
+        save_file(tensors, Path(temporary) / "generator.safetensors", {key: json.dumps(value) for key, value in about.items()})
         _write_onnx(Path(temporary) / "generator.onnx", generator, about)
         check = _check(Path(temporary), generator, about["z"], held_out)
         for name, found in check["formats"].items():
             print(f"export: {name} {found['bytes'] / 1e6:.1f} MB, at most {found['max_levels']} of 255 levels from PyTorch")
             if found["max_levels"] > MAX_LEVELS:
-                levels = f"{found['max_levels']} levels (allowed: {MAX_LEVELS})"
-                raise UserError(f"{name} differs from PyTorch by {levels}; {folder} is as it was")
+                raise UserError(f"{name} differs from PyTorch by more than {MAX_LEVELS} levels; {folder} is as it was")
         for name in check["formats"]:
             (Path(temporary) / name).chmod(0o644)  # safetensors gives its files to their owner alone
             shutil.move(Path(temporary) / name, folder / name)
@@ -106,14 +108,6 @@ def _load(config: Config) -> tuple[Any, dict[str, Any], PairDataset]:
     }
     chosen = [locations[place] for place in held_out[:CHECKED_PICTURES]]
     return generator, about, pairs.PairDataset(chosen, about["resolution"])
-
-
-def _write_safetensors(path: Path, generator: Any, about: dict[str, Any]) -> None:
-    """Weights as the generator names them; the metadata are JSON texts."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-    save_file(tensors, path, {key: json.dumps(value) for key, value in about.items()})
 
 
 def _write_onnx(path: Path, generator: Any, about: dict[str, Any]) -> None:

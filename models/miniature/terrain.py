@@ -93,9 +93,13 @@ def draw_distance(canvas, rng, scene, season, bottom):
             _draw_range(canvas, rng, scene, season, bottom, layer)
 
 
+def _curve(heights):
+    return list(zip(_COLUMNS.tolist(), heights.tolist(), strict=True))
+
+
 def _below(heights):
     """The polygon between a curve and the bottom of the picture."""
-    return list(zip(_COLUMNS.tolist(), heights.tolist(), strict=True)) + [(CANVAS, CANVAS), (0, CANVAS)]
+    return [*_curve(heights), (CANVAS, CANVAS), (0, CANVAS)]
 
 
 def _draw_range(canvas, rng, scene, season, bottom, layer):
@@ -116,9 +120,7 @@ def _draw_range(canvas, rng, scene, season, bottom, layer):
         limit = base - amplitude * CANVAS * steepness * (0.12 if season != "winter" else -0.5)
         rim = np.minimum(tops + CANVAS * 0.055 + 3 * np.sin(_COLUMNS * 0.6), limit + 4 * np.sin(_COLUMNS * 0.8))
         rim = np.maximum(tops, rim)
-        upper = list(zip(_COLUMNS.tolist(), tops.tolist(), strict=True))
-        lower = list(zip(_COLUMNS[::-1].tolist(), rim[::-1].tolist(), strict=True))
-        canvas.polygon(upper + lower, blend((242, 246, 252), bottom, 0.2))
+        canvas.polygon(_curve(tops) + _curve(rim)[::-1], blend((242, 246, 252), bottom, 0.2))
 
 
 def _draw_treeline(canvas, rng, scene, season, bottom):
