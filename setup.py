@@ -6,6 +6,7 @@ REQUIREMENTS = [
     "accelerate>=1.0",
     "braceexpand>=0.1.7",
     "diffusers>=0.35",  # from_pretrained(dtype=...)
+    "jinja2>=3.1",  # the report page; PyTorch brings it anyway
     "kornia>=0.7.3",
     "lpips==0.1.4",
     "fsspec>=2024.2",  # tars behind an address

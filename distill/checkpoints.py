@@ -98,11 +98,8 @@ def newest(folder: Path) -> Checkpoint | None:
 
 def adam_tensors(generator: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Adam's state by parameter name."""
-    tensors = {}
-    for name, parameter in generator.named_parameters():
-        for key, tensor in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}.{key}"] = tensor
-    return tensors
+    states = ((name, optimizer.state.get(parameter, {})) for name, parameter in generator.named_parameters())
+    return {f"{name}.{key}": tensor for name, state in states for key, tensor in state.items()}
 
 
 def restore_adam(generator: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,11 @@ from configs.loader import pairs_dir, run_dir
 from configs.schema import Config
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from distill.pairs import PairDataset
 
 SECTIONS = ("task", "teacher", "distill")
 CHECKED_PICTURES = 16
 MAX_LEVELS = 2  # of 255; rounding alone makes 1 where two runtimes sum in another order
-FORMATS = ("generator.safetensors", "generator.onnx")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,20 +42,22 @@ def export(config: Config) -> Path:
     import shutil
     import tempfile
 
+    from safetensors.torch import save_file
+
     from generate.shards import exclusive, write_json
 
     run, folder = run_dir(config), run_dir(config) / "export"
     with exclusive(folder, "export"), tempfile.TemporaryDirectory(prefix=".export.", dir=run) as temporary:
         generator, about, held_out = _load(config)
-        _write_safetensors(Path(temporary) / "generator.safetensors", generator, about)
+        tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
+        save_file(tensors, Path(temporary) / "generator.safetensors", {key: json.dumps(value) for key, value in about.items()})
         _write_onnx(Path(temporary) / "generator.onnx", generator, about)
-        check = _check(Path(temporary), generator, held_out)
+        check = _check(Path(temporary), generator, about["z"], held_out)
         for name, found in check["formats"].items():
             print(f"export: {name} {found['bytes'] / 1e6:.1f} MB, at most {found['max_levels']} of 255 levels from PyTorch")
             if found["max_levels"] > MAX_LEVELS:
-                levels = f"{found['max_levels']} levels (allowed: {MAX_LEVELS})"
-                raise UserError(f"{name} differs from PyTorch by {levels}; {folder} is as it was")
-        for name in FORMATS:
+                raise UserError(f"{name} differs from PyTorch by more than {MAX_LEVELS} levels; {folder} is as it was")
+        for name in check["formats"]:
             (Path(temporary) / name).chmod(0o644)  # safetensors gives its files to their owner alone
             shutil.move(Path(temporary) / name, folder / name)
         write_json(folder / "config.json", about)
@@ -111,14 +110,6 @@ def _load(config: Config) -> tuple[Any, dict[str, Any], PairDataset]:
     return generator, about, pairs.PairDataset(chosen, about["resolution"])
 
 
-def _write_safetensors(path: Path, generator: Any, about: dict[str, Any]) -> None:
-    """Weights as the generator names them; the metadata are JSON texts."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-    save_file(tensors, path, {key: json.dumps(value) for key, value in about.items()})
-
-
 def _write_onnx(path: Path, generator: Any, about: dict[str, Any]) -> None:
     """One self-contained graph, opset 18: image uint8 B x H x W x 3 -> edit uint8 B x H x W x 3, float32 inside, any batch."""
     import contextlib
@@ -129,7 +120,7 @@ def _write_onnx(path: Path, generator: Any, about: dict[str, Any]) -> None:
     import torch
 
     side = about["resolution"]
-    picture = PictureModule.build(generator, about["z"])
+    picture = _picture_module(generator, about["z"])
     example_BHWC = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter talks about its own progress
         warnings.simplefilter("ignore")
@@ -153,29 +144,25 @@ def _write_onnx(path: Path, generator: Any, about: dict[str, Any]) -> None:
     onnx.save(model, path)
 
 
-class PictureModule:
-    """Wraps a generator so that pictures go in and out as uint8."""
+def _picture_module(generator: Any, z: list[float] | None) -> Any:
+    """A module around the generator: uint8 B x H x W x 3 -> uint8 B x H x W x 3. z: the latent to use, None for zeros."""
+    import torch
 
-    @staticmethod
-    def build(generator: Any, z: list[float] | None) -> Any:
-        """A module: uint8 B x H x W x 3 -> uint8 B x H x W x 3. z: the latent to use, None for zeros."""
-        import torch
+    class Picture(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = generator
+            self.register_buffer("z_1D", None if z is None else torch.tensor([z]))
 
-        class Picture(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.generator = generator
-                self.register_buffer("z_1D", None if z is None else torch.tensor([z]))
+        def forward(self, image_BHWC: torch.Tensor) -> torch.Tensor:
+            image_BCHW = image_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+            edit_BCHW = (self.generator(image_BCHW, self.z_1D) + 1.0) * 127.5
+            return edit_BCHW.round().clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
 
-            def forward(self, image_BHWC: torch.Tensor) -> torch.Tensor:
-                image_BCHW = image_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-                edit_BCHW = (self.generator(image_BCHW, self.z_1D) + 1.0) * 127.5
-                return edit_BCHW.round().clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
-
-        return Picture().eval()
+    return Picture().eval()
 
 
-def _check(folder: Path, generator: Any, held_out: PairDataset) -> dict[str, Any]:
+def _check(folder: Path, generator: Any, z: list[float] | None, held_out: PairDataset) -> dict[str, Any]:
     """Differences in 8-bit levels between each file and the checkpoint's weights in PyTorch, on held-out pictures."""
     import numpy as np
     import torch
@@ -187,31 +174,13 @@ def _check(folder: Path, generator: Any, held_out: PairDataset) -> dict[str, Any
     images_BHWC = np.stack([held_out[place][1].permute(1, 2, 0).numpy() for place in range(len(held_out))])
     again = CoModGenerator.from_config(generator.config).eval()
     load_exported(again, folder / "generator.safetensors")
-    z = json.loads(_metadata(folder / "generator.safetensors")["z"])
-
-    def in_torch(module: Any) -> Callable[[np.ndarray], np.ndarray]:
-        picture = PictureModule.build(module, z)
-        return lambda images: picture(torch.from_numpy(images)).detach().numpy()
-
+    formats = {}
     with torch.no_grad():
-        expected = in_torch(generator)(images_BHWC).astype(int)
-        runs: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "generator.safetensors": in_torch(again),
-            "generator.onnx": Translator(folder),
-        }
-        formats = {}
-        for name, translate in runs.items():
-            levels = np.abs(translate(images_BHWC).astype(int) - expected)
-            size = (folder / name).stat().st_size
-            formats[name] = {"max_levels": int(levels.max()), "mean_levels": float(levels.mean()), "bytes": size}
+        expected, loaded = (_picture_module(module, z)(torch.from_numpy(images_BHWC)).numpy().astype(int) for module in (generator, again))
+    for name, edits in (("generator.safetensors", loaded), ("generator.onnx", Translator(folder)(images_BHWC))):
+        levels, size = np.abs(edits.astype(int) - expected), (folder / name).stat().st_size
+        formats[name] = {"max_levels": int(levels.max()), "mean_levels": float(levels.mean()), "bytes": size}
     return {"pictures": len(images_BHWC), "allowed_levels": MAX_LEVELS, "formats": formats}
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as stream:
-        return stream.metadata()
 
 
 def _git_revision() -> str:

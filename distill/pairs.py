@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from configs.errors import UserError
 from generate.shards import PairLocation, finished_shards, locate, read_pair
@@ -95,24 +95,15 @@ def step_positions(step: int, batch: int, count: int, seed: int) -> np.ndarray:
     return np.array([_permutation(count, seed, int(place // count))[place % count] for place in places])
 
 
-class StepSampler(Sampler):
+def step_batches(first: int, last: int, batch: int, count: int, seed: int, rank: int, processes: int) -> Iterator[list[int]]:
     """Batches of one process: its part of steps first .. last - 1."""
-
-    def __init__(self, first: int, last: int, batch: int, count: int, seed: int, rank: int, processes: int) -> None:
-        self.first, self.last, self.batch, self.count, self.seed = first, last, batch, count, seed
-        self.rank, self.processes = rank, processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first, self.last):
-            yield step_positions(step, self.batch, self.count, self.seed)[self.rank :: self.processes].tolist()
-
-    def __len__(self) -> int:
-        return self.last - self.first
+    for step in range(first, last):
+        yield step_positions(step, batch, count, seed)[rank::processes].tolist()
 
 
-def to_unit(image_uint8: torch.Tensor) -> torch.Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return image_uint8.float() / 127.5 - 1.0
+def to_unit(image_uint8_BCHW: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float32 in [-1, 1], channels last."""
+    return (image_uint8_BCHW.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
 
 def _unit_hash(text: str) -> float:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,12 @@ class TrainingState:
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This process's part of each step still to do: input and edit, B x 3 x H x W in [-1, 1]."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        order = pairs.StepSampler(self.step, self._last_step(), self.config.batch, len(self.training), self.seed, rank, processes)
+        order = pairs.step_batches(self.step, self._last_step(), self.config.batch, len(self.training), self.seed, rank, processes)
         on_gpu = self.device.type == "cuda"
         loader = DataLoader(self.training, batch_sampler=order, num_workers=self.config.workers, pin_memory=on_gpu)
         asked = time.perf_counter()
         for _, *images in loader:
-            on_device = (image.to(self.device, non_blocking=True) for image in images)
-            input_BCHW, edit_BCHW = (pairs.to_unit(image).contiguous(memory_format=torch.channels_last) for image in on_device)
+            input_BCHW, edit_BCHW = (pairs.to_unit(image.to(self.device, non_blocking=True)) for image in images)
             self._waited_s += time.perf_counter() - asked
             yield input_BCHW, edit_BCHW
             asked = time.perf_counter()
@@ -98,9 +97,7 @@ class TrainingState:
 
     def latent(self, batch: int) -> torch.Tensor | None:
         """Standard normal B x D, or None where distill.latent is 'fixed'."""
-        if self.z_1D is None:
-            return None
-        return torch.randn(batch, self.z_1D.shape[1], device=self.device)
+        return None if self.z_1D is None else torch.randn(batch, self.z_1D.shape[1], device=self.device)
 
     def stop_unless_finite(self, losses: dict[str, torch.Tensor]) -> None:
         """Raise UserError on every process, before the update, where one has a loss or gradient that is not finite."""
@@ -146,7 +143,7 @@ class TrainingState:
         self._write("train", line)
         left_s = max(0, self.config.images - self.images) / rate
         self._say(
-            f"{self.images}/{self.config.images} images, {rate:.1f}/s, {_clock(left_s)} left, loss {line['loss']:.4f} "
+            f"{self.images}/{self.config.images} images, {rate:.1f}/s, {timedelta(seconds=round(left_s))} left, loss {line['loss']:.4f} "
             f"(L1 {line['l1']:.4f}, LPIPS {line['lpips']:.4f}), waited for data {line['data_wait_share']:.0%}"
         )
         self._reset_clock()
@@ -161,8 +158,9 @@ class TrainingState:
         if self.accelerator.is_main_process:
             found = validation.measure(self.ema, self.perceptual, self.held_out, self.config.batch, self.device, self.z_1D)
             self._write("validation", found)
-            sheet = validation.grid(self.ema, self.held_out, self.device, self.z_1D)
-            validation.save_grid(self.folder / "samples" / f"{self.images:09d}.png", sheet)
+            path = self.folder / "samples" / f"{self.images:09d}.png"
+            path.parent.mkdir(exist_ok=True)
+            validation.grid(self.ema, self.held_out, self.device, self.z_1D).save(path)
             self._say(
                 f"{self.images} images: held-out L1 {found['l1']:.4f}, PSNR {found['psnr']:.2f} dB, LPIPS {found['lpips']:.4f} "
                 f"over {len(self.held_out)} pairs"
@@ -172,19 +170,11 @@ class TrainingState:
         """Write a checkpoint; the other processes wait for it."""
         self.path = self.folder / "checkpoints" / f"{self.images:09d}"
         if self.accelerator.is_main_process:
-            tensors = {
-                "generator": self.generator.state_dict(),
-                "ema": self.ema.state_dict(),
-                "adam": checkpoints.adam_tensors(self.generator, self.optimizer),
-            }
-            about = {**self.about, "step": self.step}
-            checkpoints.save(self.path.parent, self.images, about, tensors, self.config.keep_checkpoints)
+            adam = checkpoints.adam_tensors(self.generator, self.optimizer)
+            tensors = {"generator": self.generator.state_dict(), "ema": self.ema.state_dict(), "adam": adam}
+            checkpoints.save(self.path.parent, self.images, {**self.about, "step": self.step}, tensors, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self._reset_clock()
-
-    def close(self) -> None:
-        """End the process group, so that no process is left waiting."""
-        self.accelerator.end_training()
 
     @property
     def images(self) -> int:
@@ -232,7 +222,7 @@ class TrainingState:
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
-            print(f"train: {text}", file=sys.stdout, flush=True)
+            print(f"train: {text}", flush=True)
 
 
 def fixed_latent(config: Config) -> torch.Tensor:
@@ -256,8 +246,3 @@ def load_exported(generator: CoModGenerator, path: Path) -> None:
             "set generator.* to match, or distill.init= to start anew"
         )
     generator.load_state_dict(tensors)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -50,7 +50,7 @@ def train(config: Config) -> Path:
         try:
             return loop(config, state)
         finally:
-            state.close()
+            accelerator.end_training()  # so that no process is left waiting
 
 
 def loop(config: Config, state: TrainingState) -> Path:

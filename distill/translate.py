@@ -14,13 +14,12 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
-Picture = TypeVar("Picture")
 
 
 class TranslateError(Exception):
@@ -115,12 +114,19 @@ def translate_files(translator: Translator, source: Path, target: Path, overwrit
     target.mkdir(parents=True, exist_ok=True)
     unreadable: list[str] = []
     times_ms: list[float] = []
-    for chunk in _chunks(_readable(paths, translator.side, unreadable), batch):
-        images_BHWC = np.stack([np.asarray(image) for _, image in chunk])
+    for start in range(0, len(paths), batch):
+        images: dict[Path, Any] = {}
+        for path in paths[start : start + batch]:
+            try:
+                images[path] = np.asarray(open_picture(path, translator.side))
+            except (OSError, ValueError, Warning) as error:
+                unreadable.append(f"{path.name} ({error})")
+        if not images:
+            continue
         began = time.perf_counter()
-        edits_BHWC = translator(images_BHWC)
-        times_ms.append((time.perf_counter() - began) * 1000 / len(chunk))
-        for (path, _), edit_HWC in zip(chunk, edits_BHWC):  # noqa: B905 - runs on Python 3.9 too
+        edits_BHWC = translator(np.stack(list(images.values())))
+        times_ms.append((time.perf_counter() - began) * 1000 / len(images))
+        for path, edit_HWC in zip(images, edits_BHWC):  # noqa: B905 - runs on Python 3.9 too
             temporary = outputs[path].with_suffix(".png.tmp")
             Image.fromarray(edit_HWC).save(temporary, "PNG")
             temporary.replace(outputs[path])
@@ -150,25 +156,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     median = statistics.median(times_ms)
     print(f"{len(times_ms)} call(s) of batch {arguments.batch}, {median:.1f} ms a picture (model alone, median): {arguments.output}")
     return 0
-
-
-def _readable(paths: Sequence[Path], side: int, unreadable: list[str]) -> Iterator[tuple[Path, Any]]:
-    for path in paths:
-        try:
-            yield path, open_picture(path, side)
-        except (OSError, ValueError, Warning) as error:
-            unreadable.append(f"{path.name} ({error})")
-
-
-def _chunks(items: Iterator[tuple[Path, Any]], size: int) -> Iterator[list[tuple[Path, Any]]]:
-    chunk: list[tuple[Path, Any]] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from distill.pairs import PairDataset, to_unit
 
@@ -25,12 +25,7 @@ CAPTION_HEIGHT = 14  # pixels, of Pillow's built-in font
 
 @torch.no_grad()
 def measure(
-    generator: nn.Module,
-    perceptual: nn.Module,
-    pairs: PairDataset,
-    batch: int,
-    device: torch.device,
-    z_1D: torch.Tensor | None,
+    generator: nn.Module, perceptual: nn.Module, pairs: PairDataset, batch: int, device: torch.device, z_1D: torch.Tensor | None
 ) -> dict[str, float]:
     """Means over `pairs`, generator against the teacher's edit: 'l1' (images in [-1, 1]), 'psnr' (dB, mean over images), 'lpips'."""
     sums = {"l1": 0.0, "psnr": 0.0, "lpips": 0.0}
@@ -65,12 +60,6 @@ def grid(generator: nn.Module, pairs: PairDataset, device: torch.device, z_1D: t
     return sheet
 
 
-def save_grid(path: Path, sheet: Image.Image) -> None:
-    """Write a PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-
-
 def to_uint8(image_BCHW: torch.Tensor) -> np.ndarray:
     """[-1, 1] -> uint8 B x H x W x 3, rounded, clamped."""
     return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -78,7 +67,6 @@ def to_uint8(image_BCHW: torch.Tensor) -> np.ndarray:
 
 def _batches(pairs: PairDataset, batch: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for start in range(0, len(pairs), batch):
-        chosen: Sequence = [pairs[position] for position in range(start, min(start + batch, len(pairs)))]
-        images = (torch.stack([item[part] for item in chosen]).to(device) for part in (1, 2))
-        input_BCHW, edit_BCHW = (to_unit(image).contiguous(memory_format=torch.channels_last) for image in images)
-        yield input_BCHW, edit_BCHW
+        chosen = [pairs[position] for position in range(start, min(start + batch, len(pairs)))]
+        _, input_BCHW, edit_BCHW = default_collate(chosen)
+        yield to_unit(input_BCHW.to(device)), to_unit(edit_BCHW.to(device))

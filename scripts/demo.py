@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import timeit
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,12 @@ SECTIONS = ("task", "teacher", "generate", "distill", "demo")
 # Of the pictures that scikit-image installs with itself, those that are photographs.
 PHOTOGRAPHS = ("coffee.png", "astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "grass.png")
 TIMED_CALLS = 50
+COMPARED = {
+    "input to the truth": ("input", "truth"),
+    "teacher's edit to the truth": ("edit", "truth"),
+    "generator to the truth": ("generator", "truth"),
+    "generator to the teacher's edit": ("generator", "edit"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,18 +76,12 @@ def demo(config: Config) -> Path:
     scenes = stage("5 held-out scenes", edit_held_out, _scenes(config))
     photographs = stage("6 photographs", edit_held_out, _photographs(config))
     rows = [*_rows(config, translator, scenes, truth=True), *_rows(config, translator, photographs, truth=False)]
-    extra: dict[str, Any] = {
-        "rows": rows,
-        "teacher_seconds": _teacher_seconds(_scenes(config)),
-        "generator_seconds": generator_seconds(translator, scenes[0].images["input"]),
-        "distances": distances(rows),
-        "timings": timings,
-    }
-    print(
-        f"\nteacher {extra['teacher_seconds']:.2f} s an image, generator {extra['generator_seconds'] * 1000:.1f} ms: "
-        f"{extra['teacher_seconds'] / extra['generator_seconds']:.0f} times faster on this machine"
-    )
-    return write_report(config, extra)
+    teacher_s = float((Path(_scenes(config).generate.out) / "seconds.txt").read_text())
+    generator_s = generator_seconds(translator, scenes[0].images["input"])
+    times = f"teacher {teacher_s:.2f} s an image, generator {generator_s * 1000:.1f} ms"
+    print(f"\n{times}: {teacher_s / generator_s:.0f} times faster on this machine")
+    extra = {"rows": rows, "distances": distances(rows), "timings": timings}
+    return write_report(config, extra | {"teacher_seconds": teacher_s, "generator_seconds": generator_s})
 
 
 def edit_held_out(config: Config) -> list[Pair]:
@@ -98,12 +99,7 @@ def edit_held_out(config: Config) -> list[Pair]:
 
 def generator_seconds(translator: Any, image: np.ndarray) -> float:
     """Median seconds of one edit by the exported generator, one image at a time."""
-    seconds = []
-    for _ in range(TIMED_CALLS):
-        began = time.perf_counter()
-        translator(image)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return statistics.median(timeit.repeat(lambda: translator(image), number=1, repeat=TIMED_CALLS))
 
 
 def distances(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -114,35 +110,25 @@ def distances(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     with_truth = [row["images"] for row in rows if "truth" in row["images"]]
     if not with_truth:
         return {}
-    perceptual = perceptual_loss("cpu")
-    stacks = {name: np.stack([images[name] for images in with_truth]) for name in ("input", "edit", "generator", "truth")}
-
-    def to(name: str, other: str) -> dict[str, float]:
-        first, second = stacks[name], stacks[other]
-        return {"PSNR, dB": float(psnr(first, second).mean()), "LPIPS": float(lpips_distance(perceptual, first, second).mean())}
-
-    return {
-        "input to the truth": to("input", "truth"),
-        "teacher's edit to the truth": to("edit", "truth"),
-        "generator to the truth": to("generator", "truth"),
-        "generator to the teacher's edit": to("generator", "edit"),
-    }
+    perceptual, found = perceptual_loss("cpu"), {}
+    for what, (name, other) in COMPARED.items():
+        first, second = (np.stack([images[each] for images in with_truth]) for each in (name, other))
+        found[what] = {"PSNR, dB": float(psnr(first, second).mean()), "LPIPS": float(lpips_distance(perceptual, first, second).mean())}
+    return found
 
 
 def _scenes(config: Config) -> Config:
-    count = config.demo.scenes
-    source = replace(config.source, images="", first_seed=config.evaluate.first_seed)
-    return _aside(config, source, "held-out", count)
+    return _aside(config, "held-out", images="", first_seed=config.evaluate.first_seed)
 
 
 def _photographs(config: Config) -> Config:
-    folder = Path(config.demo.photos) if config.demo.photos else _sample_photographs(Path(config.runs_dir) / "photographs")
-    return _aside(config, replace(config.source, images=str(folder)), "photographs", config.demo.scenes)
+    return _aside(config, "photographs", images=config.demo.photos or str(_sample_photographs(Path(config.runs_dir) / "photographs")))
 
 
-def _aside(config: Config, source: Any, name: str, count: int) -> Config:
-    generate = replace(config.generate, pairs=count, pairs_per_shard=count, save_reconstruction=True, out=str(run_dir(config) / name))
-    return replace(config, source=source, generate=generate)
+def _aside(config: Config, name: str, **source: Any) -> Config:
+    count, out = config.demo.scenes, str(run_dir(config) / name)
+    generate = replace(config.generate, pairs=count, pairs_per_shard=count, save_reconstruction=True, out=out)
+    return replace(config, source=replace(config.source, **source), generate=generate)
 
 
 def _sample_photographs(folder: Path) -> Path:
@@ -156,10 +142,6 @@ def _sample_photographs(folder: Path) -> Path:
         if original.exists() and not copy.exists():
             Image.open(original).convert("RGB").save(copy, quality=95)
     return folder
-
-
-def _teacher_seconds(config: Config) -> float:
-    return float((Path(config.generate.out) / "seconds.txt").read_text())
 
 
 def _rows(config: Config, translator: Any, pairs: Sequence[Pair], truth: bool) -> list[dict[str, Any]]:

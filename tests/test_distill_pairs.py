@@ -89,7 +89,7 @@ def test_order_shows_every_pair_once_an_epoch_and_needs_no_state():
 
 
 def test_processes_share_a_step_without_overlap():
-    parts = [list(pairs.StepSampler(2, 4, 6, 10, 0, rank, 3)) for rank in range(3)]
+    parts = [list(pairs.step_batches(2, 4, 6, 10, 0, rank, 3)) for rank in range(3)]
     for place, step in enumerate((2, 3)):
         assert sorted(sum((part[place] for part in parts), [])) == sorted(pairs.step_positions(step, 6, 10, 0).tolist())
 

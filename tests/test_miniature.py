@@ -225,6 +225,29 @@ def test_training_resumes_as_if_it_had_not_stopped(tmp_path):
     assert torch.equal(trained(tmp_path / "whole", 12), trained(tmp_path / "parts", 5, 9, 12))
 
 
+def test_a_stage_takes_the_options_it_knows_and_names_them_for_any_other():
+    from models.miniature.training.loop import Options, parse
+
+    told = parse(Options(batch=8, lr=0.1), ["lr=1e-2", "compile=1", "minutes=3", "out=some/where"])
+    assert (told.batch, told.lr, told.compile, told.minutes, told.out) == (8, 0.01, True, 3.0, "some/where")
+    for wrong in ("learning_rate=1", "batch=many", "batch"):
+        with pytest.raises(SystemExit, match="one of out, work"):
+            parse(Options(), [wrong])
+
+
+def test_training_pictures_are_kept_on_disk(tmp_path):
+    from models.miniature.training.data import training_look, training_pictures
+    from models.miniature.training.loop import Options
+
+    options = Options(work=str(tmp_path), images=3, first_seed=7, workers=1)
+    made = training_pictures(options)
+    wanted = [pixels(seed, training_look(seed, options.sketch_share)) for seed in range(7, 10)]
+    assert made.dtype == np.uint8 and (made == np.stack(wanted)).all()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert (training_pictures(options) == made).all() and {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
+    assert len(kept) == 1 and [path.suffix for path in kept] == [".npy"]
+
+
 def test_training_stops_at_a_loss_that_is_not_finite_before_the_update(tmp_path):
     from models.miniature.training.loop import Options, fit
 

@@ -1,5 +1,7 @@
 """The drawing surface: a picture and, on demand, a map that says which object each pixel shows."""
 
+from functools import partialmethod
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -7,10 +9,9 @@ from models.miniature.textures import CANVAS
 
 
 class Canvas:
-    """Every stroke goes to `picture` and, with `labelled=True`, to `labels` under the object begun last.
+    """Every stroke goes to `picture` and, with `labelled=True`, to `labels` under the object begun last; `nouns[i]` names label i.
 
-    Drawing both with the same coordinates makes the masks exact: no threshold on a difference of two pictures, and
-    what is drawn later hides what was there. `nouns[i]` names label i.
+    Drawing both with the same coordinates makes the masks exact: what is drawn later hides what was there.
     """
 
     def __init__(self, picture, labelled=False):
@@ -29,29 +30,15 @@ class Canvas:
         """Go on with the last object of that name."""
         self._label = len(self.nouns) - 1 - self.nouns[::-1].index(noun)
 
-    def _inks(self, colour):
-        return zip(self._pens, (colour, self._label), strict=False)  # without labels, the second ink has no pen
+    def _draw(self, shape, place, colour, *width):
+        """Draw ImageDraw's `shape` at `place`, points or a box (left, top, right, bottom) in canvas pixels."""
+        for pen, ink in zip(self._pens, (colour, self._label), strict=False):  # without labels, the second ink has no pen
+            getattr(pen, shape)(place, ink, *width)
 
-    def polygon(self, points, colour):
-        """Fill the polygon through `points`, (x, y) in canvas pixels."""
-        for pen, ink in self._inks(colour):
-            pen.polygon(points, fill=ink)
-
-    def line(self, points, colour, width=1):
-        """Draw a line `width` pixels wide."""
-        for pen, ink in self._inks(colour):
-            pen.line(points, fill=ink, width=width)
-
-    def ellipse(self, box, colour):
-        """Fill the ellipse in `box` (left, top, right, bottom)."""
-        for pen, ink in self._inks(colour):
-            pen.ellipse(box, fill=ink)
-
-    def rectangle(self, box, colour, outline=None):
-        """Fill `box` (left, top, right, bottom), the last row and column included."""
-        self._pens[0].rectangle(box, fill=colour, outline=outline)
-        for pen in self._pens[1:]:
-            pen.rectangle(box, fill=self._label)
+    polygon = partialmethod(_draw, "polygon")
+    line = partialmethod(_draw, "line")
+    ellipse = partialmethod(_draw, "ellipse")
+    rectangle = partialmethod(_draw, "rectangle")  # the last row and column included
 
     def stamp(self, content, mask, corner=(0, 0)):
         """Paste `content`, a colour or a picture, where `mask` is set, with the mask's top left at `corner`."""
@@ -60,9 +47,7 @@ class Canvas:
             self.labels.paste(self._label, corner, mask)
 
     def visible(self):
-        """[(noun, bool mask at half the canvas size)] of every object, in drawing order; each pixel is in exactly one
-        mask.
-        """
+        """[(noun, bool mask at half the canvas size)] of every object, in drawing order; each pixel is in exactly one mask."""
         half = CANVAS // 2
         labels = np.asarray(self.labels).reshape(half, 2, half, 2)
         votes = np.stack([(labels == index).sum((1, 3)) for index in range(len(self.nouns))])

@@ -1,7 +1,6 @@
 """Captions of scenes, and sentence banks for edit directions.
 
-Sentences are drawn from a scene's own random stream, so that the same scene in two looks gives two sentences of the
-same plan.
+Sentences are drawn from a scene's own random stream, so that the same scene in two looks gives two sentences of the same plan.
 """
 
 import random
@@ -19,21 +18,18 @@ ADJECTIVES = {
     "autumn": ("autumn", "fall", "colorful", "golden"),
     "winter": ("winter", "snowy", "frosty", "snow covered"),
 }
-PINE_ADJECTIVES = {
-    "summer": ("summer", "green"),
-    "autumn": ("autumn", "fall"),
-    "winter": ("winter", "snowy", "frosty", "snow covered"),
-}
+PINE_ADJECTIVES = ADJECTIVES | {"summer": ("summer", "green"), "autumn": ("autumn", "fall")}
+BARE = ("with bare branches", "covered in snow", "without leaves")
 FOLIAGE = {
     "oak": {
         "summer": ("with green leaves", "with lush foliage"),
         "autumn": ("with orange leaves", "with red leaves", "with autumn foliage"),
-        "winter": ("with bare branches", "covered in snow", "without leaves"),
+        "winter": BARE,
     },
     "birch": {
         "summer": ("with green leaves", "with fresh foliage"),
         "autumn": ("with yellow leaves", "with golden leaves"),
-        "winter": ("with bare branches", "covered in snow", "without leaves"),
+        "winter": BARE,
     },
     "pine": {
         "summer": ("with green needles", "that is evergreen"),
@@ -42,15 +38,21 @@ FOLIAGE = {
     },
 }
 MIXED_FOLIAGE = {"summer": ("with green foliage",), "autumn": ("",), "winter": ("covered in snow",)}
-LANDS = {
-    "summer": ("meadow", "field", "landscape", "hill", "countryside"),
-    "autumn": ("meadow", "field", "landscape", "hill", "countryside"),
-    "winter": ("field", "landscape", "hill", "countryside", "scene"),
-}
+LANDS = ("meadow", "field", "landscape", "hill", "countryside")
+SNOWY_LANDS = ("field", "landscape", "hill", "countryside", "scene")
 LAND_ADJECTIVES = {
     "summer": ("green", "summer", "grassy", "sunny"),
     "autumn": ("autumn", "golden", "brown", "fall"),
     "winter": ("snowy", "winter", "white", "snow covered"),
+}
+SURROUNDINGS = {  # by what the scene has
+    "house": ("beside a house", "near a house", "next to a small house", "with a house"),
+    "fence": ("by a fence", "with a fence"),
+    "path": ("by a path", "with a path", "along a path"),
+    "lake": ("by a lake", "near a lake", "beside a lake"),
+    "rocks": ("near some rocks", "with rocks"),
+    "mountains": ("with mountains", "in front of mountains"),
+    "hills": ("with hills behind",),
 }
 OPENINGS = {  # as many for every style, so that a style changes no later draw
     "photo": ("a photo of", "a picture of", "an image of", "a painting of", "a view of", ""),
@@ -68,8 +70,7 @@ BANK_SEED = 10_000_000  # far from the seeds of every picture
 def caption(scene: Scene, look: Look, variant: int = 0, name_season: bool = True) -> str:
     """One English sentence about the scene in that look; `variant` chooses among wordings.
 
-    The season is named unless `name_season` is False; a species that the look names is always named; a sketch is
-    called one.
+    The season is named unless `name_season` is False; a species that the look names is always named; a sketch is called one.
     """
     return _sentence(scene, look, random.Random(scene.seed * 17 + 3 + 7_919 * (variant + 1)), name_season)
 
@@ -84,22 +85,8 @@ def _an(text):
 
 
 def _surroundings(scene, season):
-    phrases = []
-    if scene.house:
-        phrases += ["beside a house", "near a house", "next to a small house", "with a house"]
-    if scene.fence:
-        phrases += ["by a fence", "with a fence"]
-    if scene.path:
-        phrases += ["by a path", "with a path", "along a path"]
-    if scene.lake:
-        phrases += ["by a lake", "near a frozen lake" if season == "winter" else "near a lake", "beside a lake"]
-    if scene.rocks:
-        phrases += ["near some rocks", "with rocks"]
-    if scene.far == "mountains":
-        phrases += ["with mountains", "in front of mountains"]
-    if scene.far == "hills":
-        phrases += ["with hills behind"]
-    return phrases
+    found = [phrase for what, phrases in SURROUNDINGS.items() if getattr(scene, what, scene.far == what) for phrase in phrases]
+    return ["near a frozen lake" if phrase == "near a lake" and season == "winter" else phrase for phrase in found]
 
 
 def _foliage(rng, species, present, season):
@@ -131,15 +118,11 @@ def _sentence(scene, look, rng, name_season):
         if count > 1 and foliage == "that is evergreen":
             foliage = "with green needles"
         parts = [f"{number} {noun}", foliage, rng.choice(WHEN[season]) if name_season and rng.random() < 0.55 else ""]
-    elif form < 0.9:  # two trees on a snowy hill
-        land = rng.choice(LANDS[season])
-        place = f"{'on' if land == 'hill' else 'in'} a"
+    else:
+        land = rng.choice(SNOWY_LANDS if season == "winter" else LANDS)
         kind = f"{rng.choice(LAND_ADJECTIVES[season])} {land}" if name_season else land
-        parts = [f"{number} {noun}", f"{place} {kind}"]
-    else:  # a summer landscape with a birch tree
-        land = rng.choice(LANDS[season])
-        kind = f"{rng.choice(LAND_ADJECTIVES[season])} {land}" if name_season else land
-        parts = [f"a {kind} with {number} {noun}"]
+        place = f"{'on' if land == 'hill' else 'in'} a {kind}"  # two trees on a snowy hill, or a summer landscape with a birch tree
+        parts = [f"{number} {noun}", place] if form < 0.9 else [f"a {kind} with {number} {noun}"]
     if surroundings and rng.random() < 0.6:
         parts.append(rng.choice(surroundings))
     if rng.random() < 0.22:

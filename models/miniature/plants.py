@@ -1,6 +1,4 @@
-"""Trees: oaks and birches grow branches and leaves, pines grow tiers. Their form depends on the tree's own seed only,
-never on the season.
-"""
+"""Trees: oaks and birches grow branches and leaves, pines tiers. Their form depends on their own seed only, never on the season."""
 
 import math
 import random
@@ -86,8 +84,7 @@ def _grow(rng, tree):
             start_x, start_y = fork_x + lean * 20 * part, fork_y + (top - fork_y) * part
             length = height * 0.17 * (1.1 - 0.75 * part)
             _branch(rng, start_x, start_y, angle, length, width * 0.4, 2, wood, 0.42, -0.02)
-        wood.tips.append((fork_x + lean * 20, top))
-        wood.tips.append((fork_x + lean * 20, top + 8))
+        wood.tips.extend([(fork_x + lean * 20, top), (fork_x + lean * 20, top + 8)])
     else:  # three great limbs
         length = (height - trunk) * 0.285
         for index in range(3):
@@ -104,11 +101,8 @@ def _draw_trunk(canvas, wood, colour, light):
     right = [(x2 + half * 0.8, y2), (x + half * 0.95, waist), (x + half * 1.35, y + 2)]
     canvas.polygon(left + right, shade(colour, 0.82))
     lit = half * 0.35 * light
-    canvas.polygon(
-        [(x - half * 0.6 + lit, y + 1), (x2 - half * 0.45 + lit, y2),
-         (x2 + half * 0.4 + lit, y2), (x + half * 0.6 + lit, y + 1)],
-        colour,
-    )  # fmt: skip
+    face = [(x - half * 0.6 + lit, y + 1), (x2 - half * 0.45 + lit, y2), (x2 + half * 0.4 + lit, y2), (x + half * 0.6 + lit, y + 1)]
+    canvas.polygon(face, colour)
 
 
 def _draw_wood(canvas, wood, bark, twig, light):
@@ -164,13 +158,12 @@ def _draw_leaves(canvas, rng, tree, wood, season, light):
     middle = sum(y for _, y in wood.tips) / len(wood.tips)
     shadow = shade(leaf, 0.62)
     lit = blend(leaf, (255, 250, 170) if season == "summer" else (255, 226, 120), 0.34)
-    for x, y in wood.tips:
-        _stamp_clump(canvas, "full", rng, x - 2 * light, y + 3, radius, jitter(rng, shadow, 6))
-    for x, y in wood.tips:
-        _stamp_clump(canvas, "mid", rng, x + light, y - 1, radius, jitter(rng, leaf, 10))
-    for x, y in wood.tips:
-        if y < middle + height * 0.12:
-            _stamp_clump(canvas, "sparse", rng, x + 3 * light, y - 4, smaller, jitter(rng, lit, 10))
+    high = [(x, y) for x, y in wood.tips if y < middle + height * 0.12]
+    layers = [("full", wood.tips, -2, 3, radius, shadow, 6), ("mid", wood.tips, 1, -1, radius, leaf, 10)]
+    layers.append(("sparse", high, 3, -4, smaller, lit, 10))
+    for density, tips, right, down, size, colour, spread in layers:
+        for x, y in tips:
+            _stamp_clump(canvas, density, rng, x + right * light, y + down, size, jitter(rng, colour, spread))
 
 
 def _draw_broadleaf(canvas, tree, season, light):
@@ -195,15 +188,13 @@ def _draw_pine(canvas, tree, season, light):
     height, x, y = tree.height * CANVAS, tree.x * CANVAS, tree.y * CANVAS
     trunk, trunk_top = height * 0.045, y - height * 0.16
     canvas.rectangle((x - trunk * 0.5, trunk_top, x + trunk * 0.5, y + 2), (84, 62, 46))
-    canvas.rectangle((x - trunk * 0.1 + trunk * 0.2 * light, trunk_top, x + trunk * 0.15 + trunk * 0.2 * light, y + 2),
-                     (110, 84, 62))  # fmt: skip
+    lit = trunk * 0.2 * light
+    canvas.rectangle((x - trunk * 0.1 + lit, trunk_top, x + trunk * 0.15 + lit, y + 2), (110, 84, 62))
     tiers = rng.randint(6, 8)
     widest = height * rng.uniform(0.21, 0.28)
     needles = jitter(rng, (36, 86, 52), 10)
-    if season == "autumn":
-        needles = blend(needles, (70, 90, 46), 0.35)
-    if season == "winter":
-        needles = blend(needles, (60, 92, 84), 0.35)
+    if season != "summer":
+        needles = blend(needles, (70, 90, 46) if season == "autumn" else (60, 92, 84), 0.35)
     lowest, highest = y - height * 0.1, y - height
     for tier in range(tiers):
         part = tier / tiers
@@ -233,7 +224,6 @@ def _draw_tier(canvas, rng, tree, season, light, needles, part, base, top, half_
     if season == "winter":
         snow = [(x + (u - x) * 0.93, top + (v - top) * (0.60 if j % 2 else 0.78)) for j, (u, v) in enumerate(hem)]
         canvas.polygon([(x, top - 1)] + snow[::-1], (226, 234, 245))
-        bright = [
-            (x + (u - x) * 0.72 + light * half_width * 0.16, top + (v - top) * (0.48 if j % 2 else 0.64)) for j, (u, v) in enumerate(hem)
-        ]
+        lit = light * half_width * 0.16
+        bright = [(x + (u - x) * 0.72 + lit, top + (v - top) * (0.48 if j % 2 else 0.64)) for j, (u, v) in enumerate(hem)]
         canvas.polygon([(x + light, top - 1)] + bright[::-1], (248, 251, 255))

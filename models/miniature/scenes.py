@@ -13,15 +13,7 @@ from PIL import Image, ImageChops
 from models.miniature.canvas import Canvas
 from models.miniature.plants import LEAF_COLOURS, SPECIES, Tree, draw_tree
 from models.miniature.sketch import pencil_sketch
-from models.miniature.terrain import (
-    draw_distance,
-    draw_ground,
-    draw_sun,
-    draw_tree_foot,
-    draw_tree_shadows,
-    paint_sky,
-    sky_colours,
-)
+from models.miniature.terrain import draw_distance, draw_ground, draw_sun, draw_tree_foot, draw_tree_shadows, paint_sky, sky_colours
 from models.miniature.textures import CANVAS, textures
 from models.miniature.things import draw_things
 
@@ -35,9 +27,8 @@ LIGHT_COLOURS = {"sunset": (255, 232, 212), "morning": (255, 246, 234), "overcas
 class Look:
     """What may differ between an input and its true edit.
 
-    `season` is one of SEASONS or "any", drawn from the scene's seed. `species` makes every tree of the scene an oak,
-    a birch or a pine of the same place, height and seed; None keeps what the scene has. `style` is "photo" or
-    "sketch".
+    `season` is one of SEASONS or "any", drawn from the scene's seed. `species` makes every tree of the scene an oak, a birch or a pine of
+    the same place, height and seed; None keeps what the scene has. `style` is "photo" or "sketch".
     """
 
     season: str = "summer"
@@ -45,11 +36,7 @@ class Look:
     style: str = "photo"
 
     def __post_init__(self):
-        for value, known in (
-            (self.season, (*SEASONS, "any")),
-            (self.species, (*SPECIES, None)),
-            (self.style, STYLES),
-        ):
+        for value, known in ((self.season, (*SEASONS, "any")), (self.species, (*SPECIES, None)), (self.style, STYLES)):
             if value not in known:
                 raise ValueError(f"unknown look {value!r}: one of {', '.join(map(str, known))}")
 
@@ -131,9 +118,9 @@ def render(scene: Scene, look: Look) -> Image.Image:
 def instances(scene: Scene, look: Look) -> list[tuple[str, np.ndarray]]:
     """(noun, bool 128x128 mask) of every visible object, from back to front.
 
-    Each tree is an object of its own, noun "tree"; the others are house, lake, path, fence, rocks, mountains, hills,
-    distant trees, sky, ground. Each pixel belongs to exactly one: what is in front hides what is behind. Shadows,
-    fallen leaves, the snow around a trunk and falling snow belong to what they lie on.
+    Each tree is an object of its own, noun "tree"; the others are house, lake, path, fence, rocks, mountains, hills, distant trees, sky,
+    ground. Each pixel belongs to exactly one: what is in front hides what is behind. Shadows, fallen leaves, the snow around a trunk and
+    falling snow belong to what they lie on.
     """
     return [("tree" if noun.endswith(" tree") else noun, area) for noun, area in _visible(scene, look)]
 

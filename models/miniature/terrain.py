@@ -23,12 +23,9 @@ SKY_COLOURS = {  # top, bottom
     "sunset": ((92, 96, 160), (252, 170, 104)),
     "overcast": ((158, 170, 184), (208, 214, 218)),
 }
-CLOUD_COLOURS = {
-    "day": (255, 255, 255),
-    "morning": (255, 255, 255),
-    "sunset": (255, 214, 190),
-    "overcast": (226, 229, 233),
-}
+CLOUD_COLOURS = {"day": (255, 255, 255), "morning": (255, 255, 255), "sunset": (255, 214, 190), "overcast": (226, 229, 233)}
+# colour (None: the sky's) and amount by which the light of the day tints the ground
+HAZE = {"day": (None, 0.12), "morning": (None, 0.25), "sunset": ((214, 120, 90), 0.25), "overcast": ((190, 196, 202), 0.28)}
 FALLEN_LEAVES = ((206, 96, 34), (228, 160, 44), (168, 66, 36))
 FLOWERS = ((250, 250, 240), (246, 214, 70), (226, 110, 140))
 DISTANT_NOUNS = {"mountains": "mountains", "hills": "hills", "treeline": "distant trees"}
@@ -96,9 +93,13 @@ def draw_distance(canvas, rng, scene, season, bottom):
             _draw_range(canvas, rng, scene, season, bottom, layer)
 
 
+def _curve(heights):
+    return list(zip(_COLUMNS.tolist(), heights.tolist(), strict=True))
+
+
 def _below(heights):
     """The polygon between a curve and the bottom of the picture."""
-    return list(zip(_COLUMNS.tolist(), heights.tolist(), strict=True)) + [(CANVAS, CANVAS), (0, CANVAS)]
+    return [*_curve(heights), (CANVAS, CANVAS), (0, CANVAS)]
 
 
 def _draw_range(canvas, rng, scene, season, bottom, layer):
@@ -119,9 +120,7 @@ def _draw_range(canvas, rng, scene, season, bottom, layer):
         limit = base - amplitude * CANVAS * steepness * (0.12 if season != "winter" else -0.5)
         rim = np.minimum(tops + CANVAS * 0.055 + 3 * np.sin(_COLUMNS * 0.6), limit + 4 * np.sin(_COLUMNS * 0.8))
         rim = np.maximum(tops, rim)
-        upper = list(zip(_COLUMNS.tolist(), tops.tolist(), strict=True))
-        lower = list(zip(_COLUMNS[::-1].tolist(), rim[::-1].tolist(), strict=True))
-        canvas.polygon(upper + lower, blend((242, 246, 252), bottom, 0.2))
+        canvas.polygon(_curve(tops) + _curve(rim)[::-1], blend((242, 246, 252), bottom, 0.2))
 
 
 def _draw_treeline(canvas, rng, scene, season, bottom):
@@ -137,16 +136,6 @@ def _draw_treeline(canvas, rng, scene, season, bottom):
             canvas.polygon(outline, jitter(rng, conifer, 8))
         else:
             canvas.ellipse((x - size, y - size, x + size, y + size), jitter(rng, foliage, 10))
-
-
-def _haze(time, bottom):
-    """(colour, amount) by which the light of the day tints the ground."""
-    return {
-        "day": (bottom, 0.12),
-        "morning": (bottom, 0.25),
-        "sunset": ((214, 120, 90), 0.25),
-        "overcast": ((190, 196, 202), 0.28),
-    }[time]
 
 
 def _crop(rng, pictures):
@@ -167,17 +156,17 @@ def draw_ground(canvas, rng, scene, season, bottom):
     ImageDraw.Draw(area).polygon(_below(skyline), fill=255)
 
     far, near = jitter(rng, palette["ground_far"], 12), jitter(rng, palette["ground_near"], 12)
-    haze, amount = _haze(scene.time, bottom)
+    haze, amount = HAZE[scene.time]
+    haze = haze or bottom
     far, near = blend(far, haze, amount), blend(near, haze, amount * 0.6)
     ramp = shapes.ramps[min(27, max(0, int(scene.horizon * 32) - 1))]
     size = (CANVAS, CANVAS)
     ground = Image.composite(Image.new("RGB", size, near), Image.new("RGB", size, far), ramp)
     soft, grain = _crop(rng, shapes.soft), _crop(rng, shapes.grain)
     ground = ImageChops.overlay(ground, soft)
-    if season != "winter":
-        ground = ImageChops.overlay(ground, grain)
     tuft, speckle = shapes.tufts[rng.randrange(6)], rng.randrange(8)
     if season != "winter":
+        ground = ImageChops.overlay(ground, grain)
         ground.paste(shade(near, 0.84), (0, 0), tuft)
         ground.paste(blend(far, (255, 255, 190), 0.12), (0, 0), ImageChops.offset(tuft, 37, 3))
     if season == "autumn":

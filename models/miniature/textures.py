@@ -1,11 +1,9 @@
-"""Textures that every scene shares: drawn once per process from one fixed seed, so that a scene's pixels depend on its
-seed alone.
-"""
+"""Textures that every scene shares: drawn once per process from one fixed seed, so that a scene's pixels depend on its seed alone."""
 
 import functools
 import math
 import random
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -15,26 +13,6 @@ CLUMP_RADII = (8, 11, 14, 18, 22)  # px on the canvas
 CLUMP_LEAVES = {"full": 70, "mid": 34, "sparse": 14}  # leaves in a clump of radius 14
 RIDGE_POINTS = 129
 _TEXTURE_SEED = 7
-
-
-@dataclass(frozen=True)
-class Textures:
-    """Greyscale stamps and noise fields.
-
-    `grain` and `soft` are 512 px noise pictures around 128; `clouds` 256x256 float arrays with zero mean and unit
-    variance; `ridges` 129 heights in [-1, 1]; `clumps[density][radius]` ten leaf-clump masks; the rest are canvas-
-    sized masks.
-    """
-
-    grain: list
-    soft: list
-    clouds: list
-    ridges: list
-    clumps: dict
-    speckles: list
-    tufts: list
-    flakes: list
-    ramps: list
 
 
 def fractal_noise(rng, size, base, octaves, gain):
@@ -122,19 +100,24 @@ def _ramp(start):
 
 
 @functools.cache
-def textures():
-    """The shared `Textures`; about 0.3 s on the first call."""
+def textures() -> SimpleNamespace:
+    """The shared greyscale stamps and noise fields; about 0.3 s on the first call.
+
+    `grain` and `soft` are 512 px noise pictures around 128; `clouds` 256x256 float arrays with zero mean and unit variance; `ridges` 129
+    heights in [-1, 1]; `clumps[density][radius]` ten leaf-clump masks; the rest are canvas-sized masks.
+    """
     arrays, shapes = np.random.RandomState(_TEXTURE_SEED), random.Random(_TEXTURE_SEED)
-    grain = [_grey(128 + 20 * fractal_noise(arrays, 512, 32, 5, 0.8)) for _ in range(3)]
-    soft = [_grey(128 + 16 * fractal_noise(arrays, 512, 6, 4, 0.5)) for _ in range(3)]
-    clouds = [fractal_noise(arrays, 256, 4, 6, 0.55) for _ in range(6)]
-    ridges = [_ridge(arrays) for _ in range(24)]
-    clumps = {
-        density: {radius: [_clump(shapes, radius, int(leaves * (radius / 14) ** 1.6)) for _ in range(10)] for radius in CLUMP_RADII}
-        for density, leaves in CLUMP_LEAVES.items()
-    }
-    speckles = [_speckle(shapes) for _ in range(8)]
-    tufts = [_tuft(shapes) for _ in range(6)]
-    flakes = [_snowfall(shapes) for _ in range(4)]
-    ramps = [_ramp(start / 32) for start in range(28)]
-    return Textures(grain, soft, clouds, ridges, clumps, speckles, tufts, flakes, ramps)
+    return SimpleNamespace(
+        grain=[_grey(128 + 20 * fractal_noise(arrays, 512, 32, 5, 0.8)) for _ in range(3)],
+        soft=[_grey(128 + 16 * fractal_noise(arrays, 512, 6, 4, 0.5)) for _ in range(3)],
+        clouds=[fractal_noise(arrays, 256, 4, 6, 0.55) for _ in range(6)],
+        ridges=[_ridge(arrays) for _ in range(24)],
+        clumps={
+            density: {radius: [_clump(shapes, radius, int(leaves * (radius / 14) ** 1.6)) for _ in range(10)] for radius in CLUMP_RADII}
+            for density, leaves in CLUMP_LEAVES.items()
+        },
+        speckles=[_speckle(shapes) for _ in range(8)],
+        tufts=[_tuft(shapes) for _ in range(6)],
+        flakes=[_snowfall(shapes) for _ in range(4)],
+        ramps=[_ramp(start / 32) for start in range(28)],
+    )

@@ -1,6 +1,4 @@
-"""Things that stand or lie on the ground: path, lake, house, fence, rocks. They share one random stream, in this
-order.
-"""
+"""Things that stand or lie on the ground: path, lake, house, fence, rocks. They share one random stream, in this order."""
 
 import math
 
@@ -14,27 +12,7 @@ ROOFS = ((120, 60, 48), (86, 76, 80), (140, 84, 50))
 FENCES = ((236, 232, 224), (128, 92, 62), (110, 86, 66))
 
 
-def draw_things(canvas, rng, scene, season, sky_top, ground):
-    """Draw everything the scene has besides its trees."""
-    if scene.path:
-        canvas.begin("path")
-        _draw_path(canvas, rng, season, ground)
-    if scene.lake:
-        canvas.begin("lake")
-        _draw_lake(canvas, rng, scene, season, sky_top, ground)
-    if scene.house:
-        canvas.begin("house")
-        _draw_house(canvas, rng, scene, season, ground)
-    if scene.fence:
-        canvas.begin("fence")
-        _draw_fence(canvas, rng, scene, season)
-    if scene.rocks:
-        canvas.begin("rocks")
-        for _ in range(rng.randint(2, 4)):
-            _draw_rock(canvas, rng, scene, season)
-
-
-def _draw_path(canvas, rng, season, ground):
+def _draw_path(canvas, rng, scene, season, sky_top, ground):
     near, far = rng.uniform(0.2, 0.8) * CANVAS, rng.uniform(0.3, 0.7) * CANVAS
     end = ground.height_at(far) + 2
     left, right = [], []
@@ -67,7 +45,7 @@ def _draw_lake(canvas, rng, scene, season, sky_top, ground):
         canvas.line((x + start, row, x + start + rng.uniform(8, 22), row), blend(water, (255, 255, 255), 0.45))
 
 
-def _draw_house(canvas, rng, scene, season, ground):
+def _draw_house(canvas, rng, scene, season, sky_top, ground):
     side = 1 if scene.trees[0].x < 0.5 else -1
     x = (0.5 + side * rng.uniform(0.12, 0.34)) * CANVAS
     half = rng.uniform(30, 44)
@@ -88,11 +66,12 @@ def _draw_house(canvas, rng, scene, season, ground):
     window = (250, 226, 140) if scene.time == "sunset" or winter else (120, 150, 176)
     for place in (-0.62, 0.5):
         top = foot - height * 0.72
-        canvas.rectangle((x + place * half - 5, top, x + place * half + 5, top + 10), window, outline=(250, 250, 248))
+        canvas.rectangle((x + place * half - 5, top, x + place * half + 5, top + 10), (250, 250, 248))
+        canvas.rectangle((x + place * half - 4, top + 1, x + place * half + 4, top + 9), window)
     canvas.rectangle((x - 5, foot - height * 0.62, x + 5, foot), shade(roof, 0.8))
 
 
-def _draw_fence(canvas, rng, scene, season):
+def _draw_fence(canvas, rng, scene, season, sky_top, ground):
     horizon = scene.horizon * CANVAS
     foot = horizon + (CANVAS - horizon) * rng.uniform(0.18, 0.34)
     colour = rng.choice(FENCES)
@@ -105,6 +84,11 @@ def _draw_fence(canvas, rng, scene, season):
             canvas.rectangle((x - 1, foot - 21, x + 5, foot - 18), (248, 250, 254))
     if season == "winter":
         canvas.rectangle((0, foot - 16, CANVAS, foot - 15), (246, 249, 253))
+
+
+def _draw_rocks(canvas, rng, scene, season, sky_top, ground):
+    for _ in range(rng.randint(2, 4)):
+        _draw_rock(canvas, rng, scene, season)
 
 
 def _draw_rock(canvas, rng, scene, season):
@@ -120,3 +104,14 @@ def _draw_rock(canvas, rng, scene, season):
     canvas.polygon([(u + scene.light, v * 0.82 + (y - size * 0.5) * 0.18) for u, v in outline], colour)
     if season == "winter":
         canvas.polygon([(u, min(v, y - size * 0.3) - 1) for u, v in outline], (244, 248, 253))
+
+
+DRAWN = {"path": _draw_path, "lake": _draw_lake, "house": _draw_house, "fence": _draw_fence, "rocks": _draw_rocks}
+
+
+def draw_things(canvas, rng, scene, season, sky_top, ground):
+    """Draw everything the scene has besides its trees."""
+    for noun, draw in DRAWN.items():
+        if getattr(scene, noun):
+            canvas.begin(noun)
+            draw(canvas, rng, scene, season, sky_top, ground)

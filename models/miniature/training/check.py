@@ -1,20 +1,24 @@
 """Measures the miniature's models on held-out scenes, and draws what the teacher makes of some prompts."""
 
+import functools
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 
+from configs.schema import Scorer, Segmenter
+from models.clip_scorer import ClipScorer
 from models.miniature.captions import bank
-from models.miniature.scenes import SEASONS, Look, instances, mask, render, scene
-from models.miniature.training.autoencoder import psnr, reconstruct
-from models.miniature.training.data import TEST_SEED, to_tensor
+from models.miniature.scenes import SEASONS, STYLES, Look, instances, mask, scene
+from models.miniature.training.autoencoder import quality
+from models.miniature.training.data import TEST_SEED, pictures, to_tensor
 from models.miniature.training.loop import Options, device_of, log
 from models.miniature.training.prompts import NOUNS, indefinite
 from models.miniature.training.scorer import SMALLEST_OBJECT
-from models.segmenter import masked_crop
+from models.miniature.training.segmenter import SMALLEST_OBJECT as SMALLEST_PROMPTED
+from models.perceptual import perceptual_loss
+from models.segmenter import load_sam, masked_crop, union
 
 BANK_SENTENCES = 100
 PROMPTS = (
@@ -32,105 +36,64 @@ CROP_MARGIN, CROP_OUTSIDE = 0.1, 0.3  # as the filter crops by default
 GRID_ROWS, GRID_STEPS, GRID_GUIDANCE = 4, 25, 4.0
 
 
-def _pictures(looks, count):
-    """uint8 (len(looks), count, 128, 128, 3) of the test scenes."""
-    seeds = range(TEST_SEED, TEST_SEED + count)
-    return np.stack([np.stack([np.asarray(render(scene(seed), look)) for seed in seeds]) for look in looks])
+def _seeds(count):
+    return range(TEST_SEED, TEST_SEED + count)
 
 
-def check_vae(folder: Path, device: torch.device, count: int = 64) -> list[tuple[str, float]]:
+def check_vae(folder: Path, device: torch.device, count: int = 64) -> dict[str, float]:
     """Mean PSNR in dB and LPIPS of reconstructed photos and sketches."""
     from diffusers import AutoencoderKL
 
-    from models.perceptual import perceptual_loss
-
     vae = AutoencoderKL.from_pretrained(folder / "teacher" / "vae").float().to(device).eval()
-    perceptual, rows = perceptual_loss(device), []
-    for style in ("photo", "sketch"):
-        truth = to_tensor(_pictures([Look("any", style=style)], count)[0], device)
-        with torch.no_grad():
-            decoded = reconstruct(vae, truth)
-            distance = torch.cat([perceptual(*pair) for pair in zip(decoded.split(8), truth.split(8), strict=True)])
-        rows.append((f"VAE, {style}: PSNR in dB", float(psnr(decoded, truth).mean())))
-        rows.append((f"VAE, {style}: LPIPS (VGG)", float(distance.mean())))
+    perceptual, rows = perceptual_loss(device), dict[str, float]()
+    for style in STYLES:
+        found = quality(vae, perceptual, to_tensor(pictures(_seeds(count), Look("any", style=style)), device))
+        rows |= dict(zip((f"VAE, {style}: PSNR in dB", f"VAE, {style}: LPIPS (VGG)"), found, strict=True))
     return rows
 
 
-class _Judge:
-    """The scorer, as open_clip loads it."""
-
-    def __init__(self, folder, device):
-        import open_clip
-
-        name = f"local-dir:{folder}"
-        self.model, _, self.preprocess = open_clip.create_model_and_transforms(name, device=device)
-        self.model.eval()
-        self.tokenizer, self.device = open_clip.get_tokenizer(name), device
-
-    @torch.no_grad()
-    def texts(self, groups):
-        """One unit vector for each group of sentences."""
-        means = []
-        for group in groups:
-            means.append(F.normalize(self.model.encode_text(self.tokenizer(group).to(self.device)), dim=-1).mean(0))
-        return F.normalize(torch.stack(means), dim=-1)
-
-    @torch.no_grad()
-    def choose(self, pictures, groups):
-        """Index of the group that each uint8 picture is closest to."""
-        batch = torch.stack([self.preprocess(Image.fromarray(picture)) for picture in pictures]).to(self.device)
-        return (F.normalize(self.model.encode_image(batch), dim=-1) @ self.texts(groups).T).argmax(1).cpu().numpy()
-
-
-def _accuracy(judge, looks, groups, count):
-    chosen = [judge.choose(pictures, groups) for pictures in _pictures(looks, count)]
-    return float(np.mean([(guess == index).mean() for index, guess in enumerate(chosen)]))
-
-
-def check_scorer(folder: Path, device: torch.device, count: int = 200) -> list[tuple[str, float]]:
+def check_scorer(folder: Path, device: torch.device, count: int = 200) -> dict[str, float]:
     """Shares of test scenes whose season, species or style the scorer names rightly."""
-    judge = _Judge(folder / "scorer", device)
+    judge = ClipScorer(Scorer(model=f"local-dir:{folder / 'scorer'}", templates=["{}"]), device)
+
+    @functools.cache
+    def features(look):
+        return judge.image_features(list(pictures(_seeds(count), look)))
+
+    def texts(groups):
+        """One unit vector for each group of sentences."""
+        return torch.nn.functional.normalize(torch.stack([judge.text_features(group).mean(0) for group in groups]), dim=-1)
+
     seasons, species = [Look(season) for season in SEASONS], [Look("any", name) for name in ("oak", "pine")]
-    styles = [Look("any"), Look("any", style="sketch")]
-    sketches = [Look(season, style="sketch") for season in SEASONS]
-    banks = {look: bank(look, BANK_SENTENCES) for look in (*seasons, *species, *styles)}
+    sketches, styles = [Look(season, style="sketch") for season in SEASONS], [Look("any", style=style) for style in STYLES]
     words = [[season, f"a tree in {season}"] for season in SEASONS]
-    rows = [
-        ("scorer, season by banks", _accuracy(judge, seasons, [banks[look] for look in seasons], count)),
-        ("scorer, season by short prompts", _accuracy(judge, seasons, words, count)),
-        ("scorer, season of sketches by short prompts", _accuracy(judge, sketches, words, count)),
-        ("scorer, oak or pine by banks", _accuracy(judge, species, [banks[look] for look in species], count)),
-        ("scorer, oak or pine by short prompts", _accuracy(judge, species, [["an oak tree"], ["a pine tree"]], count)),
-        ("scorer, photo or sketch by banks", _accuracy(judge, styles, [banks[look] for look in styles], count)),
-        (
-            "scorer, photo or sketch by short prompts",
-            _accuracy(judge, styles, [["a photo"], ["a pencil sketch"]], count),
-        ),
-    ]
-    rows.append((f"scorer, noun of a masked crop among {len(NOUNS)}", _naming(judge, count)))
-    rows.append(("scorer, summer against winter: mean margin of cosines", _margin(judge, count)))
-    return rows + [("scorer, logit scale", float(judge.model.logit_scale.exp()))]
+    questions = {  # looks, and what each is to be named by; None: its own sentence bank
+        "season by banks": (seasons, None),
+        "season by short prompts": (seasons, words),
+        "season of sketches by short prompts": (sketches, words),
+        "oak or pine by banks": (species, None),
+        "oak or pine by short prompts": (species, [["an oak tree"], ["a pine tree"]]),
+        "photo or sketch by banks": (styles, None),
+        "photo or sketch by short prompts": (styles, [["a photo"], ["a pencil sketch"]]),
+    }
+    rows = {}
+    for name, (looks, groups) in questions.items():
+        text_ND = texts(groups or [bank(look, BANK_SENTENCES) for look in looks])
+        right = [(features(look) @ text_ND.T).argmax(1) == index for index, look in enumerate(looks)]
+        rows[f"scorer, {name}"] = float(torch.cat(right).float().mean())
 
-
-def _naming(judge, count):
-    """Share of object crops for which the object's noun is the closest of all nouns."""
     crops, truth = [], []
-    for seed in range(TEST_SEED, TEST_SEED + count):
-        picture = np.asarray(render(scene(seed), Look("any")))
+    for seed in _seeds(count):
+        picture = pictures(range(seed, seed + 1), Look("any"))[0]
         for noun, area in instances(scene(seed), Look("any")):
             if area.sum() >= SMALLEST_OBJECT:
                 crops.append(masked_crop(picture, area, CROP_MARGIN, CROP_OUTSIDE))
                 truth.append(NOUNS.index(noun))
-    return float((judge.choose(crops, [[name] for name in NOUN_PROMPTS]) == np.array(truth)).mean())
-
-
-def _margin(judge, count):
-    """Mean rise of cos(picture, winter text) from a summer scene to its true winter."""
-    pictures, text = _pictures([Look("summer"), Look("winter")], count), judge.texts([["a tree in winter"]])[0]
-    with torch.no_grad():
-        batches = [torch.stack([judge.preprocess(Image.fromarray(picture)) for picture in part]) for part in pictures]
-        before, after = (F.normalize(judge.model.encode_image(batch.to(judge.device)), dim=-1) @ text for batch in batches)
-    return float((after - before).mean())
+    named = (judge.image_features(crops) @ judge.text_features(NOUN_PROMPTS).T).argmax(1).cpu()
+    rows[f"scorer, noun of a masked crop among {len(NOUNS)}"] = float((named == torch.tensor(truth)).float().mean())
+    rise = (features(Look("winter")) - features(Look("summer"))) @ texts([["a tree in winter"]])[0]
+    rows["scorer, summer against winter: mean margin of cosines"] = float(rise.mean())
+    return rows | {"scorer, logit scale": judge.logit_scale}
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> float:
@@ -138,66 +101,54 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
     return float((first & second).sum() / max(1, (first | second).sum()))
 
 
-def check_segmenter(folder: Path, device: torch.device, count: int = 60) -> list[tuple[str, float]]:
+def check_segmenter(folder: Path, device: torch.device, count: int = 60) -> dict[str, float]:
     """Mean IoU from one point inside the object: the mask that the model itself expects to be best, of its three."""
-    import json
-
-    from safetensors.torch import load_file
     from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
-    from models.segmenter_build import build_sam
-
-    sam = build_sam(json.loads((folder / "segmenter" / "config.json").read_text()))
-    sam.load_state_dict(load_file(folder / "segmenter" / "model.safetensors"))
-    predictor, rng = SamPredictor(sam.to(device).eval()), np.random.default_rng(0)
-    found: dict[str, list[float]] = {}
-    generator, unions = (
-        SamAutomaticMaskGenerator(sam, points_per_side=12, pred_iou_thresh=0.8, stability_score_thresh=0.8),
-        [],
-    )
-    for number, seed in enumerate(range(TEST_SEED, TEST_SEED + count)):
+    sam = load_sam(Segmenter(model=str(folder / "segmenter"))).to(device)
+    predictor, rng = SamPredictor(sam), np.random.default_rng(0)
+    generator = SamAutomaticMaskGenerator(sam, points_per_side=12, pred_iou_thresh=0.8, stability_score_thresh=0.8)
+    found = defaultdict(list)
+    for number, seed in enumerate(_seeds(count)):
         look = Look("any", style="sketch" if number % 4 == 3 else "photo")
-        picture = np.asarray(render(scene(seed), look))
+        picture = pictures(range(seed, seed + 1), look)[0]
         predictor.set_image(picture)
         for noun, area in instances(scene(seed), look):
-            if area.sum() < 24:
-                continue
-            row, column = rng.choice(np.argwhere(area))
-            masks, quality, _ = predictor.predict(np.array([[column + 0.5, row + 0.5]]), np.array([1]))
-            kind = f"{noun}, {look.style}" if noun == "tree" else "another object"
-            found.setdefault(kind, []).append(iou(masks[quality.argmax()], area))
+            if area.sum() >= SMALLEST_PROMPTED:
+                row, column = rng.choice(np.argwhere(area))
+                masks, quality_M, _ = predictor.predict(np.array([[column + 0.5, row + 0.5]]), np.array([1]))
+                kind = f"{noun}, {look.style}" if noun == "tree" else "another object"
+                found[f"segmenter, {kind}: IoU from one point"].append(iou(masks[quality_M.argmax()], area))
         if number < 12:
             trees = mask(scene(seed), look, "tree")
             proposals = [entry["segmentation"] for entry in generator.generate(picture)]
             inside = [area for area in proposals if (area & trees).sum() > 0.5 * area.sum()]
-            unions.append(iou(np.logical_or.reduce(inside), trees) if inside else 0.0)
-    rows = [(f"segmenter, {kind}: IoU from one point", float(np.mean(values))) for kind, values in sorted(found.items())]
-    return rows + [("segmenter, trees by automatic masks: IoU of their union", float(np.mean(unions)))]
+            found["segmenter, trees by automatic masks: IoU of their union"].append(iou(union(inside, trees.shape), trees))
+    return {name: float(np.mean(values)) for name, values in sorted(found.items())}
 
 
 def draw_grid(folder: Path, path: Path, device: torch.device) -> None:
     """Write a PNG of what the teacher makes of PROMPTS, a column each."""
     from diffusers import StableDiffusionPipeline
+    from diffusers.utils import make_image_grid
 
     teacher = folder / "teacher"
     pipe = StableDiffusionPipeline.from_pretrained(teacher, torch_dtype=torch.float32, safety_checker=None).to(device)
     pipe.set_progress_bar_config(disable=True)
-    sheet = Image.new("RGB", (128 * len(PROMPTS), 128 * GRID_ROWS))
+    columns = []
     for column, prompt in enumerate(PROMPTS):
         noise = torch.randn(GRID_ROWS, 4, 32, 32, generator=torch.Generator().manual_seed(column)).to(device)
-        images = pipe([prompt] * GRID_ROWS, num_inference_steps=GRID_STEPS, guidance_scale=GRID_GUIDANCE, latents=noise).images
-        for row, image in enumerate(images):
-            sheet.paste(image, (128 * column, 128 * row))
+        columns.append(pipe([prompt] * GRID_ROWS, num_inference_steps=GRID_STEPS, guidance_scale=GRID_GUIDANCE, latents=noise).images)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    make_image_grid([image for row in zip(*columns, strict=True) for image in row], GRID_ROWS, len(PROMPTS)).save(path)
 
 
 def check(options: Options) -> None:
     """Print every figure as a Markdown table and write the grid to `work`/grid.png."""
     device, folder = device_of(options), Path(options.out)
-    rows = check_vae(folder, device) + check_scorer(folder, device) + check_segmenter(folder, device)
+    rows = check_vae(folder, device) | check_scorer(folder, device) | check_segmenter(folder, device)
     print("| measured on held-out scenes | |\n|---|---|")
-    for name, value in rows:
+    for name, value in rows.items():
         print(f"| {name} | {value:.3f} |")
     path = Path(options.work) / "grid.png"
     draw_grid(folder, path, device)

@@ -1,40 +1,28 @@
-"""Short prompts with what they claim, for the scorer: a contrastive batch holds many texts that are true of many
-pictures.
-"""
+"""Short prompts with what they claim, for the scorer: a contrastive batch holds many texts that are true of many pictures."""
 
 import random
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from models.miniature.scenes import SEASONS, STYLES, Look, Scene, season_of, trees_of
 
 SEASON_WORDS = {"summer": ("summer",), "autumn": ("autumn", "fall"), "winter": ("winter", "winter")}
-SEASON_ADJECTIVES = {
-    "summer": ("green", "leafy"),
-    "autumn": ("golden", "colorful"),
-    "winter": ("snowy", "snow covered"),
-}
+SEASON_ADJECTIVES = {"summer": ("green", "leafy"), "autumn": ("golden", "colorful"), "winter": ("snowy", "snow covered")}
 STYLE_WORDS = {"photo": ("photo", "picture", "image"), "sketch": ("pencil sketch", "sketch", "drawing")}
-OBJECT_WORDS = {  # (noun phrases, is it background?) by the nouns of scenes.instances
-    "tree": (("tree",), False),
-    "house": (("house", "small house", "building"), False),
-    "lake": (("lake", "pond"), False),
-    "path": (("path",), False),
-    "fence": (("fence",), False),
-    "rocks": (("rocks", "stones"), False),
-    "mountains": (("mountains",), True),
-    "hills": (("hills",), True),
-    "distant trees": (("distant trees", "forest"), True),
-    "sky": (("sky",), True),
-    "ground": (("ground", "field"), True),
-}
+BACKGROUND_WORDS = {
+    "mountains": ("mountains",), "hills": ("hills",), "distant trees": ("distant trees", "forest"), "sky": ("sky",),
+    "ground": ("ground", "field"),
+}  # fmt: skip
+OBJECT_WORDS = {  # noun phrases by the nouns of scenes.instances
+    "tree": ("tree",), "house": ("house", "small house", "building"), "lake": ("lake", "pond"), "path": ("path",), "fence": ("fence",),
+    "rocks": ("rocks", "stones"), **BACKGROUND_WORDS,
+}  # fmt: skip
 NOUNS = tuple(OBJECT_WORDS)
 PLURALS = {"rocks", "stones", "mountains", "hills", "distant trees"}
 SPECIES_NAMES = ("oak", "birch", "pine", "mixed", "none")
 ANY = -1
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What a picture shows: indices into SEASONS, SPECIES_NAMES, STYLES; `nouns` and the background bit as a mask."""
 
     season: int
@@ -43,23 +31,12 @@ class Facts:
     nouns: int
 
 
-def _bits(noun):
-    return (1 << NOUNS.index(noun)) | (OBJECT_WORDS[noun][1] << len(NOUNS))
-
-
 def facts(scene: Scene, look: Look, nouns: list[str]) -> Facts:
     """The facts of a picture of these objects of the scene."""
     species = {tree.species for tree in trees_of(scene, look)}
-    shown = species.pop() if len(species) == 1 else "mixed"
-    bits = 0
-    for noun in nouns:
-        bits |= _bits(noun)
-    return Facts(
-        SEASONS.index(season_of(scene, look)),
-        SPECIES_NAMES.index(shown if "tree" in nouns else "none"),
-        STYLES.index(look.style),
-        bits,
-    )
+    shown = "none" if "tree" not in nouns else species.pop() if len(species) == 1 else "mixed"
+    bits = sum(1 << NOUNS.index(noun) for noun in nouns) | any(noun in BACKGROUND_WORDS for noun in nouns) << len(NOUNS)
+    return Facts(SEASONS.index(season_of(scene, look)), SPECIES_NAMES.index(shown), STYLES.index(look.style), bits)
 
 
 def _article(phrase):
@@ -76,12 +53,8 @@ def scene_prompt(rng: random.Random, shown: Facts) -> tuple[str, Facts]:
     season, style = SEASONS[shown.season], STYLES[shown.style]
     says_season, says_species = rng.random() < 0.6, shown.species < 3 and rng.random() < 0.45
     says_style = rng.random() < 0.35 or not (says_season or says_species)
-    claims = Facts(
-        shown.season if says_season else ANY,
-        shown.species if says_species else ANY,
-        shown.style if says_style else ANY,
-        0,
-    )
+    season_or_any, species_or_any = shown.season if says_season else ANY, shown.species if says_species else ANY
+    claims = Facts(season_or_any, species_or_any, shown.style if says_style else ANY, 0)
     word, form = rng.choice(SEASON_WORDS[season]), rng.random()
     if says_season and not says_species and form < 0.35:
         phrase = rng.choice((word, f"a {word} landscape", f"a {word} scene", f"trees in {word}", f"in {word}"))
@@ -104,10 +77,9 @@ def scene_prompt(rng: random.Random, shown: Facts) -> tuple[str, Facts]:
 
 def object_prompt(rng: random.Random, shown: Facts, noun: str) -> tuple[str, Facts]:
     """(a short text that names the single object shown, what it claims)."""
-    phrases, background = OBJECT_WORDS[noun]
-    if background and rng.random() < 0.15:
+    if noun in BACKGROUND_WORDS and rng.random() < 0.15:
         return rng.choice(("the background", "background")), Facts(ANY, ANY, ANY, 1 << len(NOUNS))
-    phrase, season, species = rng.choice(phrases), ANY, ANY
+    phrase, season, species = rng.choice(OBJECT_WORDS[noun]), ANY, ANY
     if noun == "tree":
         if shown.species < 3 and rng.random() < 0.35:
             phrase, species = f"{SPECIES_NAMES[shown.species]} tree", shown.species

@@ -5,30 +5,21 @@ B pictures and texts of a batch.
 
 import json
 import random
-from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from models.miniature.captions import caption
 from models.miniature.scenes import instances, render, scene
-from models.miniature.training.data import SEASON_NAMED_SHARE, parallel, to_tensor, varied_look
-from models.miniature.training.loop import Options, autocast, device_of, fit, log, write_atomically
+from models.miniature.training.data import SEASON_NAMED_SHARE, contrastive, flipped, rendered, to_tensor, training_seeds, varied_look
+from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, write_atomically, write_weights
 from models.miniature.training.prompts import NOUNS, facts, object_prompt, scene_prompt
 from models.segmenter import masked_crop
 
 IMAGE_SIZE = 64
-CONTEXT = 32
-MODEL = {
-    "embed_dim": 128,
-    "quick_gelu": False,
-    "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [2, 2, 2, 2], "width": 12, "patch_size": None},
-    "text_cfg": {"context_length": CONTEXT, "hf_tokenizer_name": "here", "width": 128, "heads": 4, "layers": 3},
-}
-PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 VOCABULARY = 640
 OBJECTS = 3  # crops of single objects per scene
 SMALLEST_OBJECT = 40  # px of a mask that is worth naming
@@ -51,9 +42,7 @@ def _part(rng, area):
 
 
 def _examples(seed):
-    """The whole picture and crops of its objects: (uint8 (1 + OBJECTS, 64, 64, 3), nouns; -1 for the whole, -2 for
-    none).
-    """
+    """The whole picture and crops of its objects: (uint8 (1 + OBJECTS, 64, 64, 3), nouns; -1 for the whole, -2 for none)."""
     rng, this, look = random.Random(seed * 41 + 6), scene(seed), varied_look(seed)
     picture = np.asarray(render(this, look))
     pixels = np.zeros((1 + OBJECTS, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -101,18 +90,14 @@ def make_tokenizer(texts, folder: Path):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    word_end: dict[str, Any] = {"end_of_word_suffix": "</w>"}
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", **word_end))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder()
     alphabet = [chr(code) for code in range(33, 127)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 3,
-        initial_alphabet=alphabet,
-        special_tokens=["<unk>"],
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
+    spec: dict[str, Any] = {"vocab_size": VOCABULARY - 3, "special_tokens": ["<unk>"], "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(**spec, **word_end)
     tokenizer.train_from_iterator(sorted(set(texts)), trainer)
     tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])  # <end> last: open_clip pools at the highest id
     ids = {token: tokenizer.token_to_id(token) for token in ("<start>", "<end>")}
@@ -123,36 +108,34 @@ def make_tokenizer(texts, folder: Path):
 
 
 def train_scorer(options: Options) -> None:
-    """Train the scorer in `out`/scorer on whole pictures with sentences or short prompts, and on crops of single
-    objects.
-    """
+    """Train the scorer in `out`/scorer on whole pictures with sentences or short prompts, and on crops of single objects."""
     import open_clip
 
     device, folder = device_of(options), Path(options.out) / "scorer"
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = range(options.first_seed, options.first_seed + options.images)
-    pixels, nouns = parallel(options, "objects", _examples, seeds, OBJECTS)
+    seeds = training_seeds(options)
+    pixels, nouns = rendered(options, "objects", _examples, OBJECTS)
     rows = np.argwhere(nouns > -2)
 
     rng = random.Random(4)
     sample = [_describe(rng, 0, seeds[number], nouns[number, part])[0] for number, part in rows[:20_000]]
-    config = json.loads(json.dumps(MODEL))
-    config["text_cfg"]["vocab_size"] = make_tokenizer(sample, folder)
-    log(f"scorer: {len(rows)} pictures, vocabulary of {config['text_cfg']['vocab_size']}")
-    written = json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}, indent=2) + "\n"
+    vocabulary = make_tokenizer(sample, folder)
+    log(f"scorer: {len(rows)} pictures, vocabulary of {vocabulary}")
+    config = json.loads((SHIPPED / "scorer" / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["vocab_size"] = vocabulary
+    written = json.dumps(config, indent=2) + "\n"
     write_atomically(folder / "open_clip_config.json", lambda path: path.write_text(written))
     torch.manual_seed(12)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    model = open_clip.CLIP(**config).to(device, memory_format=torch.channels_last).train()
+    model = open_clip.CLIP(**config["model_cfg"]).to(device, memory_format=torch.channels_last).train()
 
     def loss_of_step(step):
         rng = random.Random(step * 53 + 8)
         chosen = rows[torch.randint(len(rows), (options.batch,)).numpy()]
         described = [_describe(rng, number, seeds[number], nouns[number, part]) for number, part in chosen]
         texts, claims, shown, sentence = zip(*described, strict=True)
-        claims_B4, facts_B4 = (np.array([astuple(item) for item in items]) for items in (claims, shown))
-        image_BCHW = to_tensor(pixels[chosen[:, 0], chosen[:, 1]], device)
-        image_BCHW = torch.where(torch.rand(len(chosen), 1, 1, 1, device=device) < 0.5, image_BCHW.flip(-1), image_BCHW)
+        claims_B4, facts_B4 = np.array(claims), np.array(shown)
+        image_BCHW = flipped(to_tensor(pixels[chosen[:, 0], chosen[:, 1]], device))
         brightness = 1 + 0.1 * torch.randn(len(chosen), 1, 1, 1, device=device)
         image_BCHW = (image_BCHW * brightness + 0.03 * torch.randn_like(image_BCHW)).clamp(-1, 1)
         with autocast(device):
@@ -161,15 +144,9 @@ def train_scorer(options: Options) -> None:
         also_true = torch.from_numpy(_true_of(claims_B4, facts_B4, np.array(sentence)).T).to(device)
         also_true.fill_diagonal_(False)
         logits_BB = logits_BB.masked_fill(also_true, float("-inf"))  # neither a match nor a mistake
-        target_B = torch.arange(len(chosen), device=device)
         with torch.no_grad():
             model.logit_scale.clamp_(max=float(np.log(MAX_LOGIT_SCALE)))
-        return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2
+        return contrastive(logits_BB)
 
     fit("scorer", model, loss_of_step, options)
-    from safetensors.torch import save_file
-
-    weights = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().cpu() for name, tensor in model.state_dict().items()
-    }
-    write_atomically(folder / "open_clip_model.safetensors", lambda path: save_file(weights, path))
+    write_weights(model, folder / "open_clip_model.safetensors")

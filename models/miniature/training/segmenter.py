@@ -12,22 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from models.miniature.scenes import SIZE, instances, render, scene
-from models.miniature.training.data import parallel, varied_look
-from models.miniature.training.loop import Options, autocast, device_of, fit, log, write_atomically
+from models.miniature.training.data import rendered, varied_look
+from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, write_atomically, write_weights
 from models.segmenter_build import build_sam
 
-CONFIG = {
-    "image_size": SIZE,
-    "patch_size": 8,
-    "prompt_embed_dim": 96,
-    "encoder": {"embed_dim": 128, "depth": 4, "num_heads": 4, "mlp_ratio": 3, "qkv_bias": True},
-    "decoder": {
-        "num_multimask_outputs": 3,
-        "iou_head_depth": 2,
-        "iou_head_hidden_dim": 96,
-        "transformer": {"depth": 2, "num_heads": 4, "mlp_dim": 256},
-    },
-}
 SMALLEST_OBJECT = 24  # px
 TREE = 128  # added to the label of a tree
 TREE_SHARE = 0.7  # of the prompts; the rest is spread over everything else
@@ -36,9 +24,7 @@ BOX_JITTER = 0.06  # of the box's side
 
 
 def _example(seed):
-    """(uint8 picture (128, 128, 3), uint8 labels (128, 128)); TREE is added to the label of a tree, 0 is too small to
-    ask for.
-    """
+    """(uint8 picture (128, 128, 3), uint8 labels (128, 128)); TREE is added to the label of a tree, 0 is too small to ask for."""
     this, look = scene(seed), varied_look(seed)
     labels = np.zeros((SIZE, SIZE), np.uint8)
     for index, (noun, area) in enumerate(instances(this, look), 1):
@@ -62,23 +48,15 @@ def _prompt(rng, labels):
     return (columns[pick] + 0.5, rows[pick] + 0.5), box.clip(0, SIZE), area
 
 
-def _mask_losses(logits_NMHW, target_NHW):
-    """(binary cross-entropy + dice of each mask, its true IoU), both (N, M)."""
-    target = target_NHW[:, None].expand_as(logits_NMHW).float()
-    entropy = F.binary_cross_entropy_with_logits(logits_NMHW, target, reduction="none").mean((2, 3))
-    soft = logits_NMHW.sigmoid()
-    dice = 1 - (2 * (soft * target).sum((2, 3)) + 1) / (soft.sum((2, 3)) + target.sum((2, 3)) + 1)
-    with torch.no_grad():
-        hard, truth = logits_NMHW > 0, target > 0.5
-        iou = (hard & truth).sum((2, 3)) / (hard | truth).sum((2, 3)).clamp(min=1)
-    return 5 * entropy + dice, iou
-
-
 def _loss(masks_NMHW, quality_NM, target_NHW):
     """Only the best of the masks is trained, the predicted quality of each (Kirillov et al. 2023, appendix A)."""
     logits = F.interpolate(masks_NMHW.float(), (SIZE, SIZE), mode="bilinear", align_corners=False)
-    losses_NM, iou_NM = _mask_losses(logits, target_NHW)
-    return losses_NM.min(1).values.mean() + F.mse_loss(quality_NM.float(), iou_NM)
+    truth = target_NHW[:, None].expand_as(logits)
+    target, soft, hard = truth.float(), logits.sigmoid(), logits > 0
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((2, 3))
+    dice = 1 - (2 * (soft * target).sum((2, 3)) + 1) / (soft.sum((2, 3)) + target.sum((2, 3)) + 1)
+    iou_NM = (hard & truth).sum((2, 3)) / (hard | truth).sum((2, 3)).clamp(min=1)
+    return (5 * entropy + dice).min(1).values.mean() + F.mse_loss(quality_NM.float(), iou_NM)
 
 
 def _decode(decoder, embedding_BDHW, place, sparse_BPTD, dense_NDHW):
@@ -99,10 +77,10 @@ def _decode(decoder, embedding_BDHW, place, sparse_BPTD, dense_NDHW):
 def train_segmenter(options: Options) -> None:
     """Train the segmenter in `out`/segmenter."""
     device, folder = device_of(options), Path(options.out) / "segmenter"
-    seeds = range(options.first_seed, options.first_seed + options.images)
-    pictures, labels = parallel(options, "labelled", _example, seeds)
+    pictures, labels = rendered(options, "labelled", _example)
     torch.manual_seed(3)
-    sam = build_sam(CONFIG).to(device).train()
+    config = (SHIPPED / "segmenter" / "config.json").read_text()
+    sam = build_sam(json.loads(config)).to(device).train()
     log(f"segmenter: {sum(weight.numel() for weight in sam.parameters()):,} parameters")
 
     def loss_of_step(step):
@@ -133,9 +111,5 @@ def train_segmenter(options: Options) -> None:
         return sum(_loss(*(part.flatten(0, 1) for part in parts)) for parts in (by_point, by_box))
 
     fit("segmenter", sam, loss_of_step, options)
-    from safetensors.torch import save_file
-
-    weights = {name: tensor.half().contiguous().cpu() for name, tensor in sam.state_dict().items()}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path))
-    written = json.dumps(CONFIG, indent=2) + "\n"
-    write_atomically(folder / "config.json", lambda path: path.write_text(written))
+    write_weights(sam, folder / "model.safetensors")
+    write_atomically(folder / "config.json", lambda path: path.write_text(config))

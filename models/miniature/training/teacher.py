@@ -1,52 +1,89 @@
-"""The Stable Diffusion folder: autoencoder, text encoder, UNet."""
+"""The Stable Diffusion folder: the text encoder with its tokenizer, and the UNet. B batch, C channels, H W pixels, T tokens, D width."""
 
+import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from models.miniature.scenes import Look
-from models.miniature.training.data import (
-    CAPTIONS,
-    VALIDATION_SEED,
-    cached,
-    render_all,
-    sentences,
-    to_tensor,
-    training_jobs,
-    training_pictures,
-)
-from models.miniature.training.loop import Options, autocast, device_of, fit, log, save_half
+from models.miniature.scenes import STYLES, Look
+from models.miniature.training import data
+from models.miniature.training.data import CAPTIONS, VALIDATION_SEED
+from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, save_half, untrained, write_atomically
 
 TOKENS = 32
-UNET = {
-    "sample_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (64, 128, 192),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": 256,
-    "attention_head_dim": (2, 4, 6),
-    "norm_num_groups": 32,
-}
-SCHEDULER = {  # Stable Diffusion's
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+VOCABULARY = 1200  # at most; the captions have fewer pairs to merge
+WIDTH, LAYERS, HEADS = 256, 4, 4  # of the text encoder
+VISION_LAYERS, PATCH = 6, 16  # of the vision tower that it is trained with, thrown away afterwards
 CAPTION_DROPOUT = 0.1  # share of training without a caption, for classifier-free guidance
 VALIDATION_PICTURES = 64  # of each style
 
 
-def encode(tokenizer, texts: list[str]) -> np.ndarray:
+def encode(tokenizer, texts: list[str]) -> torch.Tensor:
     """int32 token ids (N, TOKENS), padded and cut to the text encoder's length."""
-    encoded = tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="np")
-    return encoded.input_ids.astype(np.int32)
+    return tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids.int()
+
+
+def make_tokenizer(texts: list[str], folder: Path):
+    """Train CLIP's kind of byte-pair tokenizer on the captions and save it; returns the CLIPTokenizer."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer, learner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    letters = [chr(code) for code in range(33, 127)]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # all 256 bytes
+    entries = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    entries += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _clip(vocabulary):
+    from transformers import CLIPConfig, CLIPModel
+
+    shared = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": HEADS, "projection_dim": WIDTH}
+    text = {"vocab_size": vocabulary, "num_hidden_layers": LAYERS, "max_position_embeddings": TOKENS}
+    text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
+    vision = {"num_hidden_layers": VISION_LAYERS, "image_size": 128, "patch_size": PATCH}
+    return CLIPModel(CLIPConfig(text_config=shared | text, vision_config=shared | vision, projection_dim=WIDTH))
+
+
+def train_text(options: Options) -> None:
+    """Train tokenizer and text encoder of `out`/teacher contrastively on pictures and captions."""
+    from transformers import CLIPTextModel
+
+    device, folder = device_of(options), Path(options.out) / "teacher"
+    pictures = data.training_pictures(options)
+    texts = data.training_sentences(options)
+    tokenizer = make_tokenizer(texts, folder / "tokenizer")
+    tokens = encode(tokenizer, texts).view(-1, CAPTIONS, TOKENS)
+    log(f"text: vocabulary of {len(tokenizer)}")
+    torch.manual_seed(1)
+    clip = _clip(len(tokenizer)).to(device).train()
+
+    def loss_of_step(step):
+        rows = torch.randint(len(pictures), (options.batch,))
+        image_BCHW = data.flipped(data.to_tensor(pictures[rows.numpy()], device))
+        token_BT = tokens[rows, torch.randint(CAPTIONS, (options.batch,))].to(device)
+        with autocast(device):
+            # no attention mask, as the diffusion pipeline gives none: padding is part of the sentence
+            logits_BB = clip(input_ids=token_BT, pixel_values=image_BCHW, attention_mask=torch.ones_like(token_BT)).logits_per_image
+        return data.contrastive(logits_BB.float())
+
+    fit("text", clip, loss_of_step, options)
+    encoder = CLIPTextModel(clip.config.text_config)
+    state = clip.text_model.state_dict()
+    names = encoder.state_dict().keys()  # releases of transformers differ in whether these carry a prefix
+    prefix = "text_model." if next(iter(names)).startswith("text_model.") else ""
+    encoder.load_state_dict({prefix + name: tensor for name, tensor in state.items() if prefix + name in names})
+    save_half(encoder, folder / "text_encoder")
 
 
 @torch.no_grad()
@@ -55,44 +92,32 @@ def _latents(vae, pictures, device):
     chunks = []
     for start in range(0, len(pictures), 64):
         with autocast(device):
-            mode = vae.encode(to_tensor(pictures[start : start + 64], device)).latent_dist.mode()
+            mode = vae.encode(data.to_tensor(pictures[start : start + 64], device)).latent_dist.mode()
         chunks.append((mode.float() * vae.config.scaling_factor).half().cpu())
     return torch.cat(chunks).numpy()
 
 
-class _Denoising:
-    """The training objective of a latent diffusion model: the mean squared error of the predicted noise."""
-
-    def __init__(self, unet, text_encoder, scheduler, device):
-        self.unet, self.text_encoder, self.device = unet, text_encoder, device
-        self.signal = scheduler.alphas_cumprod.to(device)
-
-    def encode(self, tokens):
-        """Last hidden states (B, 32, 256); the attention mask is all ones, as the pipeline passes none."""
-        with torch.no_grad():
-            return self.text_encoder(input_ids=tokens.to(self.device)).last_hidden_state
-
-    def errors(self, latents, noise, times, tokens):
-        """Mean squared error of each sample (B,)."""
-        share = self.signal[times][:, None, None, None]
-        noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
-        with autocast(self.device):
-            predicted = self.unet(noisy, times, self.encode(tokens)).sample
-        return (predicted.float() - noise).square().mean((1, 2, 3))
+def _training_latents(vae, options, device):
+    """_latents of the training pictures, kept on disk."""
+    seeds = data.training_seeds(options)
+    path = data.cache_path(options, "latents", seeds, options.sketch_share, vae.config.scaling_factor)
+    if not path.exists():
+        log(f"making {path}")
+        latents = _latents(vae, data.training_pictures(options), device)
+        write_atomically(path, lambda temporary: np.save(temporary, latents))
+    return np.load(path, mmap_mode="r")
 
 
-def _validation(objective, vae, tokenizer, options, device):
+def _validation(errors, vae, encode, device):
     """A function that measures the loss on held-out photos and sketches, always with the same noise and time steps."""
-    generator = torch.Generator().manual_seed(5)
+    generator, sets = torch.Generator().manual_seed(5), {}
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_PICTURES)
-    sets = {}
-    for style in ("photo", "sketch"):
+    for style in STYLES:
         look = Look("any", style=style)
-        latents = torch.from_numpy(_latents(vae, render_all([(seed, look) for seed in seeds], 1), device)).float()
+        latents = torch.from_numpy(_latents(vae, data.pictures(seeds, look), device)).float()
         times = torch.linspace(5, 985, VALIDATION_PICTURES).long()[torch.randperm(len(latents), generator=generator)]
         noise = torch.randn(latents.shape, generator=generator)
-        tokens = torch.from_numpy(encode(tokenizer, [sentences(seed, look, 1)[0] for seed in seeds]))
-        sets[style] = (latents, noise, times, tokens)
+        sets[style] = (latents, noise, times, encode([data.sentences(seed, look, 1)[0] for seed in seeds]))
 
     @torch.no_grad()
     @torch.compiler.set_stance("force_eager")
@@ -100,8 +125,8 @@ def _validation(objective, vae, tokenizer, options, device):
         losses = []
         for style, tensors in sets.items():
             parts = zip(*(tensor.split(32) for tensor in tensors), strict=True)
-            errors = torch.cat([objective.errors(*(part.to(device) for part in batch)) for batch in parts])
-            losses.append(f"{style} {float(errors.mean()):.4f}")
+            found = torch.cat([errors(*(part.to(device) for part in batch)) for batch in parts])
+            losses.append(f"{style} {float(found.mean()):.4f}")
         return "validation loss: " + ", ".join(losses)
 
     return measure
@@ -119,30 +144,37 @@ def train_unet(options: Options) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().to(device).eval().requires_grad_(False)
     vae = AutoencoderKL.from_pretrained(folder / "vae").float().to(device).eval().requires_grad_(False)
-    scheduler = DDIMScheduler(**SCHEDULER)
-    unet = UNet2DConditionModel.from_pretrained(options.init).float() if options.init else UNet2DConditionModel(**UNET)
+    scheduler = DDIMScheduler.from_pretrained(SHIPPED / "teacher" / "scheduler")  # Stable Diffusion's
+    unet = untrained(UNet2DConditionModel, "teacher/unet", options.init)
     unet.to(device, memory_format=torch.channels_last).train()
 
-    jobs = training_jobs(options)
-    key = (options.first_seed, options.images, options.sketch_share, vae.config.scaling_factor)
-    latents = cached(options, "latents", key, lambda: _latents(vae, training_pictures(options), device))
-    texts = [text for seed, look in jobs for text in sentences(seed, look)]
-    tokens = torch.from_numpy(encode(tokenizer, texts)).view(len(jobs), CAPTIONS, TOKENS)
-    empty = torch.from_numpy(encode(tokenizer, [""]))
+    latents = _training_latents(vae, options, device)
+    tokens = encode(tokenizer, data.training_sentences(options)).view(len(latents), CAPTIONS, TOKENS)
+    empty = encode(tokenizer, [""])
+    signal = scheduler.alphas_cumprod.to(device)
+
+    def errors(latent_BCHW, noise_BCHW, time_B, token_BT):
+        """The objective of a latent diffusion model: the mean squared error of the predicted noise of each sample (B,)."""
+        share_B111 = signal[time_B][:, None, None, None]
+        noisy_BCHW = share_B111.sqrt() * latent_BCHW + (1 - share_B111).sqrt() * noise_BCHW
+        with autocast(device):
+            with torch.no_grad():  # the attention mask is all ones, as the pipeline passes none
+                caption_BTD = text_encoder(input_ids=token_BT.to(device)).last_hidden_state
+            predicted_BCHW = unet(noisy_BCHW, time_B, caption_BTD).sample
+        return (predicted_BCHW.float() - noise_BCHW).square().mean((1, 2, 3))
 
     if options.compile:
         unet.compile()
-    objective = _Denoising(unet, text_encoder, scheduler, device)
-    measure = _validation(objective, vae, tokenizer, options, device)
+    measure = _validation(errors, vae, partial(encode, tokenizer), device)
     log(f"unet: {measure()}")
 
     def loss_of_step(step):
         rows = torch.randint(len(latents), (options.batch,))
-        caption_BT = tokens[rows, torch.randint(CAPTIONS, (options.batch,))]
-        caption_BT = torch.where(torch.rand(options.batch, 1) < CAPTION_DROPOUT, empty, caption_BT)
+        token_BT = tokens[rows, torch.randint(CAPTIONS, (options.batch,))]
+        token_BT = torch.where(torch.rand(options.batch, 1) < CAPTION_DROPOUT, empty, token_BT)
         latent_BCHW = torch.from_numpy(latents[rows.numpy()]).to(device).float()
-        times = torch.randint(1000, (options.batch,), device=device)
-        return objective.errors(latent_BCHW, torch.randn_like(latent_BCHW), times, caption_BT).mean()
+        time_B = torch.randint(1000, (options.batch,), device=device)
+        return errors(latent_BCHW, torch.randn_like(latent_BCHW), time_B, token_BT).mean()
 
     fit("unet", unet, loss_of_step, options, measure)
     log(f"unet: {measure()}")
