@@ -230,6 +230,14 @@ class Distill:
 
 
 @dataclass
+class Export:
+    """distill/export.py: generator.safetensors and generator.onnx, and what else."""
+
+    formats: list[str] = _opt(["float", "fp16", "int8", "pt2"], "further formats: float, fp16, int8, pt2, page (docs/distill.md)")
+    onnxruntime_web: str = _opt("", "the npm package's .tgz that the page needs; empty: fetched once from registry.npmjs.org, then cached")
+
+
+@dataclass
 class Evaluate:
     """scripts/evaluate.py: the paper's tables and sweeps, on held-out scenes or on the photographs of source.images."""
 
@@ -281,6 +289,7 @@ class Config:
     generator: Generator = field(default_factory=Generator)
     augment: Augment = field(default_factory=Augment)
     distill: Distill = field(default_factory=Distill)
+    export: Export = field(default_factory=Export)
     evaluate: Evaluate = field(default_factory=Evaluate)
     benchmark: Benchmark = field(default_factory=Benchmark)
     demo: Demo = field(default_factory=Demo)

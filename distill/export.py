@@ -2,13 +2,12 @@
 
   python distill/export.py task=tree2winter
 
-Writes <run>/export: generator.safetensors (for PyTorch), generator.onnx (uint8 pictures in and out), config.json, check.json. Each format
-is compared with PyTorch on held-out pictures before it is kept.
+Writes <run>/export: generator.safetensors (for PyTorch), generator.onnx (uint8 pictures in and out), config.json, check.json, and what
+export.formats adds: float, fp16, int8, pt2, page. Each file is compared with PyTorch on held-out pictures before it is kept.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,11 +20,14 @@ from configs.loader import pairs_dir, run_dir
 from configs.schema import Config
 
 if TYPE_CHECKING:
-    from distill.pairs import PairDataset
+    import numpy as np
 
-SECTIONS = ("task", "teacher", "distill")
+SECTIONS = ("task", "teacher", "distill", "export")
 CHECKED_PICTURES = 16
+CALIBRATION_PICTURES = 32  # of the training pairs; the ranges of 8-bit arithmetic have settled by then
 MAX_LEVELS = 2  # of 255; rounding alone makes 1 where two runtimes sum in another order
+MAX_LEVELS_FP16 = 8  # ten bits of mantissa; an overflow would be a hundred
+VISIBLE_DB = 40.0  # a loss below this PSNR can be seen side by side
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,30 +38,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(config: Config) -> Path:
     """Write <run>/export and return it.
 
-    UserError without a checkpoint, and where a format differs from PyTorch by more than MAX_LEVELS 8-bit levels: then nothing there is
-    replaced.
+    UserError without a checkpoint, for an unknown format, and where a file differs from PyTorch by more than its kind may (8-bit
+    arithmetic may: its loss is measured and told): then nothing there is replaced.
     """
     import shutil
     import tempfile
 
-    from safetensors.torch import save_file
-
+    from distill.browser import write_page
+    from distill.formats import FORMATS, write
     from generate.shards import exclusive, write_json
 
-    run, folder = run_dir(config), run_dir(config) / "export"
-    with exclusive(folder, "export"), tempfile.TemporaryDirectory(prefix=".export.", dir=run) as temporary:
-        generator, about, held_out = _load(config)
-        tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-        save_file(tensors, Path(temporary) / "generator.safetensors", {key: json.dumps(value) for key, value in about.items()})
-        _write_onnx(Path(temporary) / "generator.onnx", generator, about)
-        check = _check(Path(temporary), generator, about["z"], held_out)
-        for name, found in check["formats"].items():
-            print(f"export: {name} {found['bytes'] / 1e6:.1f} MB, at most {found['max_levels']} of 255 levels from PyTorch")
-            if found["max_levels"] > MAX_LEVELS:
-                raise UserError(f"{name} differs from PyTorch by more than {MAX_LEVELS} levels; {folder} is as it was")
-        for name in check["formats"]:
-            (Path(temporary) / name).chmod(0o644)  # safetensors gives its files to their owner alone
-            shutil.move(Path(temporary) / name, folder / name)
+    run, folder, formats = run_dir(config), run_dir(config) / "export", config.export.formats
+    if unknown := set(formats) - set(FORMATS):
+        raise UserError(f"export.formats: no '{min(unknown)}'. There are: {', '.join(FORMATS)}")
+    with exclusive(folder, "export"), tempfile.TemporaryDirectory(prefix=".export.", dir=run) as name:
+        temporary = Path(name)
+        generator, about, held_out, calibration = _load(config)
+        write(temporary, generator, about, formats, calibration)
+        check = _check(temporary, generator, about, held_out)
+        for file, found in check["formats"].items():
+            loss = f"at most {found['max_levels']} of 255 levels from PyTorch, {found['mean_levels']:.2g} on average"
+            seen = "; visible side by side" if found["psnr_db"] < VISIBLE_DB else ""
+            print(f"export: {file} {found['bytes'] / 1e6:.1f} MB, {loss}{seen}")
+            if found["max_levels"] > found["allowed_levels"]:
+                raise UserError(f"{file} differs from PyTorch by more than {found['allowed_levels']} levels; {folder} is as it was")
+        if "page" in formats:
+            write_page(temporary, config.export, held_out[0])
+        for path in folder.glob("generator*"):
+            path.unlink()  # a format that is not asked for any more would be of older weights
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors gives its files to their owner alone
+            shutil.move(path, folder / path.name)
         write_json(folder / "config.json", about)
         write_json(folder / "check.json", check)
     return folder
@@ -73,8 +82,9 @@ def plan(config: Config) -> dict[str, Any]:
     return {"checkpoint": found[-1] if found else "none yet: run distill/train.py", "folder": run_dir(config) / "export"}
 
 
-def _load(config: Config) -> tuple[Any, dict[str, Any], PairDataset]:
-    """The exported module (image B x 3 x H x W in [-1, 1] -> the same), what its files say of themselves, held-out pairs."""
+def _load(config: Config) -> tuple[Any, dict[str, Any], np.ndarray, np.ndarray]:
+    """The generator, what its files say of themselves, held-out inputs and some of training (uint8 B x H x W x 3)."""
+    import numpy as np
     import torch
 
     from distill import checkpoints, pairs
@@ -89,7 +99,7 @@ def _load(config: Config) -> tuple[Any, dict[str, Any], PairDataset]:
     generator.load_state_dict(checkpoint.tensors["ema"])
     made_with = checkpoint.state["made_with"]
     locations = pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config)))
-    _, held_out = pairs.split(pairs.source_ids(locations), made_with["distill.validation_share"], made_with["seed"])
+    training, held_out = pairs.split(pairs.source_ids(locations), made_with["distill.validation_share"], made_with["seed"])
     sampled = made_with["distill.latent"] == "sampled"
     about = {
         "format": 1,
@@ -106,81 +116,60 @@ def _load(config: Config) -> tuple[Any, dict[str, Any], PairDataset]:
         "git_revision": _git_revision(),
         "torch": torch.__version__,
     }
-    chosen = [locations[place] for place in held_out[:CHECKED_PICTURES]]
-    return generator, about, pairs.PairDataset(chosen, about["resolution"])
+
+    def inputs(places: list[int]) -> np.ndarray:
+        chosen = pairs.PairDataset([locations[place] for place in places], about["resolution"])
+        return np.stack([chosen[place][1].permute(1, 2, 0).numpy() for place in range(len(chosen))])
+
+    return generator, about, inputs(held_out[:CHECKED_PICTURES]), inputs(training[:CALIBRATION_PICTURES])
 
 
-def _write_onnx(path: Path, generator: Any, about: dict[str, Any]) -> None:
-    """One self-contained graph, opset 18: image uint8 B x H x W x 3 -> edit uint8 B x H x W x 3, float32 inside, any batch."""
-    import contextlib
-    import io
-    import warnings
-
-    import onnx
-    import torch
-
-    side = about["resolution"]
-    picture = _picture_module(generator, about["z"])
-    example_BHWC = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter talks about its own progress
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            picture,
-            (example_BHWC,),
-            dynamo=True,
-            opset_version=18,
-            input_names=["image"],
-            output_names=["edit"],
-            dynamic_shapes={"image_BHWC": {0: torch.export.Dim("batch", min=1, max=4096)}},
-        )
-    assert program is not None  # with dynamo=True there is one
-    model = program.model_proto
-    graph = model.graph
-    for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
-        part.ClearField("metadata_props")  # the exporter's stack traces name files of the machine it ran on
-    described = {key: about[key] for key in ("task", "source", "target", "teacher", "resolution", "git_revision", "config")}
-    onnx.helper.set_model_props(model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()})
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def _picture_module(generator: Any, z: list[float] | None) -> Any:
-    """A module around the generator: uint8 B x H x W x 3 -> uint8 B x H x W x 3. z: the latent to use, None for zeros."""
-    import torch
-
-    class Picture(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.generator = generator
-            self.register_buffer("z_1D", None if z is None else torch.tensor([z]))
-
-        def forward(self, image_BHWC: torch.Tensor) -> torch.Tensor:
-            image_BCHW = image_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            edit_BCHW = (self.generator(image_BCHW, self.z_1D) + 1.0) * 127.5
-            return edit_BCHW.round().clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
-
-    return Picture().eval()
-
-
-def _check(folder: Path, generator: Any, z: list[float] | None, held_out: PairDataset) -> dict[str, Any]:
-    """Differences in 8-bit levels between each file and the checkpoint's weights in PyTorch, on held-out pictures."""
+def _check(folder: Path, generator: Any, about: dict[str, Any], images_BHWC: np.ndarray) -> dict[str, Any]:
+    """Differences in 8-bit levels between each file and the checkpoint's weights in PyTorch, on these pictures."""
     import numpy as np
     import torch
 
+    from distill.formats import Edit, Picture
     from distill.state import load_exported
-    from distill.translate import Translator
     from models.comodgan import CoModGenerator
 
-    images_BHWC = np.stack([held_out[place][1].permute(1, 2, 0).numpy() for place in range(len(held_out))])
-    again = CoModGenerator.from_config(generator.config).eval()
-    load_exported(again, folder / "generator.safetensors")
-    formats = {}
-    with torch.no_grad():
-        expected, loaded = (_picture_module(module, z)(torch.from_numpy(images_BHWC)).numpy().astype(int) for module in (generator, again))
-    for name, edits in (("generator.safetensors", loaded), ("generator.onnx", Translator(folder)(images_BHWC))):
-        levels, size = np.abs(edits.astype(int) - expected), (folder / name).stat().st_size
-        formats[name] = {"max_levels": int(levels.max()), "mean_levels": float(levels.mean()), "bytes": size}
-    return {"pictures": len(images_BHWC), "allowed_levels": MAX_LEVELS, "formats": formats}
+    def in_pytorch(module: Any) -> np.ndarray:
+        with torch.no_grad():
+            return Picture(Edit(module, about["z"]))(torch.from_numpy(images_BHWC)).numpy()
+
+    expected, formats = in_pytorch(generator).astype(int), {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            again = CoModGenerator.from_config(generator.config).eval()
+            load_exported(again, path)
+            edits = in_pytorch(again)
+        else:
+            edits = _edit(path, images_BHWC)
+        difference, allowed = edits.astype(int) - expected, MAX_LEVELS_FP16 if "fp16" in path.name else MAX_LEVELS
+        formats[path.name] = {
+            "max_levels": int(np.abs(difference).max()),
+            "mean_levels": float(np.abs(difference).mean()),
+            "psnr_db": float(20 * np.log10(255 / max(np.sqrt(np.square(difference).mean()), 1e-3))),
+            "allowed_levels": 255 if "int8" in path.name else allowed,
+            "bytes": path.stat().st_size,
+        }
+    return {"pictures": len(images_BHWC), "formats": formats}
+
+
+def _edit(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
+    """The pictures as an exported file edits them."""
+    import numpy as np
+
+    from distill.translate import Translator
+
+    if path.name != "generator-float.onnx":
+        return Translator(path)(images_BHWC)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    unit_BCHW = (images_BHWC.transpose(0, 3, 1, 2) / 127.5 - 1.0).astype(np.float32)
+    edit_BCHW = session.run(None, {"image": unit_BCHW})[0]
+    return np.clip(np.round((edit_BCHW + 1.0) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def _git_revision() -> str:

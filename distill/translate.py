@@ -1,25 +1,31 @@
-"""Edit pictures with an exported generator. Needs numpy, Pillow and onnxruntime, nothing else; this file can be copied out of the clone.
+"""Edit pictures and videos with an exported generator. This file can be copied out of the clone: it needs numpy, Pillow and onnxruntime.
 
-  python distill/translate.py RUN_OR_ONNX INPUT OUTPUT [--overwrite] [--threads N] [--batch N]
+  python distill/translate.py RUN_OR_MODEL INPUT OUTPUT [--overwrite] [--threads N] [--batch N]
 
-RUN_OR_ONNX: a generator.onnx, or a folder that holds one (as it is, or in export/). INPUT: a PNG, JPEG or WEBP file, or a folder of them.
-OUTPUT: a folder; NAME.png is written for each picture. A picture that is not of the model's size is cut to its centre square and resized
-(Lanczos) to it: the generator knows one size only.
+RUN_OR_MODEL: a .onnx (ONNX Runtime), a .pt2 (PyTorch, compiled where there is a GPU), or a folder with them (as it is, or in export/): then
+PyTorch where it has a GPU and there is a generator-fp16.pt2, else ONNX Runtime.
+INPUT: a picture (PNG, JPEG, WEBP), a video (needs `pip install av`), a folder of these, or the number of a camera: 0.
+OUTPUT: a folder, for NAME.png or NAME.mp4 (no sound); or, for one input, such a file.
+
+The generator knows squares of one side only. A picture is resized (Lanczos) so that its shorter side is that; along the longer one, squares
+that overlap by a quarter or more are edited and blended.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import itertools
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
+OVERLAP = 0.25  # least share of a square that its neighbour sees too
 
 
 class TranslateError(Exception):
@@ -27,25 +33,14 @@ class TranslateError(Exception):
 
 
 class Translator:
-    """An exported generator as a function on pictures. Loaded once, safe to call from several threads."""
+    """An exported generator as a function on pictures. Loaded once; `side` is that of its squares, `about` what the file says of itself."""
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
-        """path: generator.onnx or a folder with it. threads: 0 lets ONNX Runtime choose. TranslateError where there is no such model."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        """path: a .onnx or .pt2, or a folder with them. threads: of the CPU, 0 lets the runtime choose. TranslateError without a model."""
         self.path = find_model(Path(path))
-        try:
-            self.session = onnxruntime.InferenceSession(str(self.path), options, providers=onnxruntime.get_available_providers())
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common base but this
-            raise TranslateError(f"{self.path} is no model that ONNX Runtime can load ({str(error).splitlines()[0]})") from error
-        shape, kind = self.session.get_inputs()[0].shape, self.session.get_inputs()[0].type
-        if kind != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
-            raise TranslateError(f"{self.path} takes {kind} {shape}, not uint8 pictures: export it with distill/export.py")
-        self.side = int(shape[1])
-        self.about: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        load = _load_torch if self.path.suffix == ".pt2" else _load_onnx
+        self.side, self.about, self._run = load(self.path, threads)
+        self.seconds, self.pictures = 0.0, 0  # spent in the model, and pictures or frames edited
 
     def __call__(self, picture: Any) -> Any:
         """The edit, of the kind that was given: a PIL image (any size, see fit), or uint8 side x side x 3, or B x side x side x 3."""
@@ -53,32 +48,133 @@ class Translator:
         from PIL import Image
 
         if isinstance(picture, Image.Image):
-            return Image.fromarray(self(np.asarray(fit(picture, self.side))))
+            return Image.fromarray(self.edit([np.asarray(fit(picture, self.side))])[0])
         array = np.asarray(picture)
         if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-3:] != (self.side, self.side, 3):
             raise TranslateError(f"got {array.dtype} {array.shape}; give uint8 [batch,] {self.side} x {self.side} x 3, or a PIL image")
-        edit_BHWC = self.session.run(None, {"image": array if array.ndim == 4 else array[None]})[0]
+        edit_BHWC = self._run(array if array.ndim == 4 else array[None])
         return edit_BHWC if array.ndim == 4 else edit_BHWC[0]
+
+    def edit(self, images: Sequence[Any]) -> list[Any]:
+        """The edits of uint8 H x W x 3 arrays whose shorter side is `side` (see fit), all their squares in one call of the model."""
+        import numpy as np
+
+        corners = [[(y, x) for y in starts(image.shape[0], self.side) for x in starts(image.shape[1], self.side)] for image in images]
+        together = list(zip(images, corners))  # noqa: B905 - runs on Python 3.9 too
+        tiles_BHWC = np.stack([image[y : y + self.side, x : x + self.side] for image, places in together for y, x in places])
+        began = time.perf_counter()
+        edits = iter(self(tiles_BHWC))
+        self.seconds, self.pictures = self.seconds + time.perf_counter() - began, self.pictures + len(images)
+        return [blend([next(edits) for _ in places], places, image.shape) for image, places in together]
+
+
+def _load_onnx(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[[Any], Any]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common base but this
+        raise TranslateError(f"{path} is no model that ONNX Runtime can load ({str(error).splitlines()[0]})") from error
+    shape, kind = session.get_inputs()[0].shape, session.get_inputs()[0].type
+    if kind != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
+        raise TranslateError(f"{path} takes {kind} {shape}, not uint8 pictures: export it with distill/export.py")
+    return int(shape[1]), dict(session.get_modelmeta().custom_metadata_map), lambda tiles: session.run(None, {"image": tiles})[0]
+
+
+def _load_torch(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[[Any], Any]]:
+    import json
+
+    import numpy as np
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    about_file = {"config.json": ""}
+    try:
+        program = torch.export.load(path, extra_files=about_file)
+        about = json.loads(about_file["config.json"])
+    except Exception as error:  # noqa: BLE001 - a damaged archive fails in any of its parts
+        raise TranslateError(f"{path} is no program of distill/export.py that this PyTorch can load ({error})") from error
+    if threads:
+        torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        module: Any = program.module()
+
+        def run(tiles_BHWC: Any) -> Any:
+            with torch.no_grad():
+                return module(torch.from_numpy(tiles_BHWC)).numpy()
+
+        return about["resolution"], about, run
+    compiled = torch.compile(move_to_device_pass(program, "cuda").module(), mode="reduce-overhead", dynamic=False)  # with CUDA graphs
+
+    def run_compiled(tiles_BHWC: Any) -> Any:
+        count = len(tiles_BHWC)  # filled up to a power of two, as each size is compiled by itself
+        full_BHWC = np.concatenate([tiles_BHWC, np.zeros((2 ** (count - 1).bit_length() - count, *tiles_BHWC.shape[1:]), np.uint8)])
+        with torch.no_grad():
+            return compiled(torch.from_numpy(full_BHWC).cuda())[:count].cpu().numpy()
+
+    return about["resolution"], about, run_compiled
 
 
 def find_model(path: Path) -> Path:
-    """generator.onnx itself, in the folder, or in its export/."""
-    for candidate in (path, path / "generator.onnx", path / "export" / "generator.onnx"):
-        if candidate.is_file():
-            return candidate
+    """The file itself; of a folder or its export/, generator-fp16.pt2 where PyTorch has a GPU, else generator.onnx."""
+    for folder in (path, path / "export"):
+        program = folder / "generator-fp16.pt2"
+        if program.is_file() and _gpu_for_torch():
+            return program
+        if (folder / "generator.onnx").is_file():
+            return folder / "generator.onnx"
+    if path.is_file():
+        return path
     raise TranslateError(f"{path}: no generator.onnx there; make one with distill/export.py")
 
 
+def _gpu_for_torch() -> bool:
+    import importlib.util
+    import shutil
+
+    if shutil.which("nvidia-smi") is None or importlib.util.find_spec("torch") is None:
+        return False  # without the seconds that importing PyTorch takes
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def starts(length: int, side: int) -> list[int]:
+    """Where squares of `side` start that cover `length` evenly, each sharing at least OVERLAP with the next."""
+    count = 1 if length == side else 1 + -(-(length - side) // int(side * (1 - OVERLAP)))
+    return [round(place * (length - side) / max(count - 1, 1)) for place in range(count)]
+
+
+def blend(tiles: Sequence[Any], corners: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Any:
+    """One uint8 picture of `shape` from square tiles at these (y, x); where they overlap, each counts less towards its rim."""
+    import numpy as np
+
+    if len(tiles) == 1:
+        return tiles[0]
+    side = len(tiles[0])
+    ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)).astype(np.float32)
+    weight_HW1 = np.outer(ramp, ramp)[:, :, None]
+    total_HWC, weights_HW1 = np.zeros(shape, np.float32), np.zeros((*shape[:2], 1), np.float32)
+    for tile_HWC, (y, x) in zip(tiles, corners):  # noqa: B905
+        total_HWC[y : y + side, x : x + side] += weight_HW1 * tile_HWC
+        weights_HW1[y : y + side, x : x + side] += weight_HW1
+    return np.round(total_HWC / weights_HW1).astype(np.uint8)
+
+
 def fit(image: Any, side: int) -> Any:
-    """A PIL image turned upright by its EXIF orientation, its centre square, side x side, RGB; transparency on white."""
+    """A PIL image turned upright by its EXIF orientation, RGB, its shorter side `side` and the other even; transparency on white."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image.convert("RGB")
-    return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+    scale = side / min(image.size)
+    size = tuple(side if length == min(image.size) else 2 * round(length * scale / 2) for length in image.size)  # as video codecs ask
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def open_picture(path: Path, side: int) -> Any:
@@ -93,68 +189,134 @@ def open_picture(path: Path, side: int) -> Any:
             return fit(image, side)
 
 
-def translate_files(translator: Translator, source: Path, target: Path, overwrite: bool, batch: int) -> list[float]:
-    """Write NAME.png into `target` for every picture of `source`; returns ms a picture of each call of the model.
-
-    TranslateError before anything is written where there is no picture, two share a name, or an output exists and may not be replaced;
-    after the rest is done where some could not be read, with their count and names.
-    """
-    import numpy as np
-    from PIL import Image
-
-    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES) if source.is_dir() else [source]
-    if not paths or not all(path.is_file() for path in paths):
-        raise TranslateError(f"{source}: no such picture, or a folder without PNG, JPEG or WEBP files")
-    outputs = {path: target / f"{path.stem}.png" for path in paths}
-    if len(set(outputs.values())) < len(paths):
-        raise TranslateError(f"{source}: two pictures differ in their ending only and would be written to one PNG; rename one")
+def plan_files(source: str, target: Path, overwrite: bool) -> dict[str, Path]:
+    """Each input with its output. TranslateError where there is no input, two share an output, or one exists and may not be replaced."""
+    path = Path(source)
+    if source.isdecimal() and not path.exists():
+        outputs = {source: target if target.suffix == ".mp4" else target / f"camera-{source}.mp4"}
+    else:
+        inputs = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES + VIDEOS) if path.is_dir() else [path]
+        if not inputs or not all(each.is_file() for each in inputs):
+            raise TranslateError(f"{path}: no such picture or video, or a folder without any")
+        endings = {each: ".mp4" if each.suffix.lower() in VIDEOS else ".png" for each in inputs}
+        outputs = {str(each): target / f"{each.stem}{ending}" for each, ending in endings.items()}
+        if not path.is_dir() and target.suffix:
+            if target.suffix != endings[path]:
+                raise TranslateError(f"{target}: name a folder, or a {endings[path]} file")
+            outputs = {source: target}
+    if len(set(outputs.values())) < len(outputs):
+        raise TranslateError(f"{path}: two inputs differ in their ending only and would be written to one file; rename one")
     existing = [output for output in outputs.values() if output.exists()]
     if existing and not overwrite:
         raise TranslateError(f"{existing[0]} exists ({len(existing)} such): name another folder or say --overwrite")
-    target.mkdir(parents=True, exist_ok=True)
+    return outputs
+
+
+def translate_pictures(translator: Translator, outputs: dict[str, Path], batch: int) -> list[str]:
+    """Write each picture's edit; returns the names of those that cannot be read, each with its error."""
+    import numpy as np
+    from PIL import Image
+
     unreadable: list[str] = []
-    times_ms: list[float] = []
+    paths = list(outputs)
     for start in range(0, len(paths), batch):
-        images: dict[Path, Any] = {}
+        images: dict[str, Any] = {}
         for path in paths[start : start + batch]:
             try:
-                images[path] = np.asarray(open_picture(path, translator.side))
+                images[path] = np.asarray(open_picture(Path(path), translator.side))
             except (OSError, ValueError, Warning) as error:
-                unreadable.append(f"{path.name} ({error})")
-        if not images:
-            continue
-        began = time.perf_counter()
-        edits_BHWC = translator(np.stack(list(images.values())))
-        times_ms.append((time.perf_counter() - began) * 1000 / len(images))
-        for path, edit_HWC in zip(images, edits_BHWC):  # noqa: B905 - runs on Python 3.9 too
+                unreadable.append(f"{Path(path).name} ({error})")
+        for path, edit_HWC in zip(images, translator.edit(list(images.values())) if images else []):  # noqa: B905
             temporary = outputs[path].with_suffix(".png.tmp")
             Image.fromarray(edit_HWC).save(temporary, "PNG")
             temporary.replace(outputs[path])
-    if unreadable:
-        raise TranslateError(f"{len(unreadable)} of {len(paths)} files are no pictures and were left out: {'; '.join(unreadable[:5])}")
-    return times_ms
+        _progress(min(start + batch, len(paths)), len(paths), "pictures")
+    return unreadable
+
+
+def translate_video(translator: Translator, source: str, output: Path, batch: int) -> None:
+    """Write the edit of every frame as H.264, each at its own time. A camera is recorded until Ctrl-C.
+
+    TranslateError without PyAV, for what it cannot open, and on Windows for a camera.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise TranslateError(f"{source}: videos and cameras need PyAV: pip install av") from error
+    import numpy as np
+
+    devices = {"linux": (f"/dev/video{source}", "v4l2"), "darwin": (source, "avfoundation")}
+    camera = source.isdecimal() and not Path(source).exists()
+    if camera and sys.platform not in devices:
+        raise TranslateError(f"camera {source}: only on Linux and macOS; use the export's index.html")
+    temporary = output.with_suffix(".tmp.mp4")
+    try:
+        with av.open(devices[sys.platform][0], format=devices[sys.platform][1]) if camera else av.open(source) as reader:
+            incoming = reader.streams.video[0]
+            incoming.thread_type = "AUTO"
+            with av.open(str(temporary), "w") as writer:
+                stream = writer.add_stream("libx264", rate=incoming.average_rate or 25, options={"crf": "18"})  # no loss to be seen
+                stream.pix_fmt = "yuv420p"  # the one that every player knows
+                done = 0
+                decoded = reader.decode(incoming)
+                try:
+                    while frames := list(itertools.islice(decoded, batch)):
+                        upright = [frame.to_image().rotate(frame.rotation, expand=True) for frame in frames]
+                        images = [np.asarray(fit(image, translator.side)) for image in upright]
+                        if not done:
+                            stream.height, stream.width = images[0].shape[:2]
+                            stream.codec_context.time_base = incoming.time_base
+                        for frame, edit_HWC in zip(frames, translator.edit(images)):  # noqa: B905
+                            edited = av.VideoFrame.from_ndarray(np.ascontiguousarray(edit_HWC), format="rgb24")
+                            edited.pts, edited.time_base = frame.pts, frame.time_base
+                            writer.mux(stream.encode(edited))
+                        done += len(frames)
+                        _progress(done, incoming.frames, "frames")
+                except KeyboardInterrupt:
+                    if not camera:
+                        raise
+                writer.mux(stream.encode())
+        temporary.replace(output)
+    except (av.FFmpegError, IndexError) as error:
+        raise TranslateError(f"{source}: no video that can be read ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _progress(done: int, total: int, what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done}{f' of {total}' if total else ''} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 2 with one line about what to mend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="RUN_OR_ONNX")
-    parser.add_argument("input", type=Path, metavar="INPUT")
+    parser.add_argument("model", type=Path, metavar="RUN_OR_MODEL")
+    parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are already in OUTPUT")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: ONNX Runtime chooses")
-    parser.add_argument("--batch", type=int, default=1, help="pictures at once")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are already there")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: the runtime chooses")
+    parser.add_argument("--batch", type=int, default=1, help="pictures or frames at once")
     arguments = parser.parse_args(argv)
     try:
         if arguments.batch < 1 or arguments.threads < 0:
             raise TranslateError("--batch is 1 or more, --threads 0 or more")
         translator = Translator(arguments.model, arguments.threads)
-        times_ms = translate_files(translator, arguments.input, arguments.output, arguments.overwrite, arguments.batch)
+        outputs = plan_files(arguments.input, arguments.output, arguments.overwrite)
+        for output in outputs.values():
+            output.parent.mkdir(parents=True, exist_ok=True)
+        pictures = {path: output for path, output in outputs.items() if output.suffix == ".png"}
+        unreadable = translate_pictures(translator, pictures, arguments.batch)
+        for path in outputs.keys() - pictures.keys():
+            translate_video(translator, path, outputs[path], arguments.batch)
+        if unreadable:
+            listed = "; ".join(unreadable[:5])
+            raise TranslateError(f"{len(unreadable)} of {len(pictures)} files are no pictures and were left out: {listed}")
     except (TranslateError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    median = statistics.median(times_ms)
-    print(f"{len(times_ms)} call(s) of batch {arguments.batch}, {median:.1f} ms a picture (model alone, median): {arguments.output}")
+    milliseconds = translator.seconds / max(translator.pictures, 1) * 1000
+    print(f"{translator.pictures} pictures, {milliseconds:.1f} ms each (model alone): {arguments.output}")
     return 0
 
 

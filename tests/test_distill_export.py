@@ -1,15 +1,18 @@
 """distill/export.py and translate.py: a checkpoint becomes a file that edits pictures by itself."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from test_distill_pairs import make_pairs
@@ -17,12 +20,15 @@ from test_distill_train import arguments
 
 from configs.loader import load
 from distill import export as export_module
-from distill import translate
+from distill import formats, translate
 from distill.export import main as export_main
 from distill.train import train
 from distill.translate import TranslateError, Translator
+from models.comodgan import CoModGenerator
 
 SHORT = ("distill.images=8", "distill.lpips=0")
+NONE_ELSE = "export.formats=[]"
+EXACT = {"generator.safetensors", "generator.onnx", "generator-float.onnx", "generator.pt2"}
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +40,52 @@ def run(tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
-def translator(run):
-    return Translator(run, threads=1)
+@pytest.fixture(scope="module", params=["generator.onnx", "generator.pt2"])
+def translator(run, request):
+    return Translator(run / "export" / request.param, threads=1)
+
+
+@pytest.fixture
+def unchanged(run, monkeypatch):
+    """A translator whose model gives back what it is given."""
+    translator = Translator(run)
+    monkeypatch.setattr(translator, "_run", lambda tiles: tiles)
+    return translator
 
 
 def test_every_format_agrees_with_pytorch(run):
-    check = json.loads((run / "export" / "check.json").read_text())
-    assert set(check["formats"]) == {"generator.safetensors", "generator.onnx"}
-    assert all(found["max_levels"] <= 1 for found in check["formats"].values())
-    assert check["formats"]["generator.safetensors"]["max_levels"] == 0
+    formats = json.loads((run / "export" / "check.json").read_text())["formats"]
+    assert set(formats) == EXACT | {"generator-fp16.onnx", "generator-fp16.pt2", "generator-int8.onnx"}
+    assert {path.name for path in (run / "export").glob("generator*")} == set(formats)
+    assert all(formats[name]["max_levels"] <= 1 for name in EXACT)
+    assert formats["generator.safetensors"]["max_levels"] == 0
+    assert formats["generator-fp16.onnx"]["max_levels"] <= 2 and formats["generator-fp16.pt2"]["max_levels"] <= 2
+    assert 0 < formats["generator-int8.onnx"]["mean_levels"] < 5
+
+
+@pytest.mark.parametrize("z", [None, [0.5, -1.0, 2.0, 0.1]])
+def test_folding_computes_all_that_weights_alone_decide(z):
+    torch.manual_seed(0)
+    network = CoModGenerator(16, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=2).eval()
+    edit = formats.folded(formats.Edit(network, z), torch.zeros(2, 3, 16, 16))
+    images_BCHW = torch.randn(3, 3, 16, 16)
+    for batch_BCHW in (images_BCHW, images_BCHW[:1]):
+        with torch.no_grad():
+            expected_BCHW = network(batch_BCHW, torch.tensor([z]) if z else None)
+            torch.testing.assert_close(edit(batch_BCHW), expected_BCHW, rtol=1e-5, atol=1e-5)
+    calls = [node for node in edit.graph.nodes if node.op == "call_function"]
+    assert calls and all(any(source.op != "get_attr" for source in node.all_input_nodes) for node in calls)
+    assert (4, 4) not in [tuple(constant.shape) for constant in edit.buffers()]  # the mapping network's weights
+
+
+def test_eight_bit_ranges_come_from_the_calibration_pictures(run, tmp_path):
+    pictures = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    expected = Translator(run / "export" / "generator.onnx")(pictures).astype(int)
+    losses = {}
+    for name, calibration in (("alike", pictures), ("black", np.zeros_like(pictures))):
+        formats.write_int8(tmp_path / f"{name}.onnx", run / "export" / "generator.onnx", calibration)
+        losses[name] = np.abs(Translator(tmp_path / f"{name}.onnx")(pictures) - expected).mean()
+    assert losses["alike"] < 0.5 * losses["black"]
 
 
 def test_files_say_what_they_are(run):
@@ -71,10 +113,19 @@ def test_training_starts_from_an_exported_generator(run, tmp_path, capsys):
 def test_a_format_that_differs_is_not_kept(run, monkeypatch, capsys):
     before = (run / "export" / "generator.onnx").read_bytes()
     monkeypatch.setattr(Translator, "__call__", lambda self, images: 255 - images)
-    assert export_main(arguments(run, *SHORT)) == 2
+    assert export_main(arguments(run, *SHORT, NONE_ELSE)) == 2
     assert "generator.onnx differs from PyTorch" in capsys.readouterr().err
     assert (run / "export" / "generator.onnx").read_bytes() == before
     assert not list(run.glob(".export.*"))
+
+
+def test_formats_not_asked_for_go_and_unknown_ones_are_refused(run, tmp_path, capsys):
+    other = tmp_path / "tree2winter" / "miniature"
+    shutil.copytree(run, other)
+    assert export_main(arguments(other, *SHORT, NONE_ELSE)) == 0
+    assert {path.name for path in (other / "export").glob("generator*")} == {"generator.safetensors", "generator.onnx"}
+    assert export_main(arguments(other, *SHORT, "export.formats=[int4]")) == 2
+    assert "no 'int4'. There are: float, fp16, int8, pt2, page" in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_it_says_so(tmp_path, capsys):
@@ -91,22 +142,44 @@ def test_the_kind_that_goes_in_comes_out(translator):
     assert edits.shape == pictures.shape and edits.dtype == np.uint8
     assert np.abs(translator(pictures[1]).astype(int) - edits[1]).max() <= 1
     assert isinstance(translator(Image.fromarray(pictures[1])), Image.Image)
-    assert translator(Image.new("L", (50, 30))).size == (16, 16)
+    assert translator(Image.new("L", (60, 30))).size == (32, 16)
+    assert translator.about["task"] == "tree2winter"
     for wrong in (pictures.astype(np.float32), pictures[:, :8], pictures[0, 0]):
         with pytest.raises(TranslateError, match="16 x 16 x 3"):
             translator(wrong)
 
 
-def test_a_photo_is_turned_upright_and_cut_to_its_centre():
+def test_a_photo_is_turned_upright_and_keeps_its_shape():
     photo = Image.new("RGB", (40, 20), "red")
     photo.paste("blue", (0, 0, 10, 20))
     exif = photo.getexif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
     photo.info["exif"] = exif.tobytes()
     upright = translate.fit(photo, 16)
-    assert upright.size == (16, 16) and upright.getpixel((8, 8)) == (255, 0, 0)
+    assert upright.size == (16, 32) and upright.getpixel((8, 2)) == (0, 0, 255) and upright.getpixel((8, 24)) == (255, 0, 0)
     clear = translate.fit(Image.new("RGBA", (16, 16), (0, 0, 0, 0)), 16)
     assert clear.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("length", [16, 18, 28, 30, 100])
+def test_squares_cover_a_picture_and_overlap(length):
+    found = translate.starts(length, 16)
+    assert found[0] == 0 and found[-1] == length - 16
+    assert all(0 < after - before <= 12 for before, after in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 3), (16, 50, 3), (37, 16, 3)])
+def test_squares_are_put_together_where_they_were_cut(unchanged, shape):
+    pictures = [np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8) for seed in range(2)]
+    for picture, edit in zip(pictures, unchanged.edit(pictures), strict=True):
+        assert np.array_equal(edit, picture)
+
+
+def test_squares_that_disagree_are_blended_without_a_seam():
+    dark, bright = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 240, np.uint8)
+    row = translate.blend([dark, bright], [(0, 0), (0, 12)], (16, 28, 3))[8, :, 0].astype(int)
+    assert (row[:12] == 0).all() and (row[16:] == 240).all()
+    assert (np.diff(row[11:17]) > 0).all() and row[12] < 60 and row[15] > 180
 
 
 def test_a_folder_end_to_end(run, tmp_path, capsys):
@@ -116,7 +189,7 @@ def test_a_folder_end_to_end(run, tmp_path, capsys):
         Image.new("RGB", size, "green").save(folder / name)
     command = [str(run), str(folder), str(out), "--batch", "2", "--threads", "1"]
     assert translate.main(command) == 0
-    assert "ms a picture" in capsys.readouterr().out
+    assert "3 pictures, " in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png", "c.png"]
     (out / "a.png").write_bytes(b"mine")
     assert translate.main(command) == 2
@@ -124,15 +197,51 @@ def test_a_folder_end_to_end(run, tmp_path, capsys):
     (folder / "d.png").write_text("no picture")
     assert translate.main([*command, "--overwrite"]) == 2
     assert "1 of 4 files are no pictures" in capsys.readouterr().err
-    assert Image.open(out / "a.png").size == (16, 16)
+    assert Image.open(out / "a.png").size == (16, 16) and Image.open(out / "b.png").size == (16, 26)
+    assert translate.main([str(run), str(folder / "c.webp"), str(tmp_path / "one.png")]) == 0
+    assert Image.open(tmp_path / "one.png").size == (64, 16)
+    assert translate.main([str(run), str(folder / "c.webp"), str(tmp_path / "one.mp4")]) == 2
+    assert "a .png file" in capsys.readouterr().err
+
+
+def test_a_video_keeps_its_frames_and_their_times(unchanged, tmp_path, monkeypatch, capsys):
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install -e .[video]")
+    times, greys = [0, 1, 2, 5, 6], [20, 60, 100, 140, 180]  # a gap: the frames do not come evenly
+    with av.open(str(tmp_path / "in.mp4"), "w") as writer:
+        stream = writer.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = 60, 40, "yuv420p", Fraction(1, 10)
+        for number, grey in zip(times, greys, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.full((40, 60, 3), grey, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            writer.mux(stream.encode(frame))
+        writer.mux(stream.encode())
+    monkeypatch.setattr(translate, "Translator", lambda *_: unchanged)
+    command = ["model", str(tmp_path / "in.mp4"), str(tmp_path / "out"), "--batch", "2"]
+    assert translate.main(command) == 0 and "5 pictures" in capsys.readouterr().out
+    with av.open(str(tmp_path / "out" / "in.mp4")) as reader:
+        frames = list(reader.decode(video=0))
+    assert [round(frame.time * 10) for frame in frames] == times
+    assert [(frame.width, frame.height) for frame in frames] == [(24, 16)] * 5
+    assert np.abs([frame.to_ndarray(format="rgb24").mean() for frame in frames] - np.array(greys)).max() < 4
+    assert translate.main(command) == 2 and "--overwrite" in capsys.readouterr().err
+    (tmp_path / "text.mp4").write_text("no video")
+    assert translate.main(["model", str(tmp_path / "text.mp4"), str(tmp_path / "out")]) == 2
+    assert "no video that can be read" in capsys.readouterr().err
+    assert translate.main(["model", "77", str(tmp_path / "out")]) == 2 and "77: no video" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["in.mp4"]
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert translate.main([*command, "--overwrite"]) == 2 and "pip install av" in capsys.readouterr().err
 
 
 def test_wrong_paths_and_models_say_so(run, tmp_path, capsys):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    (tmp_path / "broken.onnx").write_text("no model")
+    for name in ("broken.onnx", "broken.pt2"):
+        (tmp_path / name).write_text("no model")
     for model, source, said in (
         (tmp_path / "nowhere", tmp_path / "a.png", "no generator.onnx"),
         (tmp_path / "broken.onnx", tmp_path / "a.png", "no model that ONNX Runtime can load"),
+        (tmp_path / "broken.pt2", tmp_path / "a.png", "no program of distill/export.py"),
+        (run / "export" / "generator-float.onnx", tmp_path / "a.png", "not uint8 pictures"),
         (run, tmp_path / "missing.png", "no such picture"),
     ):
         assert translate.main([str(model), str(source), str(tmp_path / "out")]) == 2
