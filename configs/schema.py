@@ -31,7 +31,7 @@ class Task:
     swap: dict[str, str] = _opt({}, "word swap of the baselines: source word -> target word")
     source_noun: str = _opt("", "foreground object of the input, for the overlap score; empty: the whole picture is edited")
     target_noun: str = _opt("", "foreground object of the edit")
-    clip_gain: float | None = _opt(0.10, "keep pairs whose CLIP gain is at least this, in the paper's units (see scorer.gain_unit)")
+    clip_gain: float | None = _opt(0.10, "keep pairs whose CLIP gain is at least this in the paper's units: raw, x scorer.gain_unit")
     overlap: float | None = _opt(None, "keep pairs whose mask IoU is at least this; null: not asked for")
     scene_input: dict[str, str] = _opt({}, "look of a rendered input scene (models.miniature.scenes.Look)")
     scene_truth: dict[str, str] = _opt({}, "look of its true edit, the judge in scripts/evaluate.py")
@@ -145,6 +145,10 @@ class Filter:
 
     batch: int = _opt(32, "pairs scored together")
     device: str = _opt("auto", "auto, cpu, cuda or cuda:N")
+    workers: int = _opt(4, "threads that decode pairs while others are scored")
+    select: list[str] = _opt([], "instead of the task's thresholds, as --select: [overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain]")
+    reject: list[str] = _opt(["blank"], "flags that no pair may have: blank, unchanged, no_foreground_input, no_foreground_edit")
+    good_margin: float = _opt(0.25, "a good edit is nearer to the true one than the input is by this share of its LPIPS")
 
 
 @dataclass
