@@ -148,6 +148,7 @@ class Filter:
     workers: int = _opt(4, "threads that decode pairs while others are scored")
     select: list[str] = _opt([], "instead of the task's thresholds, as --select: [overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain]")
     reject: list[str] = _opt(["blank"], "flags that no pair may have: blank, unchanged, no_foreground_input, no_foreground_edit")
+    page_pairs: int = _opt(120, "pairs whose pictures are in filter.html, about 12 kB each")
     good_margin: float = _opt(0.25, "a good edit is nearer to the true one than the input is by this share of its LPIPS")
 
 

@@ -5,8 +5,8 @@
     python filter/run.py task=cat2dog --select keep=0.6 by=clip_gain lpips_input_edit=0.1:0.6
     accelerate launch filter/run.py task=tree2winter teacher=sd14                 # the shards are shared out over the processes
 
-Reads <run>/pairs; writes <run>/scores/*.parquet (all raw scores) and <run>/selection.json. A shard is scored once, and again
-where its pairs, the texts, the scorer or the segmenter have changed.
+Reads <run>/pairs; writes <run>/scores/*.parquet (all raw scores), <run>/selection.json and <run>/filter.html to look at. A shard is scored
+once, and again where its pairs, the texts, the scorer or the segmenter have changed.
 
 --select takes the place of the task's own thresholds (task.clip_gain, task.overlap) and never runs a network. SCORE=LOW or SCORE=LOW:HIGH
 or SCORE=:HIGH bounds any raw score; keep=SHARE by=SCORE keeps the best share of all pairs, by=-SCORE the lowest. The same in one command
@@ -95,6 +95,7 @@ def select_again(config: Config) -> dict[str, Any]:
 
 
 def _select(config: Config, asked: Criteria) -> dict[str, Any]:
+    from filter.report import write_page
     from filter.score_table import read_scores
     from filter.selection import selection_of
     from generate.shards import write_json
@@ -102,7 +103,7 @@ def _select(config: Config, asked: Criteria) -> dict[str, Any]:
     rows = read_scores(config)
     selection = selection_of(rows, asked)
     write_json(run_dir(config) / "selection.json", selection)
-    return {**selection, "rows": rows, "asked": str(asked)}
+    return {**selection, "rows": rows, "asked": str(asked), "page": write_page(config, rows, asked)}
 
 
 def stale_shards(config: Config) -> dict[Path, dict[str, Any]]:
@@ -147,6 +148,7 @@ def print_summary(outcome: Mapping[str, Any]) -> None:
     raised = ", ".join(f"{count} {flag}" for flag, count in outcome["flags"].items() if count)
     print(f"flags: {raised}" if raised else "flags: none")
     print(f"kept {len(outcome['kept'])} of {outcome['total']} pairs ({outcome['yield']:.1%}): {outcome['asked']}")
+    print(f"look at them: {outcome['page']}")
     if outcome["scored"]:
         print(f"this process scored {outcome['scored']} pairs in {outcome['seconds']:.1f} s")
     if not outcome["kept"]:
