@@ -86,7 +86,8 @@ def choose(rows: Sequence[Mapping[str, Any]], at_least: Mapping[str, Any], at_mo
     for limits, sign in ((at_least, 1), (at_most, -1)):
         for name, limit in limits.items():
             values = np.array([row[name] for row in rows], np.float64)  # None is NaN
-            inside = sign * (values - limit) / (np.nanstd(values) or 1)
+            known = values[~np.isnan(values)]
+            inside = sign * (values - limit) / ((known.std() if len(known) else 0) or 1)
             margins = np.minimum(margins, np.where(np.isnan(inside), -np.inf, inside))
     near = np.argsort(np.abs(margins), kind="stable")[: round(NEAR_SHARE * count)].tolist()
     others = [place for place in np.argsort(margins, kind="stable").tolist() if place not in set(near)]

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.cli import entry
+from configs.errors import UserError
 from configs.loader import CHOICES, known_keys, pairs_dir, run_dir
 from configs.schema import Config
 
@@ -213,26 +214,34 @@ def _read_ahead(config: Config, shards: Sequence[Path] | Mapping[Path, Any], poo
 
 
 def batch_scorer(config: Config, device: Any) -> Callable[[Sequence[Pair]], dict[str, Any]]:
-    """Loads the networks; gives a function from a batch of pairs to their raw scores by name. UserError without a model's weights."""
+    """Loads the networks; gives a function from a batch of pairs to their raw scores by name.
+
+    UserError without a model's weights, or for an unknown filter.dtype. LPIPS is computed in float32 always.
+    """
+    import torch
+
     from filter.clip_gain import score_clip
     from filter.overlap import score_overlap
     from filter.pictures import score_pictures
     from models.clip_scorer import ClipScorer
     from models.perceptual import perceptual_loss
 
-    task = config.task
+    task, dtypes = config.task, {"float32": False, "bfloat16": device.type == "cuda"}
+    if config.filter.dtype not in dtypes:
+        raise UserError(f"filter.dtype={config.filter.dtype}: it is {' or '.join(dtypes)}")
     scorer, perceptual = ClipScorer(config.scorer, device), perceptual_loss(device)
     segmenter = None
     if task.source_noun:
-        from models.segmenter import Segmenter
+        from models.segmenter import open_segmenter
 
-        segmenter = Segmenter(config.segmenter, scorer, device)
+        segmenter = open_segmenter(config.segmenter, scorer, device)
 
     def score(pairs: Sequence[Pair]) -> dict[str, Any]:
         inputs, edits = ([pair.images[name] for pair in pairs] for name in ("input", "edit"))
-        found: dict[str, Any] = {**score_clip(scorer, inputs, edits, (task.source, task.target))}
-        if segmenter:
-            found |= score_overlap(segmenter, inputs, edits, (task.source_noun, task.target_noun))
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtypes[config.filter.dtype]):
+            found: dict[str, Any] = {**score_clip(scorer, inputs, edits, (task.source, task.target))}
+            if segmenter:
+                found |= score_overlap(segmenter, inputs, edits, (task.source_noun, task.target_noun))
         return found | score_pictures(perceptual, inputs, edits)
 
     return score

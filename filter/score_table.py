@@ -50,18 +50,18 @@ def models_identity(config: Config) -> dict[str, Any]:
     task, scorer, segmenter = config.task, asdict(config.scorer), asdict(config.segmenter)
     if bool(task.source_noun) != bool(task.target_noun):
         raise UserError("task.source_noun and task.target_noun go together: name both or neither")
-    del scorer["gain_unit"]  # scales the threshold, not the scores
+    del scorer["gain_unit"], segmenter["batch"], segmenter["points_per_batch"]  # the scores are the same whatever these are
     nouns = [task.source_noun, task.target_noun] if task.source_noun else None
     weights = {"scorer": model_files(scorer["model"].removeprefix("local-dir:")) | model_files(scorer["pretrained"])}
     if nouns:
-        weights["segmenter"] = model_files(segmenter["model"]) | model_files(segmenter["checkpoint"])
+        weights |= {name: model_files(segmenter[name]) for name in ("model", "checkpoint", "detector")}
     return {
         "format": FORMAT,
         "scorer": _name(config.scorer),
         "segmenter": _name(config.segmenter) if nouns else None,
         "texts": [task.source, task.target],
         "nouns": nouns,
-        "settings": digest(scorer, segmenter if nouns else None),
+        "settings": digest(scorer, segmenter if nouns else None, config.filter.dtype),
         "weights": weights,
     }
 
@@ -118,4 +118,6 @@ def read_scores(config: Config) -> list[dict[str, Any]]:
 
 
 def _name(part: Scorer | Segmenter) -> str:
-    return f"{part.model} {part.pretrained if isinstance(part, Scorer) else part.checkpoint}".strip()
+    return " ".join(
+        filter(None, [part.model, part.pretrained] if isinstance(part, Scorer) else [part.model, part.checkpoint, part.detector])
+    )
