@@ -213,8 +213,8 @@ def _read_ahead(config: Config, shards: Sequence[Path] | Mapping[Path, Any], poo
         yield ready, [pair.result() for pair in reading]
 
 
-def batch_scorer(config: Config, device: Any) -> Callable[[Sequence[Pair]], dict[str, Any]]:
-    """Loads the networks; gives a function from a batch of pairs to their raw scores by name.
+def batch_scorer(config: Config, device: Any, scorer: Any = None, segmenter: Any = None) -> Callable[[Sequence[Pair]], dict[str, Any]]:
+    """Loads the networks (but the scorer and segmenter given); gives a function from a batch of pairs to their raw scores by name.
 
     UserError without a model's weights, or for an unknown filter.dtype. LPIPS is computed in float32 always.
     """
@@ -229,9 +229,8 @@ def batch_scorer(config: Config, device: Any) -> Callable[[Sequence[Pair]], dict
     task, dtypes = config.task, {"float32": False, "bfloat16": device.type == "cuda"}
     if config.filter.dtype not in dtypes:
         raise UserError(f"filter.dtype={config.filter.dtype}: it is {' or '.join(dtypes)}")
-    scorer, perceptual = ClipScorer(config.scorer, device), perceptual_loss(device)
-    segmenter = None
-    if task.source_noun:
+    scorer, perceptual = scorer or ClipScorer(config.scorer, device), perceptual_loss(device)
+    if task.source_noun and segmenter is None:
         from models.segmenter import open_segmenter
 
         segmenter = open_segmenter(config.segmenter, scorer, device)

@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -33,17 +34,17 @@ def local_folder(model: str) -> Path | None:
 
 
 class ClipScorer:
-    """Cosine features of images and texts, preprocessed as the model was trained.
+    """Cosine features of images and texts, preprocessed as the model was trained. loaded: an open_clip model and its tokenizer to use.
 
     UserError where the model is unknown or its weights cannot be found.
     """
 
-    def __init__(self, scorer: Scorer, device: torch.device | str = "cpu"):
+    def __init__(self, scorer: Scorer, device: torch.device | str = "cpu", loaded: tuple[Any, Any] | None = None):
         self.device = torch.device(device)
         self.templates = list(scorer.templates)
         if not self.templates or not all("{}" in template for template in self.templates):
             raise UserError(f"scorer.templates={self.templates}: give at least one, each with {{}} where the text goes")
-        self.model, self.tokenizer = _load(scorer, self.device)
+        self.model, self.tokenizer = loaded or _load(scorer, self.device)
         preprocess = self.model.visual.preprocess_cfg
         size = preprocess["size"]
         self.size_HW = (size, size) if isinstance(size, int) else tuple(size)

@@ -42,12 +42,12 @@ def open_segmenter(segmenter: Settings, scorer: ClipScorer, device: torch.device
 
 
 class Segmenter:
-    """Noun -> mask. UserError where the model or its weights cannot be found."""
+    """Noun -> mask. sam: the model to use. UserError where the configured one or its weights cannot be found."""
 
-    def __init__(self, segmenter: Settings, scorer: ClipScorer, device: torch.device | str = "cpu"):
+    def __init__(self, segmenter: Settings, scorer: ClipScorer, device: torch.device | str = "cpu", sam: Sam | None = None):
         self.settings = segmenter
         self.scorer = scorer
-        self.propose = MaskProposer(load_sam(segmenter).to(device).eval().requires_grad_(False), segmenter)
+        self.propose = MaskProposer((sam or load_sam(segmenter)).to(device).eval().requires_grad_(False), segmenter)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:

@@ -43,11 +43,9 @@ class MaskProposer:
             part = images[start : start + self.settings.batch]
             shrunk = [torch.as_tensor(self.transform.apply_image(image)).permute(2, 0, 1) for image in part]
             padded_BCHW = torch.stack([self.sam.preprocess(image.to(self.sam.device)) for image in shrunk])
-            features_BCHW = self.sam.image_encoder(padded_BCHW).float()
+            features_BCHW = self.sam.image_encoder(padded_BCHW)
             for image, small, features_CHW in zip(part, shrunk, features_BCHW, strict=True):
-                with torch.autocast(self.sam.device.type, enabled=False):  # the decoder is small, and thresholds are cut on what it says
-                    found = self._masks(features_CHW[None], image.shape[:2], small.shape[-2:])
-                yield found
+                yield self._masks(features_CHW[None], image.shape[:2], small.shape[-2:])
 
     def _masks(self, features_1CHW: Tensor, size_HW: tuple[int, ...], shrunk_HW: Sequence[int]) -> tuple[Tensor, Tensor]:
         limit = self.settings.min_predicted_iou
@@ -65,7 +63,7 @@ class MaskProposer:
                 ious.append(iou[stability >= self.settings.min_stability])
         if not masks:
             return torch.zeros((0, *size_HW), dtype=torch.bool), torch.zeros((0, 4), dtype=torch.long)
-        all_boxes = torch.cat(boxes)
+        all_boxes = torch.cat(boxes).long()  # the library gives none as floats
         kept = nms(all_boxes.float(), torch.cat(ious), SAME_BOX_IOU)
         return torch.cat(masks)[kept], all_boxes[kept]
 
@@ -80,4 +78,4 @@ class MaskProposer:
             dense_prompt_embeddings=dense,
             multimask_output=True,
         )
-        return low.flatten(0, 1)[:, None], iou.flatten()
+        return low.flatten(0, 1)[:, None].float(), iou.flatten().float()

@@ -20,7 +20,9 @@ from segment_anything.utils.amg import batched_mask_to_box
 
 import models.segmenter as module
 from configs.errors import UserError
+from configs.loader import load
 from configs.schema import Segmenter as Settings
+from models.clip_scorer import ClipScorer
 from models.miniature.scenes import Look, render
 from models.miniature.scenes import scene as scene_of
 from models.segmenter import Segmenter, load_sam, masked_crop
@@ -119,16 +121,29 @@ def test_the_masks_are_segment_anythings(least_iou: float, least_stability: floa
         images = [generator.integers(0, 256, size, dtype=np.uint8) for size in ((48, 80, 3), (64, 64, 3), (90, 50, 3))]
     limits = {"pred_iou_thresh": least_iou, "stability_score_thresh": least_stability}
     reference = SamAutomaticMaskGenerator(sam, points_per_side=5, points_per_batch=8, **limits)
-    settings = Settings(points_per_side=5, min_predicted_iou=least_iou, min_stability=least_stability, batch=2, points_per_batch=20)
+    settings = Settings(points_per_side=5, min_predicted_iou=least_iou, min_stability=least_stability, batch=2, points_per_batch=2)
     counts = []
     for image, (masks, boxes) in zip(images, MaskProposer(sam, settings)(images), strict=True):
         wanted = reference.generate(image)
         counts.append(len(wanted))
-        assert masks.dtype == torch.bool and masks.shape == (len(wanted), *image.shape[:2])
+        assert not boxes.is_floating_point() and masks.dtype == torch.bool and masks.shape == (len(wanted), *image.shape[:2])
         for mask, (left, top, right, bottom), theirs in zip(masks.numpy(), boxes.tolist(), wanted, strict=True):
             assert (mask != theirs["segmentation"]).mean() < 1e-3  # a pixel on the edge may round the other way in another batch
             assert theirs["bbox"] == [left, top, right - left, bottom - top]
     assert (max(counts) == 0) if least_iou > 1e8 else (min(counts) > 1)
+
+
+def test_bfloat16_changes_little() -> None:
+    """What filter.dtype=bfloat16 does on a GPU, here with the CPU's autocast: the miniature's trees and features stay where they were."""
+    config = load(["segmenter.points_per_side=6"])
+    segmenter = Segmenter(config.segmenter, ClipScorer(config.scorer))
+    images = [np.asarray(render(scene_of(seed), Look())) for seed in (1, 2)]
+    exact, features_BD = segmenter.segment(images, "tree"), segmenter.scorer.image_features(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, rough_BD = segmenter.segment(images, "tree"), segmenter.scorer.image_features(images)
+    assert rough_BD.dtype == torch.float32 and (features_BD * rough_BD).sum(1).min() > 0.999
+    for mask, other in zip(exact, rough, strict=True):
+        assert mask.any() and np.count_nonzero(mask & other) / np.count_nonzero(mask | other) > 0.9
 
 
 def test_small_masks_are_not_looked_at(folder: Path) -> None:
