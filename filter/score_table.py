@@ -102,7 +102,8 @@ def write_scores(path: Path, keys: Sequence[str], scores: Mapping[str, Sequence[
 def read_scores(config: Config) -> list[dict[str, Any]]:
     """One row a pair ('key', SCORES with None for null, 'flags') of every finished shard, in order.
 
-    Whatever models made them: filter/run.py renews the files first. UserError where a shard has no score file, or one of other pairs.
+    Whatever models made them: filter/run.py renews the files first. UserError where a shard has no score file, one of other pairs, or an
+    older version's.
     """
     rows: list[dict[str, Any]] = []
     for shard in finished_shards(pairs_dir(config)):
@@ -111,8 +112,10 @@ def read_scores(config: Config) -> list[dict[str, Any]]:
             found = pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UserError(f"{path} is missing or unreadable: run filter/run.py to score the pairs") from error
-        if [row["key"] for row in found] != read_manifest(shard)["keys"]:
-            raise UserError(f"{path} holds the scores of other pairs than {shard}: run filter/run.py to score the pairs again")
+        older = any(row["flags"] is None for row in found)
+        if older or [row["key"] for row in found] != read_manifest(shard)["keys"]:
+            what = "an older version's scores" if older else f"the scores of other pairs than {shard}"
+            raise UserError(f"{path} holds {what}: run filter/run.py to score the pairs again")
         rows += found
     return rows
 

@@ -150,6 +150,12 @@ def test_select_needs_scores_of_these_pairs(arguments: list[str], run: Path, cap
     assert stage.main([*arguments, "--select", "keep=0.5"]) == 2
     assert "000000.parquet is missing or unreadable: run filter/run.py" in capsys.readouterr().err
     assert stage.main(arguments) == 0 and stage.main([*arguments, "--select"]) == 0
+    file = run / "scores/000000.parquet"
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.drop_columns(["flags", "sharpness_ratio"]), file)
+    capsys.readouterr()
+    assert stage.main([*arguments, "--select"]) == 2 and "an older version's scores: run filter/run.py" in capsys.readouterr().err
+    pyarrow.parquet.write_table(table, file)
     assert stage.main([*arguments, "--select", "overlp=0.7"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert stage.main([*arguments, "--select", "clip_gain=0.1", "task.clip_gian=3"]) == 2  # a key with a dot is a configuration key
