@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import open_clip
 import pytest
+import segment_anything
 
 from configs.loader import load
 from filter.run import batch_scorer
 from models.clip_scorer import ClipScorer
 from models.perceptual import perceptual_loss
 from models.segmenter import Segmenter
-from scripts import benchmark
+from scripts import benchmark, benchmark_filter
 from scripts.benchmark_filter import PlainScorer, _pairs
+from tests.test_scorer import make_scorer_folder
+from tests.test_segmenter import tiny_sam
 
 SMALL = ["segmenter.points_per_side=5", "benchmark.pairs=2", "filter.batch=2", "filter.device=cpu"]
 
@@ -40,3 +44,18 @@ def test_the_table_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert found["benchmark"] == "filter" and "masks a picture" in found["settings"] and len(found["rows"]) == 2
     assert found["ratio"] == found["rows"]["ours, batches of 2"]["ratio"] > 0 and "| plain, one picture at a time |" in printed
     assert benchmark.main(["filter", "benchmark.architecture=sd14"]) == 2 and "there are vit_h" in capsys.readouterr().err
+
+
+def test_the_real_size_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With small stand-ins for the two networks: the limits let masks of random weights through, and both ways are timed."""
+    name = f"local-dir:{make_scorer_folder(tmp_path)}"
+    model, tokenizer = open_clip.create_model(name), open_clip.get_tokenizer(name)
+    asked = []
+    monkeypatch.setattr(open_clip, "create_model", lambda kind, pretrained, **_: asked.append((kind, pretrained)) or model)
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda kind: tokenizer)
+    monkeypatch.setattr(benchmark_filter, "SIDE", 96)
+    monkeypatch.setitem(segment_anything.sam_model_registry, "vit_h", tiny_sam)
+    assert benchmark.main(["filter", "benchmark.architecture=vit_h", "benchmark.plain_pairs=1", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert asked == [("ViT-L-14", None)] and "SAM ViT-H, CLIP ViT-L-14, random weights, 96 x 96" in printed
+    assert int(printed.split(" masks a picture")[0].split()[-1]) > 0
