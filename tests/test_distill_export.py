@@ -12,8 +12,6 @@ import onnx
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from test_distill_pairs import make_pairs
-from test_distill_train import arguments
 
 from configs.loader import load
 from distill import export as export_module
@@ -21,6 +19,8 @@ from distill import translate
 from distill.export import main as export_main
 from distill.train import train
 from distill.translate import TranslateError, Translator
+from tests.test_distill_pairs import make_pairs
+from tests.test_distill_train import arguments
 
 SHORT = ("distill.images=8", "distill.lpips=0")
 
