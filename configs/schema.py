@@ -31,7 +31,7 @@ class Task:
     swap: dict[str, str] = _opt({}, "word swap of the baselines: source word -> target word")
     source_noun: str = _opt("", "foreground object of the input, for the overlap score; empty: the whole picture is edited")
     target_noun: str = _opt("", "foreground object of the edit")
-    clip_gain: float | None = _opt(0.10, "keep pairs whose CLIP gain is at least this, in the paper's units (see scorer.gain_unit)")
+    clip_gain: float | None = _opt(0.10, "keep pairs whose CLIP gain is at least this in the paper's units: raw, x scorer.gain_unit")
     overlap: float | None = _opt(None, "keep pairs whose mask IoU is at least this; null: not asked for")
     scene_input: dict[str, str] = _opt({}, "look of a rendered input scene (models.miniature.scenes.Look)")
     scene_truth: dict[str, str] = _opt({}, "look of its true edit, the judge in scripts/evaluate.py")
@@ -158,13 +158,20 @@ class Scorer:
 
 @dataclass
 class Segmenter:
-    """segment-anything, for the overlap score."""
+    """For the overlap score: segment-anything's automatic masks, or with a detector transformers' text-prompted ones."""
 
-    model: str = _opt("vit_h", "vit_h, vit_l or vit_b; or a folder with config.json + model.safetensors")
+    model: str = _opt("vit_h", "vit_h, vit_l or vit_b; or a folder with config.json + model.safetensors; with a detector: a SAM 2")
     checkpoint: str = _opt("", "the .pth for a vit_* model")
+    detector: str = _opt("", "a Grounding DINO (hub name or folder) that finds the noun for transformers' SAM 2; empty: segment-anything")
+    min_box_score: float = _opt(
+        0.3, "with a detector: boxes that it trusts less are left out (Grounding DINO's own choice is 0.25 to 0.35)"
+    )
+    batch: int = _opt(8, "pictures that share a pass of the image encoder")
     points_per_side: int = _opt(32, "grid of automatic mask prompts")
+    points_per_batch: int = _opt(256, "of these decoded together; 1 GB of GPU memory at segment-anything's own sizes")
     min_predicted_iou: float = _opt(0.88, "proposed masks of which the model itself expects less are left out (segment-anything's default)")
     min_stability: float = _opt(0.95, "so are masks that change more than this with the cut-off (segment-anything's default)")
+    min_area: float = _opt(0.002, "smaller masks, as a share of the picture, are not looked at: they hardly move an overlap")
     crop_margin: float = _opt(0.1, "around a mask's box when the scorer looks at it, as a share of its longer side")
     outside: float = _opt(0.3, "how much of the picture outside the mask the scorer sees: 0 grey, 1 untouched")
     min_noun_probability: float = _opt(0.5, "a mask counts as the noun where the scorer gives it at least this against the other nouns")
@@ -177,6 +184,12 @@ class Filter:
 
     batch: int = _opt(32, "pairs scored together")
     device: str = _opt("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = _opt("bfloat16", "of the networks' arithmetic on a GPU: bfloat16 (autocast) or float32; a CPU computes in float32")
+    workers: int = _opt(4, "threads that decode pairs while others are scored")
+    select: list[str] = _opt([], "instead of the task's thresholds, as --select: [overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain]")
+    reject: list[str] = _opt(["blank"], "flags that no pair may have: blank, unchanged, no_foreground_input, no_foreground_edit")
+    page_pairs: int = _opt(120, "pairs whose pictures are in filter.html, about 12 kB each")
+    good_margin: float = _opt(0.25, "a good edit is nearer to the true one than the input is by this share of its LPIPS")
 
 
 @dataclass

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from models.segmenter import Segmenter
+    from models.segmenter import NounSegmenter
 
 OVERLAP_SCORES = ("overlap_iou", "overlap_dice", "area_input", "area_edit")
 
 
 def score_overlap(
-    segmenter: Segmenter, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray], nouns: tuple[str, str]
+    segmenter: NounSegmenter, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray], nouns: tuple[str, str]
 ) -> dict[str, list[float | None]]:
     """OVERLAP_SCORES of B pairs of RGB uint8 images, for (the input's noun, the edit's noun): a list of B each."""
     masks = zip(segmenter.segment(inputs, nouns[0]), segmenter.segment(edits, nouns[1]), strict=True)

@@ -1,34 +1,68 @@
-"""Stage 2: score every pair with CLIP (and segment-anything, where the task names a foreground) and select the good
-ones.
+"""Stage 2: score every pair with CLIP and LPIPS (and a segmenter, where the task names a foreground) and select the good ones.
 
     python filter/run.py task=tree2winter
-    accelerate launch filter/run.py task=tree2winter teacher=sd14      # the shards are shared out over the processes
+    python filter/run.py task=cat2dog --select overlap=0.7 clip_gain=0.1          # select anew from the stored scores, at once
+    python filter/run.py task=cat2dog --select keep=0.6 by=clip_gain lpips_input_edit=0.1:0.6
+    accelerate launch filter/run.py task=tree2winter teacher=sd14                 # the shards are shared out over the processes
 
-Reads <run>/pairs; writes <run>/scores/*.parquet (all raw scores) and <run>/selection.json. A shard is scored once:
-run it again with another task.clip_gain= or task.overlap= and only the selection is made anew, at once. It is scored
-again where its pairs, the texts, the scorer or the segmenter have changed.
+Reads <run>/pairs; writes <run>/scores/*.parquet (all raw scores), <run>/selection.json and <run>/filter.html to look at. A shard is scored
+once, and again where its pairs, the texts, the scorer or the segmenter have changed.
+
+--select takes the place of the task's own thresholds (task.clip_gain, task.overlap) and never runs a network. SCORE=LOW or SCORE=LOW:HIGH
+or SCORE=:HIGH bounds any raw score; keep=SHARE by=SCORE keeps the best share of all pairs, by=-SCORE the lowest. The same in one command
+with the scoring: filter.select=[overlap=0.7,clip_gain=0.1].
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.cli import entry
-from configs.loader import pairs_dir, run_dir
+from configs.errors import UserError
+from configs.loader import CHOICES, known_keys, pairs_dir, run_dir
 from configs.schema import Config
+
+if TYPE_CHECKING:
+    from filter.selection import Criteria
+    from generate.shards import Pair
 
 SECTIONS = ("task", "generate", "scorer", "segmenter", "filter")
 QUANTILES = (0.1, 0.5, 0.9)
+READ_AHEAD = 2  # batches being decoded while one is scored
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score and select as the command line says; returns the exit code."""
-    return entry(__doc__ or "", SECTIONS, lambda config: print_summary(score_and_select(config)), plan, argv)
+    arguments, alone = split_select(list(sys.argv[1:] if argv is None else argv))
+    work = select_again if alone else score_and_select
+    return entry(__doc__ or "", SECTIONS, lambda config: print_summary(work(config)), plan, arguments)
+
+
+def split_select(arguments: list[str]) -> tuple[list[str], bool]:
+    """The arguments with `--select A=1 B=2` as filter.select=, and whether it is there. Configuration keys may stand among its own."""
+    rest: list[str] = []
+    asked: list[str] = []
+    selecting = False
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if argument.startswith("--"):
+            selecting = argument == "--select"
+        if selecting and not ("." in name or name in CHOICES or name in known_keys()):
+            asked.append(argument)
+        else:
+            rest.append(argument)
+    if asked[1:]:
+        rest.append("filter.select=" + json.dumps([item for item in asked if item != "--select"]))
+    return rest, bool(asked)
 
 
 def score_and_select(config: Config) -> dict[str, Any]:
@@ -38,22 +72,39 @@ def score_and_select(config: Config) -> dict[str, Any]:
     (pairs scored in this call) and 'seconds' (that took). In processes other than the main one: an empty dict.
     UserError without pairs, or without a model's weights.
     """
-    from filter.score_table import read_scores
-    from filter.selection import selection_of, thresholds
-    from generate.shards import write_json
+    from filter.selection import criteria
 
-    limits = thresholds(config.task, config.scorer.gain_unit)
+    asked = criteria(config)
     wanted = stale_shards(config)
     rank, world, barrier = _processes()
     began = time.perf_counter()
     scored = _score(config, dict(list(wanted.items())[rank::world]), rank) if wanted else 0
+    seconds = time.perf_counter() - began
     barrier()
-    if rank != 0:
-        return {}
+    return {**_select(config, asked), "scored": scored, "seconds": seconds} if rank == 0 else {}
+
+
+def select_again(config: Config) -> dict[str, Any]:
+    """Select from the scores that are there, whatever made them; returns as score_and_select. UserError where a shard has none."""
+    from filter.selection import criteria
+
+    outcome = _select(config, criteria(config))
+    stale = len(stale_shards(config))
+    if stale:
+        print(f"note: the scores of {stale} shards were made with other models or texts than this configuration's")
+    return {**outcome, "scored": 0, "seconds": 0.0}
+
+
+def _select(config: Config, asked: Criteria) -> dict[str, Any]:
+    from filter.report import write_page
+    from filter.score_table import read_scores
+    from filter.selection import selection_of
+    from generate.shards import write_json
+
     rows = read_scores(config)
-    selection = selection_of(rows, limits)
+    selection = selection_of(rows, asked)
     write_json(run_dir(config) / "selection.json", selection)
-    return {**selection, "rows": rows, "scored": scored, "seconds": time.perf_counter() - began if scored else 0.0}
+    return {**selection, "rows": rows, "asked": str(asked), "page": write_page(config, rows, asked)}
 
 
 def stale_shards(config: Config) -> dict[Path, dict[str, Any]]:
@@ -68,7 +119,7 @@ def stale_shards(config: Config) -> dict[Path, dict[str, Any]]:
 
 def plan(config: Config) -> dict[str, Any]:
     """What --dry-run prints."""
-    from filter.selection import thresholds
+    from filter.selection import criteria
     from generate.shards import finished_shards, read_manifest
 
     shards, stale = finished_shards(pairs_dir(config)), stale_shards(config)
@@ -76,7 +127,7 @@ def plan(config: Config) -> dict[str, Any]:
         "pairs": sum(len(read_manifest(shard)["keys"]) for shard in shards),
         "pairs to score": sum(len(read_manifest(shard)["keys"]) for shard in stale),
         "segmenter": config.segmenter.model if config.task.source_noun else "not run: the task names no foreground",
-        "thresholds": thresholds(config.task, config.scorer.gain_unit),
+        "keeps": criteria(config),
         "out": run_dir(config),
     }
 
@@ -94,13 +145,15 @@ def print_summary(outcome: Mapping[str, Any]) -> None:
         values = [row[name] for row in outcome["rows"] if row[name] is not None]
         if values:
             numbers = [np.mean(values), *np.quantile(values, QUANTILES)]
-            print(f"{name:18}{len(values):7}" + "".join(f"{number:9.4f}" for number in numbers))
-    limits = ", ".join(f"{name} >= {limit:g}" for name, limit in outcome["thresholds"].items() if limit is not None) or "no threshold"
-    print(f"kept {len(outcome['kept'])} of {outcome['total']} pairs ({outcome['yield']:.1%}): {limits}")
+            print(f"{name:18}{len(values):7}" + "".join(f"{number:9.4g}" for number in numbers))
+    raised = ", ".join(f"{count} {flag}" for flag, count in outcome["flags"].items() if count)
+    print(f"flags: {raised}" if raised else "flags: none")
+    print(f"kept {len(outcome['kept'])} of {outcome['total']} pairs ({outcome['yield']:.1%}): {outcome['asked']}")
+    print(f"look at them: {outcome['page']}")
     if outcome["scored"]:
         print(f"this process scored {outcome['scored']} pairs in {outcome['seconds']:.1f} s")
     if not outcome["kept"]:
-        print("no pair passes: look at the scores above and lower task.clip_gain= or task.overlap=, or make better pairs")
+        print("no pair passes: look at the scores above and ask for less (--select keep=0.5 by=clip_gain), or make better pairs")
 
 
 def _processes() -> tuple[int, int, Callable[[], None]]:
@@ -119,49 +172,78 @@ def _processes() -> tuple[int, int, Callable[[], None]]:
 
 def _score(config: Config, wanted: Mapping[Path, dict[str, Any]], rank: int) -> int:
     """Score the shards and write their files; returns the number of pairs."""
-    from filter.score_table import scores_path, write_scores
-    from generate.shards import exclusive, verify
-    from models.clip_scorer import ClipScorer
+    from filter.score_table import SCORES, scores_path, write_scores
+    from generate.shards import exclusive
     from models.devices import pick_device
 
     if not wanted:
         return 0
-    device = pick_device(config.filter.device)
-    scorer = ClipScorer(config.scorer, device)
-    segmenter = None
-    if config.task.source_noun:
-        from models.segmenter import Segmenter
-
-        segmenter = Segmenter(config.segmenter, scorer, device)
+    score_batch = batch_scorer(config, pick_device(config.filter.device))
     count = 0
-    with exclusive(run_dir(config) / "scores", f"process-{rank}"):
-        for shard, about in wanted.items():
-            verify(shard)
-            keys, scores = _score_shard(config, shard, scorer, segmenter)
-            write_scores(scores_path(config, shard), keys, scores, about)
+    with exclusive(run_dir(config) / "scores", f"process-{rank}"), ThreadPoolExecutor(config.filter.workers) as pool:
+        for shard, batches in groupby(_read_ahead(config, wanted, pool), key=lambda item: item[0]):
+            keys: list[str] = []
+            scores: dict[str, list[float | None]] = {name: [] for name in SCORES}
+            for _, pairs in batches:
+                found = score_batch(pairs)
+                keys += [pair.key for pair in pairs]
+                for name in SCORES:
+                    scores[name].extend(found.get(name, [None] * len(pairs)))
+            write_scores(scores_path(config, shard), keys, scores, wanted[shard])
             count += len(keys)
             print(f"{shard.name}: {len(keys)} pairs scored", flush=True)
     return count
 
 
-def _score_shard(config: Config, shard: Path, scorer: Any, segmenter: Any) -> tuple[list[str], dict[str, list[float | None]]]:
+def _read_ahead(config: Config, shards: Sequence[Path] | Mapping[Path, Any], pool: ThreadPoolExecutor) -> Iterator[tuple[Path, list[Pair]]]:
+    """The shards' pairs in batches of filter.batch; the next ones are decoded in the pool meanwhile. Every shard is verified first."""
+    from generate.shards import locate, read_pair, verify
+
+    waiting: deque[tuple[Path, list[Any]]] = deque()
+    for shard in shards:
+        verify(shard)
+        locations = locate(shard)
+        for start in range(0, len(locations), config.filter.batch):
+            part = locations[start : start + config.filter.batch]
+            waiting.append((shard, [pool.submit(read_pair, location, ("input", "edit")) for location in part]))
+            if len(waiting) > READ_AHEAD:
+                ready, reading = waiting.popleft()
+                yield ready, [pair.result() for pair in reading]
+    for ready, reading in waiting:
+        yield ready, [pair.result() for pair in reading]
+
+
+def batch_scorer(config: Config, device: Any, scorer: Any = None, segmenter: Any = None) -> Callable[[Sequence[Pair]], dict[str, Any]]:
+    """Loads the networks (but the scorer and segmenter given); gives a function from a batch of pairs to their raw scores by name.
+
+    UserError without a model's weights, or for an unknown filter.dtype. LPIPS is computed in float32 always.
+    """
+    import torch
+
     from filter.clip_gain import score_clip
     from filter.overlap import score_overlap
-    from filter.score_table import SCORES
-    from generate.shards import locate, read_pair
+    from filter.pictures import score_pictures
+    from models.clip_scorer import ClipScorer
+    from models.perceptual import perceptual_loss
 
-    task, size = config.task, config.filter.batch
-    locations = locate(shard)
-    scores: dict[str, list[float | None]] = {name: [] for name in SCORES}
-    for start in range(0, len(locations), size):
-        pairs = [read_pair(location, ("input", "edit")) for location in locations[start : start + size]]
-        inputs, edits = [pair.images["input"] for pair in pairs], [pair.images["edit"] for pair in pairs]
-        found: dict[str, Any] = {**score_clip(scorer, inputs, edits, (task.source, task.target))}
-        if segmenter:
-            found |= score_overlap(segmenter, inputs, edits, (task.source_noun, task.target_noun))
-        for name in SCORES:
-            scores[name].extend(found.get(name, [None] * len(pairs)))
-    return [location.key for location in locations], scores
+    task, dtypes = config.task, {"float32": False, "bfloat16": device.type == "cuda"}
+    if config.filter.dtype not in dtypes:
+        raise UserError(f"filter.dtype={config.filter.dtype}: it is {' or '.join(dtypes)}")
+    scorer, perceptual = scorer or ClipScorer(config.scorer, device), perceptual_loss(device)
+    if task.source_noun and segmenter is None:
+        from models.segmenter import open_segmenter
+
+        segmenter = open_segmenter(config.segmenter, scorer, device)
+
+    def score(pairs: Sequence[Pair]) -> dict[str, Any]:
+        inputs, edits = ([pair.images[name] for pair in pairs] for name in ("input", "edit"))
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtypes[config.filter.dtype]):
+            found: dict[str, Any] = {**score_clip(scorer, inputs, edits, (task.source, task.target))}
+            if segmenter:
+                found |= score_overlap(segmenter, inputs, edits, (task.source_noun, task.target_noun))
+        return found | score_pictures(perceptual, inputs, edits)
+
+    return score
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@ made with.
 
     scores/000000.parquet   for pairs/000000.tar; its metadata `zero2gan` is the JSON that `identity` gives
 
-A file whose identity is not today's (another model, text or shard) is stale, and its shard is scored again.
+A file whose identity is not today's (another model, text or shard) is stale, and its shard is scored again. The library versions that are
+written down with it do not count: an upgrade is no reason to score 15,000 pairs anew.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,16 @@ from configs.loader import digest, model_files, pairs_dir, run_dir
 from configs.schema import Config, Scorer, Segmenter
 from filter.clip_gain import CLIP_SCORES
 from filter.overlap import OVERLAP_SCORES
+from filter.pictures import PICTURE_SCORES, flags_of
 from generate.shards import finished_shards, read_manifest
 
-FORMAT = 1
+FORMAT = 2
 METADATA = b"zero2gan"
-SCORES = CLIP_SCORES + OVERLAP_SCORES
-SCHEMA = pyarrow.schema([("key", pyarrow.string()), *((name, pyarrow.float64()) for name in SCORES)])
+LIBRARIES = ("torch", "open_clip_torch", "segment-anything", "transformers", "lpips")
+SCORES = CLIP_SCORES + OVERLAP_SCORES + PICTURE_SCORES
+SCHEMA = pyarrow.schema(
+    [("key", pyarrow.string()), *((name, pyarrow.float64()) for name in SCORES), ("flags", pyarrow.list_(pyarrow.string()))]
+)
 
 
 def scores_path(config: Config, shard: Path) -> Path:
@@ -44,18 +50,18 @@ def models_identity(config: Config) -> dict[str, Any]:
     task, scorer, segmenter = config.task, asdict(config.scorer), asdict(config.segmenter)
     if bool(task.source_noun) != bool(task.target_noun):
         raise UserError("task.source_noun and task.target_noun go together: name both or neither")
-    del scorer["gain_unit"]  # scales the threshold, not the scores
+    del scorer["gain_unit"], segmenter["batch"], segmenter["points_per_batch"]  # the scores are the same whatever these are
     nouns = [task.source_noun, task.target_noun] if task.source_noun else None
     weights = {"scorer": model_files(scorer["model"].removeprefix("local-dir:")) | model_files(scorer["pretrained"])}
     if nouns:
-        weights["segmenter"] = model_files(segmenter["model"]) | model_files(segmenter["checkpoint"])
+        weights |= {name: model_files(segmenter[name]) for name in ("model", "checkpoint", "detector")}
     return {
         "format": FORMAT,
         "scorer": _name(config.scorer),
         "segmenter": _name(config.segmenter) if nouns else None,
         "texts": [task.source, task.target],
         "nouns": nouns,
-        "settings": digest(scorer, segmenter if nouns else None),
+        "settings": digest(scorer, segmenter if nouns else None, config.filter.dtype),
         "weights": weights,
     }
 
@@ -68,15 +74,19 @@ def identity(models: Mapping[str, Any], shard: Path) -> dict[str, Any]:
 def is_current(path: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether a score file is there, whole, and made as `wanted`."""
     with contextlib.suppress(OSError, ValueError, KeyError, pyarrow.ArrowException):
-        return json.loads(pyarrow.parquet.read_schema(path).metadata[METADATA]) == wanted
+        about = json.loads(pyarrow.parquet.read_schema(path).metadata[METADATA])
+        return {name: value for name, value in about.items() if name != "versions"} == wanted
     return False
 
 
 def write_scores(path: Path, keys: Sequence[str], scores: Mapping[str, Sequence[float | None]], about: Mapping[str, Any]) -> None:
-    """Write one score file, whole or not at all. scores: each of SCORES, as long as keys; None and NaN become null."""
+    """Write one score file, whole or not at all. scores: each of SCORES, as long as keys; None and NaN become null; they make the flags."""
     columns = [pyarrow.array(keys, pyarrow.string())]
     columns += [pyarrow.array(scores[name], pyarrow.float64(), from_pandas=True) for name in SCORES]  # from_pandas: NaN is null
-    table = pyarrow.Table.from_arrays(columns, schema=SCHEMA.with_metadata({METADATA: json.dumps(about, sort_keys=True)}))
+    flags = [flags_of(dict(zip(SCORES, row, strict=True))) for row in zip(*(scores[name] for name in SCORES), strict=True)]
+    columns.append(pyarrow.array(flags, SCHEMA.field("flags").type))
+    made_with = {**about, "versions": {name: version(name) for name in LIBRARIES}}
+    table = pyarrow.Table.from_arrays(columns, schema=SCHEMA.with_metadata({METADATA: json.dumps(made_with, sort_keys=True)}))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -90,19 +100,27 @@ def write_scores(path: Path, keys: Sequence[str], scores: Mapping[str, Sequence[
 
 
 def read_scores(config: Config) -> list[dict[str, Any]]:
-    """One row a pair ('key' and SCORES, None for null) of every finished shard, in order.
+    """One row a pair ('key', SCORES with None for null, 'flags') of every finished shard, in order.
 
-    Says nothing of staleness: filter/run.py renews the files first. UserError where a shard has no score file.
+    Whatever models made them: filter/run.py renews the files first. UserError where a shard has no score file, one of other pairs, or an
+    older version's.
     """
     rows: list[dict[str, Any]] = []
     for shard in finished_shards(pairs_dir(config)):
         path = scores_path(config, shard)
         try:
-            rows += pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
+            found = pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UserError(f"{path} is missing or unreadable: run filter/run.py to score the pairs") from error
+        older = any(row["flags"] is None for row in found)
+        if older or [row["key"] for row in found] != read_manifest(shard)["keys"]:
+            what = "an older version's scores" if older else f"the scores of other pairs than {shard}"
+            raise UserError(f"{path} holds {what}: run filter/run.py to score the pairs again")
+        rows += found
     return rows
 
 
 def _name(part: Scorer | Segmenter) -> str:
-    return f"{part.model} {part.pretrained if isinstance(part, Scorer) else part.checkpoint}".strip()
+    return " ".join(
+        filter(None, [part.model, part.pretrained] if isinstance(part, Scorer) else [part.model, part.checkpoint, part.detector])
+    )

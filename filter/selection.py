@@ -1,35 +1,114 @@
-"""Which pairs are good enough: pure arithmetic on the stored scores, so a new threshold costs nothing."""
+"""Which pairs are good enough: pure arithmetic on the stored scores, so another selection costs nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from configs.errors import UserError
-from configs.schema import Task
+from configs.loader import nearest
+from configs.schema import Config
+from filter.overlap import OVERLAP_SCORES
+from filter.pictures import FLAGS
+from filter.score_table import SCORES
 
 Row = Mapping[str, Any]
+ALIASES = {"overlap": "overlap_iou"}
+SYNTAX = "SCORE=LOW, SCORE=LOW:HIGH, SCORE=:HIGH, keep=SHARE or by=SCORE"
 
 
-def thresholds(task: Task, gain_unit: float) -> dict[str, float | None]:
-    """{'clip_gain', 'overlap'} in the units of the scores; None: not asked for. UserError for an overlap without
-    nouns.
+@dataclass(frozen=True)
+class Criteria:
+    """What a pair must have: raw scores within bounds, a place among the best `keep` (a share) by a score, and none of the flags `reject`.
+
+    by: '-NAME' where low is good.
     """
-    if task.overlap is not None and not (task.source_noun and task.target_noun):
-        raise UserError(f"task.overlap={task.overlap} needs masks: set task.source_noun and task.target_noun, or task.overlap=null")
-    return {"clip_gain": None if task.clip_gain is None else task.clip_gain * gain_unit, "overlap": task.overlap}
+
+    at_least: Mapping[str, float] = field(default_factory=dict)
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    keep: float | None = None
+    by: str = "clip_gain"
+    reject: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{name} >= {low:g}" for name, low in self.at_least.items()]
+        parts += [f"{name} <= {high:g}" for name, high in self.at_most.items()]
+        parts += [f"the best {100 * self.keep:g}% by {self.by}"] if self.keep is not None else []
+        return ", ".join(parts + [f"not {flag}" for flag in self.reject]) or "everything"
 
 
-def select(table: Iterable[Row], clip_gain: float | None, overlap: float | None) -> tuple[list[str], dict[str, str]]:
+def criteria(config: Config) -> Criteria:
+    """filter.select's, or the task's own thresholds where it is empty. UserError for an unknown score or flag, for what is no number, and
+    for an overlap that the task, without nouns, cannot have.
+    """
+    task, settings = config.task, config.filter
+    unknown = [flag for flag in settings.reject if flag not in FLAGS]
+    if unknown:
+        raise UserError(f"filter.reject: no flag '{unknown[0]}'. There are: {', '.join(FLAGS)}")
+    if settings.select:
+        asked = _parse(settings.select, settings.reject)
+    else:
+        limits = {"clip_gain": task.clip_gain and task.clip_gain * config.scorer.gain_unit, "overlap_iou": task.overlap}
+        asked = Criteria({name: limit for name, limit in limits.items() if limit is not None}, reject=settings.reject)
+    masked = [name for name in (*asked.at_least, *asked.at_most, asked.by.removeprefix("-")) if name in OVERLAP_SCORES]
+    if masked and not (task.source_noun and task.target_noun):
+        raise UserError(f"{masked[0]} needs masks: set task.source_noun and task.target_noun, or ask for no overlap (task.overlap=null)")
+    return asked
+
+
+def _parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
+    at_least: dict[str, float] = {}
+    at_most: dict[str, float] = {}
+    keep, by = None, ""
+    for item in items:
+        name, _, value = item.partition("=")
+        if name == "keep":
+            keep = _number(item, value)
+            if keep is None or not 0 < keep <= 1:
+                raise UserError(f"--select {item}: a share above 0 and up to 1, as keep=0.6")
+        elif name == "by":
+            by = ("-" if value.startswith("-") else "") + _score(value.removeprefix("-"))
+        else:
+            low, _, high = value.partition(":")
+            bounds = (at_least, _number(item, low)), (at_most, _number(item, high))
+            for limits, limit in bounds:
+                if limit is not None:
+                    limits[_score(name)] = limit
+            if not value.strip(":"):
+                raise UserError(f"--select {item}: it is {SYNTAX}")
+    if by and keep is None:
+        raise UserError(f"--select by={by} says by what, but not how many: add keep=0.6")
+    return Criteria(at_least, at_most, keep, by or "clip_gain", reject)
+
+
+def _score(name: str) -> str:
+    if ALIASES.get(name, name) not in SCORES:
+        raise UserError(f"--select: no score '{name}'{nearest(name, SCORES)} There are: overlap, {', '.join(SCORES)}")
+    return ALIASES.get(name, name)
+
+
+def _number(item: str, text: str) -> float | None:
+    """None for an empty text."""
+    try:
+        return float(text) if text else None
+    except ValueError as error:
+        raise UserError(f"--select {item}: '{text}' is no number; it is {SYNTAX}") from error
+
+
+def select(table: Sequence[Row], asked: Criteria) -> tuple[list[str], dict[str, str]]:
     """The keys that pass, in the table's order, and the others with the reason of each.
 
-    table: rows with 'key', 'clip_gain' and 'overlap_iou'. A score that is null or NaN passes no threshold that is
-    asked for.
+    table: rows with 'key', the scores and optionally 'flags'. A score that is null or NaN passes no bound and is in no share.
     """
+    best = best_keys(table, asked)
     kept: list[str] = []
     dropped: dict[str, str] = {}
     for row in table:
-        reason = _reason(row, clip_gain, overlap)
+        reason = _reason(row, asked)
+        if not reason and row["key"] not in best:
+            reason = _missing(asked.by.removeprefix("-"), row) or f"not in the best {100 * (asked.keep or 0):g}% by {asked.by}"
         if reason:
             dropped[row["key"]] = reason
         else:
@@ -37,23 +116,52 @@ def select(table: Iterable[Row], clip_gain: float | None, overlap: float | None)
     return kept, dropped
 
 
-def _reason(row: Row, clip_gain: float | None, overlap: float | None) -> str:
-    gain, iou = row["clip_gain"], row["overlap_iou"]
-    if clip_gain is not None and (gain is None or not gain >= clip_gain):
-        return "no CLIP score" if gain is None or gain != gain else f"CLIP gain {gain:.4f} below {clip_gain:g}"
-    if overlap is not None and (iou is None or not iou >= overlap):
-        return "no foreground" if iou is None or iou != iou else f"overlap {iou:.4f} below {overlap:g}"
+def best_keys(table: Sequence[Row], asked: Criteria) -> dict[str, float]:
+    """The keys of the best `keep` of all pairs (rounded to whole pairs; of equals the first ones) with the score of each, best first; where
+    no share is asked for, all of them.
+    """
+    if asked.keep is None:
+        return dict.fromkeys((row["key"] for row in table), math.nan)
+    name, sign = asked.by.removeprefix("-"), 1 if asked.by.startswith("-") else -1
+    ranked = sorted((row for row in table if not _missing(name, row)), key=lambda row: sign * row[name])
+    return {row["key"]: row[name] for row in ranked[: round(asked.keep * len(table))]}
+
+
+def _reason(row: Row, asked: Criteria) -> str:
+    for flag in asked.reject:
+        if flag in row.get("flags", ()):
+            return f"flagged {flag}"
+    for name, low in asked.at_least.items():
+        if _missing(name, row) or row[name] < low:
+            return _missing(name, row) or f"{name} {row[name]:.4f} below {low:g}"
+    for name, high in asked.at_most.items():
+        if _missing(name, row) or row[name] > high:
+            return _missing(name, row) or f"{name} {row[name]:.4f} above {high:g}"
     return ""
 
 
-def selection_of(table: Sequence[Row], limits: Mapping[str, float | None]) -> dict[str, Any]:
-    """The content of selection.json: thresholds, kept, dropped, total, yield (the share kept; 0 of an empty table)."""
-    kept, dropped = select(table, limits["clip_gain"], limits["overlap"])
-    total = len(table)
+def _missing(name: str, row: Row) -> str:
+    """Why the row has no such score; '' where it has one."""
+    if row[name] is not None and row[name] == row[name]:
+        return ""
+    return "no foreground" if name in OVERLAP_SCORES else f"no {name}"
+
+
+def selection_of(table: Sequence[Row], asked: Criteria) -> dict[str, Any]:
+    """The content of selection.json: 'thresholds' (lower bounds; 'clip_gain' and 'overlap' always there), 'at_most', 'keep', 'reject',
+    'kept', 'dropped' (key to reason), 'total', 'yield' (the share kept; 0 of an empty table) and 'flags' (how many pairs have each).
+    """
+    kept, dropped = select(table, asked)
+    best = list(best_keys(table, asked).values())
     return {
-        "thresholds": dict(limits),
+        "thresholds": {"clip_gain": None, "overlap": None}
+        | {"overlap" if name == "overlap_iou" else name: low for name, low in asked.at_least.items()},
+        "at_most": dict(asked.at_most),
+        "keep": None if asked.keep is None else {"share": asked.keep, "by": asked.by, "down_to": best[-1] if best else None},
+        "reject": list(asked.reject),
         "kept": kept,
         "dropped": dropped,
-        "total": total,
-        "yield": len(kept) / total if total else 0.0,
+        "total": len(table),
+        "yield": len(kept) / len(table) if table else 0.0,
+        "flags": {flag: sum(flag in row.get("flags", ()) for row in table) for flag in FLAGS},
     }

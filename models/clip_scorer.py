@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -33,17 +34,17 @@ def local_folder(model: str) -> Path | None:
 
 
 class ClipScorer:
-    """Cosine features of images and texts, preprocessed as the model was trained.
+    """Cosine features of images and texts, preprocessed as the model was trained. loaded: an open_clip model and its tokenizer to use.
 
     UserError where the model is unknown or its weights cannot be found.
     """
 
-    def __init__(self, scorer: Scorer, device: torch.device | str = "cpu"):
+    def __init__(self, scorer: Scorer, device: torch.device | str = "cpu", loaded: tuple[Any, Any] | None = None):
         self.device = torch.device(device)
         self.templates = list(scorer.templates)
         if not self.templates or not all("{}" in template for template in self.templates):
             raise UserError(f"scorer.templates={self.templates}: give at least one, each with {{}} where the text goes")
-        self.model, self.tokenizer = _load(scorer, self.device)
+        self.model, self.tokenizer = loaded or _load(scorer, self.device)
         preprocess = self.model.visual.preprocess_cfg
         size = preprocess["size"]
         self.size_HW = (size, size) if isinstance(size, int) else tuple(size)
@@ -59,16 +60,16 @@ class ClipScorer:
         return float(self.model.logit_scale.detach().exp())
 
     @torch.inference_mode()
-    def image_features(self, images: Tensor | Sequence[np.ndarray]) -> Tensor:
-        """Unit features B x D (float32, on the scorer's device) of B x 3 x H x W in [0, 1], or of RGB uint8 H x W x 3
-        images of any sizes.
+    def image_features(self, images: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
+        """Unit features B x D (float32, on the scorer's device) of B x 3 x H x W in [0, 1], or of images of any sizes: RGB uint8 H x W x 3,
+        or tensors 3 x H x W in [0, 1].
         """
         if isinstance(images, Tensor):
             pixels_BCHW = self._fit(images.to(self.device, torch.float32))
         elif len({image.shape for image in images}) == 1:
-            pixels_BCHW = self._fit(self._pixels(np.stack(images)))
+            pixels_BCHW = self._fit(self._pixels(images))
         else:
-            pixels_BCHW = torch.cat([self._fit(self._pixels(np.stack([image]))) for image in images])
+            pixels_BCHW = torch.cat([self._fit(self._pixels([image])) for image in images])
         features_BD = self.model.encode_image((pixels_BCHW - self.mean_C11) / self.std_C11)
         return functional.normalize(features_BD.float(), dim=-1)
 
@@ -81,8 +82,11 @@ class ClipScorer:
         features_MD = functional.normalize(self.model.encode_text(self.tokenizer(sentences).to(self.device)).float(), dim=-1)
         return functional.normalize(features_MD.unflatten(0, (len(texts), len(self.templates))).mean(dim=1), dim=-1)
 
-    def _pixels(self, images_BHWC: np.ndarray) -> Tensor:
-        return torch.from_numpy(images_BHWC).to(self.device).permute(0, 3, 1, 2).float() / 255
+    def _pixels(self, images: Sequence[np.ndarray | Tensor]) -> Tensor:
+        tensors = [image for image in images if isinstance(image, Tensor)]
+        if tensors:
+            return torch.stack(tensors).to(self.device, torch.float32)
+        return torch.from_numpy(np.stack([np.asarray(image) for image in images])).to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def _fit(self, images_BCHW: Tensor) -> Tensor:
         """Resize (antialiased, as Pillow does) and crop the centre to the model's own size."""

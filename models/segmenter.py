@@ -8,34 +8,46 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
 from configs.errors import UserError
 from configs.loader import find_file
 from configs.schema import Segmenter as Settings
 from models.clip_scorer import ClipScorer
+from models.segmenter_masks import MaskProposer
 
 GREY = 128.0  # what the picture around a proposed mask is faded to
 REGISTERED = ("vit_h", "vit_l", "vit_b")
 
 
-class Segmenter:
-    """Noun -> mask. UserError where the model or its weights cannot be found."""
+class NounSegmenter(Protocol):
+    """What the overlap score asks of a segmenter."""
 
-    def __init__(self, segmenter: Settings, scorer: ClipScorer, device: torch.device | str = "cpu"):
+    def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
+        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image; all False where there is none."""
+
+
+def open_segmenter(segmenter: Settings, scorer: ClipScorer, device: torch.device | str = "cpu") -> NounSegmenter:
+    """The configured segmenter: text-prompted where a detector is named, else segment-anything. UserError without its weights."""
+    if segmenter.detector:
+        from models.segmenter_text import TextSegmenter
+
+        return TextSegmenter(segmenter, device)
+    return Segmenter(segmenter, scorer, device)
+
+
+class Segmenter:
+    """Noun -> mask. sam: the model to use. UserError where the configured one or its weights cannot be found."""
+
+    def __init__(self, segmenter: Settings, scorer: ClipScorer, device: torch.device | str = "cpu", sam: Sam | None = None):
         self.settings = segmenter
         self.scorer = scorer
-        self.proposer = SamAutomaticMaskGenerator(
-            load_sam(segmenter).to(device).eval().requires_grad_(False),
-            points_per_side=segmenter.points_per_side,
-            pred_iou_thresh=segmenter.min_predicted_iou,
-            stability_score_thresh=segmenter.min_stability,
-        )
+        self.propose = MaskProposer((sam or load_sam(segmenter)).to(device).eval().requires_grad_(False), segmenter)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
@@ -45,44 +57,40 @@ class Segmenter:
         """
         nouns = [noun, *(other for other in self.settings.other_nouns if other != noun)]
         texts_ND = self.scorer.text_features(nouns)
-        return [self._segment_one(image, texts_ND) for image in images]
+        return [self._choose(image, *found, texts_ND) for image, found in zip(images, self.propose(images), strict=True)]
 
-    def _segment_one(self, image: np.ndarray, texts_ND: torch.Tensor) -> np.ndarray:
-        masks = [proposal["segmentation"] for proposal in self.proposer.generate(image)]
-        masks = [mask for mask in masks if mask.any()]
-        if not masks:
+    def _choose(self, image: np.ndarray, mask_MHW: torch.Tensor, box_M4: torch.Tensor, texts_ND: torch.Tensor) -> np.ndarray:
+        settings = self.settings
+        large_M = mask_MHW.sum((1, 2)) >= max(1, settings.min_area * image[..., 0].size)
+        mask_MHW, box_M4 = mask_MHW[large_M], box_M4[large_M]
+        if not len(mask_MHW):
             return np.zeros(image.shape[:2], dtype=bool)
-        crops = [masked_crop(image, mask, self.settings.crop_margin, self.settings.outside) for mask in masks]
+        image_CHW = torch.tensor(image, device=mask_MHW.device).permute(2, 0, 1).float()
+        crops = [
+            masked_crop(image_CHW, mask_HW, box, settings.crop_margin, settings.outside) / 255
+            for mask_HW, box in zip(mask_MHW, box_M4.tolist(), strict=True)
+        ]
         logits_MN = self.scorer.logit_scale * self.scorer.image_features(crops) @ texts_ND.T
-        shows_noun_M = logits_MN.softmax(dim=-1)[:, 0] >= self.settings.min_noun_probability
-        return union([mask for mask, shows in zip(masks, shows_noun_M.tolist(), strict=True) if shows], image.shape[:2])
+        shows_noun_M = logits_MN.softmax(dim=-1)[:, 0] >= settings.min_noun_probability
+        return mask_MHW[shows_noun_M].any(dim=0).cpu().numpy()
 
 
-def union(masks: Sequence[np.ndarray], shape_HW: tuple[int, int]) -> np.ndarray:
-    """Pixels in any of the bool masks; all False for none."""
-    result = np.zeros(shape_HW, dtype=bool)
-    for mask in masks:
-        result |= mask
-    return result
+def masked_crop(image_CHW: torch.Tensor, mask_HW: torch.Tensor, box: Sequence[int], margin: float, outside: float) -> torch.Tensor:
+    """The square crop around a mask that the scorer looks at, 3 x S x S, whole levels 0 to 255 as the image's.
 
-
-def masked_crop(image: np.ndarray, mask: np.ndarray, margin: float, outside: float) -> np.ndarray:
-    """The square RGB uint8 crop around a mask that the scorer looks at.
-
-    margin: added on each side of the box, as a share of its longer side. outside: how much of the picture beyond the
-    mask remains, 0 (grey) to 1 (untouched): some context tells a crown from a bush, all of it tells nothing about
-    this mask.
+    box: the mask's left, top, right and bottom pixel. margin: added on each side of the box, as a share of its longer side. outside: how
+    much of the picture beyond the mask remains, 0 (grey) to 1 (untouched): some context tells a crown from a bush, all of it tells nothing
+    about this mask.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    left, top, right, bottom = box[0], box[1], box[2] + 1, box[3] + 1
     side = max(1, round(max(bottom - top, right - left) * (1 + 2 * margin)))
     top, left = (top + bottom - side) // 2, (left + right - side) // 2
-    faded = np.where(mask[..., None], image, outside * image + (1 - outside) * GREY)
-    crop = np.full((side, side, 3), GREY)  # beyond the picture's edge: grey as well
-    high, wide = mask.shape
-    y0, y1, x0, x1 = max(top, 0), min(top + side, high), max(left, 0), min(left + side, wide)
-    crop[y0 - top : y1 - top, x0 - left : x1 - left] = faded[y0:y1, x0:x1]
-    return crop.round().astype(np.uint8)
+    high, wide = mask_HW.shape
+    rows, columns = slice(max(top, 0), min(top + side, high)), slice(max(left, 0), min(left + side, wide))
+    inside = image_CHW[:, rows, columns]
+    faded = torch.where(mask_HW[rows, columns], inside, outside * inside + (1 - outside) * GREY)
+    beyond = (columns.start - left, left + side - columns.stop, rows.start - top, top + side - rows.stop)
+    return torch.nn.functional.pad(faded, beyond, value=GREY).round()  # beyond the picture's edge: grey as well
 
 
 def load_sam(segmenter: Settings) -> Sam:
@@ -96,7 +104,7 @@ def load_sam(segmenter: Settings) -> Sam:
     if not config.is_file() or not weights.is_file():
         raise UserError(
             f"segmenter.model={segmenter.model}: it is {', '.join(REGISTERED)}, or a folder with config.json and "
-            f"model.safetensors, and {folder} has none; scripts/train_miniature.py makes the miniature's"
+            f"model.safetensors (with segmenter.detector: a SAM 2), and {folder} has none; scripts/train_miniature.py makes the miniature's"
         )
     from safetensors.torch import load_file
 

@@ -2,6 +2,7 @@
 
   python scripts/benchmark.py generate                                     the miniature, on this machine
   python scripts/benchmark.py generate benchmark.architecture=sd14 edit.steps=100 generate.dtype=float16 json=FILE     on a GPU
+  python scripts/benchmark.py filter [benchmark.architecture=vit_h]        scoring: the miniature, or SAM ViT-H and CLIP ViT-L-14
 
 Prints a Markdown table: seconds and memory a pair, pairs an hour, share of the machine's own matrix product rate, and the ratio to the
 plain loop (scripts/plain.py). json=FILE writes the same with the headline as `ratio`.
@@ -19,6 +20,7 @@ from typing import Any
 from configs.cli import entry
 from configs.errors import UserError
 from configs.schema import Config
+from scripts.benchmark_filter import benchmark_filter
 
 SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "benchmark")
 CAPTION = "a photo of a tree in summer"
@@ -196,7 +198,7 @@ def _stable_diffusion_14(dtype: Any) -> Any:
         )
 
 
-BENCHMARKS = {"generate": benchmark_generate}
+BENCHMARKS = {"generate": benchmark_generate, "filter": benchmark_filter}
 
 
 if __name__ == "__main__":

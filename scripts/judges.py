@@ -29,7 +29,7 @@ class Judges:
         from models.clip_scorer import ClipScorer
         from models.dino import dino_keys, load_dino
         from models.perceptual import perceptual_loss
-        from models.segmenter import Segmenter
+        from models.segmenter import open_segmenter
 
         self.config, asked, task = config, config.evaluate, config.task
         self.perceptual, self.scorer = perceptual_loss(device), ClipScorer(config.scorer, device)
@@ -38,7 +38,7 @@ class Judges:
         self.set_network = metrics.load_inception(asked.inception) if asked.inception else self._pooled
         self.nouns = (task.source_noun, task.target_noun) if task.source_noun else (SCENE_NOUN, SCENE_NOUN)
         wanted = masks and (task.source_noun or not config.source.images)
-        self.segmenter = Segmenter(config.segmenter, self.scorer, device) if wanted else None
+        self.segmenter = open_segmenter(config.segmenter, self.scorer, device) if wanted else None
         self.measured_by = {
             "CLIP-Acc": f"{config.scorer.model} {config.scorer.pretrained}".strip(),
             "Structure-Dist": "DINO ViT-B/8" if asked.dino else "VGG16's relu4_3 in place of DINO ViT-B/8",

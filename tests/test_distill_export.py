@@ -15,8 +15,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from test_distill_pairs import make_pairs
-from test_distill_train import arguments
 
 from configs.loader import load
 from distill import export as export_module
@@ -25,6 +23,8 @@ from distill.export import main as export_main
 from distill.train import train
 from distill.translate import TranslateError, Translator
 from models.comodgan import CoModGenerator
+from tests.test_distill_pairs import make_pairs
+from tests.test_distill_train import arguments
 
 SHORT = ("distill.images=8", "distill.lpips=0")
 NONE_ELSE = "export.formats=[]"

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_distill_pairs import make_pairs
 
 from configs.loader import load
 from distill import checkpoints
 from distill.train import main, train
+from tests.test_distill_pairs import make_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [

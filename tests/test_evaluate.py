@@ -115,23 +115,32 @@ def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
     from filter import run as filter_stage
     from generate import run as generate_stage
     from generate.shards import read_pairs
+    from models.perceptual import perceptual_loss
     from scripts import evaluate_filter
 
-    arguments = [*tiny_run, "generate.pairs=6", "task.clip_gain=0.0"]
+    arguments = [*tiny_run, "generate.pairs=6", "filter.select=[keep=0.5]"]
     assert generate_stage.main(arguments) == 0 and filter_stage.main(arguments) == 0
     config = load(arguments)
-    found = evaluate_filter.evaluate_filter(config)
     pairs = list(read_pairs(evaluate_filter.pairs_dir(config)))
     truths = np.stack([evaluate.true_edit(config, pair.record["source"], 32) for pair in pairs])
     everyone = metrics.psnr(np.stack([pair.images["edit"] for pair in pairs]), truths)
+    perceptual = perceptual_loss()
+    looked_at = (np.stack([pair.images[name] for pair in pairs]) for name in ("edit", "input"))
+    edit_N, unchanged_N = (metrics.lpips_distance(perceptual, images, truths) for images in looked_at)
+    config.filter.good_margin = 1 - float(np.median(edit_N / unchanged_N))  # of six pairs three are better than that
+    good = {pair.key for pair, ratio in zip(pairs, edit_N / unchanged_N, strict=True) if ratio <= 1 - config.filter.good_margin}
+    found = evaluate_filter.evaluate_filter(config)
     selected = filter_stage.score_and_select(config)["kept"]
     for row in found["rows"]:
         count = round(row["kept"] * len(pairs))
         total = count * (row["psnr_kept"] or 0) + (len(pairs) - count) * (row["psnr_dropped"] or 0)
         assert total / len(pairs) == pytest.approx(everyone.mean())
     assert found["rows"][-1]["kept"] == len(selected) / len(pairs)
-    if selected:
-        assert found["rows"][-1]["psnr_kept"] == pytest.approx(everyone[[pair.key in selected for pair in pairs]].mean())
+    assert len(good) == 3 and found["good"] == 0.5
+    precision, recall = found["rows"][-1]["precision"], found["rows"][-1]["recall"]
+    assert len(selected) == 3 and precision == recall == len(good & {*selected}) / 3
+    assert found["rows"][0]["precision"] == found["good"] and found["rows"][0]["recall"] == 1
+    assert found["rows"][-1]["psnr_kept"] == pytest.approx(everyone[[pair.key in selected for pair in pairs]].mean())
     evaluate_filter.print_table(found)
     assert "correlation" in capsys.readouterr().out
     with pytest.raises(UserError, match="scene_truth"):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from configs.errors import UserError
-from configs.schema import Task
+from configs.loader import load
 from filter.clip_gain import CLIP_SCORES, clip_scores
 from filter.overlap import overlap_scores
-from filter.selection import select, selection_of, thresholds
+from filter.pictures import PICTURE_SCORES, flags_of, score_pictures
+from filter.selection import Criteria, criteria, select, selection_of
+from models.perceptual import perceptual_loss
 
 
 def unit(*values: float) -> np.ndarray:
@@ -71,58 +78,149 @@ def test_overlap_at_its_ends() -> None:
         assert scores["overlap_iou"] is None and scores["overlap_dice"] is None and scores["area_input"] == a.mean()
 
 
-ROWS = [
-    {"key": "a", "clip_gain": 0.25, "overlap_iou": 0.9},
-    {"key": "b", "clip_gain": 0.05, "overlap_iou": 0.9},
-    {"key": "c", "clip_gain": 0.25, "overlap_iou": 0.5},
-    {"key": "d", "clip_gain": 0.25, "overlap_iou": None},
-    {"key": "e", "clip_gain": 0.10, "overlap_iou": 0.7},
-    {"key": "f", "clip_gain": None, "overlap_iou": 0.9},
-    {"key": "g", "clip_gain": math.nan, "overlap_iou": math.nan},
+def smooth_pictures(count: int, side: int = 32) -> list[np.ndarray]:
+    generator = np.random.default_rng(3)
+    coarse = [Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(count)]
+    return [np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)) for image in coarse]
+
+
+def laplacian_variance(image: np.ndarray) -> float:
+    """By a loop over pixels, float64."""
+    grey = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    high, wide = grey.shape
+    inner = [(y, x) for y in range(1, high - 1) for x in range(1, wide - 1)]
+    values = [grey[y - 1, x] + grey[y + 1, x] + grey[y, x - 1] + grey[y, x + 1] - 4 * grey[y, x] for y, x in inner]
+    return float(np.mean(np.square(values)) - np.mean(values) ** 2)
+
+
+def test_picture_scores_against_the_lpips_package_and_a_loop() -> None:
+    import lpips
+
+    perceptual = perceptual_loss()
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        reference = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    reference.load_state_dict(perceptual.lpips.state_dict(), assign=True)
+    inputs, edits = smooth_pictures(4)[:2], smooth_pictures(4)[2:]
+    inputs[1], edits[1] = smooth_pictures(1, 48)[0], np.full((48, 48, 3), 77, np.uint8)  # another size, and one colour
+    scores = score_pictures(perceptual, inputs, edits)
+    for row, (picture, edit) in enumerate(zip(inputs, edits, strict=True)):
+        tensors = [torch.from_numpy(image / 127.5 - 1).float().permute(2, 0, 1)[None] for image in (picture, edit)]
+        before, after = laplacian_variance(picture), laplacian_variance(edit)
+        wanted = dict(zip(PICTURE_SCORES, (float(reference(*tensors)), before, after, after / before), strict=True))
+        assert {name: values[row] for name, values in scores.items()} == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    backwards = score_pictures(perceptual, edits[1:], inputs[1:])
+    assert backwards["sharpness_ratio"] == [None] and backwards["sharpness_input"][0] == pytest.approx(0, abs=1e-6)
+
+
+def test_flags() -> None:
+    fine = {"sharpness_input": 900.0, "sharpness_edit": 700.0, "lpips_input_edit": 0.4, "area_input": 0.2, "area_edit": 0.1}
+    assert flags_of(fine) == [] == flags_of(dict.fromkeys(fine))
+    assert flags_of({**fine, "sharpness_edit": 0.0}) == ["blank"] == flags_of({**fine, "sharpness_input": 0.0})
+    assert flags_of({**fine, "lpips_input_edit": 0.0}) == ["unchanged"]
+    assert flags_of({**fine, "area_input": 0.0, "area_edit": 0.0}) == ["no_foreground_input", "no_foreground_edit"]
+
+
+ROWS: list[dict[str, Any]] = [
+    {"key": "a", "clip_gain": 0.25, "overlap_iou": 0.9, "lpips_input_edit": 0.5},
+    {"key": "b", "clip_gain": 0.05, "overlap_iou": 0.9, "lpips_input_edit": 0.1},
+    {"key": "c", "clip_gain": 0.30, "overlap_iou": 0.5, "lpips_input_edit": 0.2},
+    {"key": "d", "clip_gain": 0.25, "overlap_iou": None, "lpips_input_edit": 0.3, "flags": ["blank"]},
+    {"key": "e", "clip_gain": 0.10, "overlap_iou": 0.7, "lpips_input_edit": 0.4},
+    {"key": "f", "clip_gain": None, "overlap_iou": 0.9, "lpips_input_edit": 0.6},
+    {"key": "g", "clip_gain": math.nan, "overlap_iou": math.nan, "lpips_input_edit": 0.7},
 ]
+MASKED = ["task.source_noun=tree", "task.target_noun=tree"]
 
 
 @pytest.mark.parametrize(
-    "clip_gain, overlap, kept",
+    "asked, kept",
     [
-        (0.10, 0.70, "ae"),
-        (0.10, None, "acde"),
-        (None, 0.70, "abef"),
-        (None, None, "abcdefg"),
-        (0.30, None, ""),
-        (-1.0, 0.0, "abce"),
+        (Criteria({"clip_gain": 0.10, "overlap_iou": 0.70}), "ae"),
+        (Criteria({"clip_gain": 0.10}), "acde"),
+        (Criteria({"clip_gain": 0.10}, reject=["blank"]), "ace"),
+        (Criteria({"overlap_iou": 0.70}), "abef"),
+        (Criteria(), "abcdefg"),
+        (Criteria({"clip_gain": 0.31}), ""),
+        (Criteria({"clip_gain": -1.0, "overlap_iou": 0.0}), "abce"),
+        (Criteria(at_most={"clip_gain": 0.10}), "be"),
+        (Criteria({"lpips_input_edit": 0.2}, {"lpips_input_edit": 0.5}), "acde"),
+        (Criteria(keep=0.3), "ac"),  # 2.1 of 7 pairs: two, and of the equals a and d the first
+        (Criteria(keep=0.4), "acd"),
+        (Criteria(keep=1.0), "abcde"),  # f and g have no gain
+        (Criteria(keep=0.3, by="-lpips_input_edit"), "bc"),
+        (Criteria({"overlap_iou": 0.6}, keep=0.3), "a"),  # the best of all pairs, whatever the bounds
     ],
 )
-def test_select(clip_gain: float | None, overlap: float | None, kept: str) -> None:
-    keys, dropped = select(ROWS, clip_gain, overlap)
+def test_select(asked: Criteria, kept: str) -> None:
+    keys, dropped = select(ROWS, asked)
     assert keys == list(kept)
     assert sorted([*keys, *dropped]) == list("abcdefg")
 
 
 def test_every_dropped_pair_has_its_reason() -> None:
-    _, dropped = select(ROWS, 0.10, 0.70)
+    _, dropped = select(ROWS, Criteria({"clip_gain": 0.10, "overlap_iou": 0.70}, {"lpips_input_edit": 0.4}, reject=["blank"]))
     assert dropped == {
-        "b": "CLIP gain 0.0500 below 0.1",
-        "c": "overlap 0.5000 below 0.7",
-        "d": "no foreground",
-        "f": "no CLIP score",
-        "g": "no CLIP score",
+        "a": "lpips_input_edit 0.5000 above 0.4",
+        "b": "clip_gain 0.0500 below 0.1",
+        "c": "overlap_iou 0.5000 below 0.7",
+        "d": "flagged blank",
+        "f": "no clip_gain",
+        "g": "no clip_gain",
     }
-    assert select(ROWS, None, 0.70)[1]["g"] == "no foreground"
+    assert select(ROWS, Criteria({"overlap_iou": 0.70}))[1]["g"] == "no foreground"
+    too_low = dict.fromkeys("bde", "not in the best 30% by clip_gain")
+    assert select(ROWS, Criteria(keep=0.3))[1] == too_low | dict.fromkeys("fg", "no clip_gain")
 
 
 def test_selection_counts() -> None:
-    selection = selection_of(ROWS[:4], {"clip_gain": 0.1, "overlap": None})
-    assert selection["thresholds"] == {"clip_gain": 0.1, "overlap": None}
-    assert (selection["kept"], selection["total"], selection["yield"]) == (["a", "c", "d"], 4, 0.75)
-    assert selection_of([], {"clip_gain": 0.1, "overlap": None})["yield"] == 0
+    selection = selection_of(ROWS[:4], Criteria({"clip_gain": 0.1}, {"lpips_input_edit": 0.4}, keep=0.75, reject=["unchanged"]))
+    assert selection["thresholds"] == {"clip_gain": 0.1, "overlap": None} and selection["at_most"] == {"lpips_input_edit": 0.4}
+    assert (selection["kept"], selection["total"], selection["yield"]) == (["c", "d"], 4, 0.5)
+    assert selection["keep"] == {"share": 0.75, "by": "clip_gain", "down_to": 0.25} and selection["flags"]["blank"] == 1
+    empty = selection_of([], Criteria(keep=0.5))
+    assert empty["yield"] == 0 and empty["keep"]["down_to"] is None
 
 
-def test_thresholds_are_in_the_scorers_unit() -> None:
-    assert thresholds(Task(clip_gain=0.1), gain_unit=1.5) == {"clip_gain": pytest.approx(0.15), "overlap": None}
-    assert thresholds(Task(clip_gain=None, overlap=0.7, source_noun="cat", target_noun="dog"), 2.0) == {
-        "clip_gain": None,
-        "overlap": 0.7,
-    }
-    with pytest.raises(UserError, match="task.source_noun"):
-        thresholds(Task(overlap=0.7), 1.0)
+def test_the_tasks_thresholds_are_in_the_papers_unit() -> None:
+    def of(*arguments: str) -> Criteria:
+        return criteria(load(["task.clip_gain=0.1", *arguments]))
+
+    assert of("scorer.gain_unit=1.5").at_least == {"clip_gain": pytest.approx(0.15)}
+    assert of("task.clip_gain=0").at_least == {"clip_gain": 0}
+    assert of("task.clip_gain=null", "task.overlap=0.7", *MASKED).at_least == {"overlap_iou": 0.7}
+    assert str(of("task.clip_gain=null", "filter.reject=[]")) == "everything"
+    for more in (["task.overlap=0.7"], ["filter.select=[area_edit=0.1]"], ["filter.select=[keep=0.5,by=overlap]"]):
+        with pytest.raises(UserError, match="task.source_noun"):
+            of(*more)
+
+
+def test_filter_select_takes_the_tasks_place() -> None:
+    asked = criteria(load(["filter.select=[overlap=0.7,image_image=0.1:0.6,sharpness_ratio=:2,keep=0.6,by=-area_edit]", *MASKED]))
+    assert asked.at_least == {"overlap_iou": 0.7, "image_image": 0.1}
+    assert asked.at_most == {"image_image": 0.6, "sharpness_ratio": 2}
+    assert (asked.keep, asked.by, asked.reject) == (0.6, "-area_edit", ["blank"])
+    bounds = "overlap_iou >= 0.7, image_image >= 0.1, image_image <= 0.6, sharpness_ratio <= 2"
+    assert str(asked) == f"{bounds}, the best 60% by -area_edit, not blank"
+    assert criteria(load(["filter.select=[keep=0.6]"])).by == "clip_gain"
+
+
+@pytest.mark.parametrize(
+    "item, message",
+    [
+        ("overlp=0.7", "'overlp'; did you mean overlap_iou or overlap_dice\\? There are: overlap, sim_input_source, .*sharpness_ratio"),
+        ("keep=0", "a share above 0"),
+        ("keep=1.5", "a share above 0"),
+        ("keep=", "a share above 0"),
+        ("by=clip_gain", "add keep="),
+        ("clip_gain=much", "'much' is no number"),
+        ("clip_gain", "it is SCORE=LOW"),
+        ("clip_gain=:", "it is SCORE=LOW"),
+        ("keep=0.5,by=gain", "no score 'gain'"),
+    ],
+)
+def test_what_cannot_be_selected_by_is_named(item: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        criteria(load(["filter.select=" + json.dumps(item.split(","))]))
+    with pytest.raises(UserError, match="no flag 'blnk'. There are: blank, unchanged"):
+        criteria(load(["filter.reject=[blnk]"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -19,9 +20,10 @@ from configs.errors import UserError
 from configs.loader import load
 from configs.schema import Config
 from filter.score_table import SCORES, is_current, read_scores, write_scores
-from filter.selection import select
+from filter.selection import Criteria, select
 from generate.shards import Pair, manifest_path, write_shard
 from models.clip_scorer import ClipScorer
+from tests.test_filter import laplacian_variance
 from tests.test_scorer import make_scorer_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,11 +60,11 @@ def run(tmp_path: Path) -> Path:
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards that are scored from now on."""
     names: list[str] = []
-    original: Callable = stage._score_shard
+    original: Callable = stage._read_ahead
     monkeypatch.setattr(
         stage,
-        "_score_shard",
-        lambda config, shard, *models: names.append(shard.stem) or original(config, shard, *models),
+        "_read_ahead",
+        lambda config, shards, pool: names.extend(shard.stem for shard in shards) or original(config, shards, pool),
     )
     return names
 
@@ -80,18 +82,17 @@ def test_end_to_end(arguments: list[str], run: Path, capsys: pytest.CaptureFixtu
         cosines = features @ scorer.text_features([config.task.source, config.task.target]).T
         assert row["sim_edit_source"] == pytest.approx(float(cosines[1, 0]), abs=1e-5)
         assert row["clip_gain"] == pytest.approx(float(cosines[1, 1] - cosines[0, 1]), abs=1e-5)
-        assert row["overlap_iou"] is None and row["area_input"] is None  # the task names no foreground
+        assert row["overlap_iou"] is None and row["area_input"] is None and row["flags"] == []  # the task names no foreground
+        assert row["sharpness_input"] == pytest.approx(laplacian_variance(pair.images["input"]))
     selection = json.loads((run / "selection.json").read_text())
-    assert (selection["kept"], selection["dropped"]) == select(rows, 0.0, None)
-    assert (
-        selection["total"] == 8
-        and selection["yield"] == len(selection["kept"]) / 8
-        and selection["thresholds"] == {"clip_gain": 0, "overlap": None}
-    )
+    assert (selection["kept"], selection["dropped"]) == select(rows, Criteria({"clip_gain": 0.0}))
+    assert selection["total"] == 8 and selection["yield"] == len(selection["kept"]) / 8
+    assert selection["thresholds"] == {"clip_gain": 0, "overlap": None}
     printed = capsys.readouterr().out
     assert f"kept {len(selection['kept'])} of 8 pairs" in printed and "clip_directional" in printed and "overlap_iou" not in printed
     metadata = json.loads(pyarrow.parquet.read_schema(run / "scores/000000.parquet").metadata[b"zero2gan"])
     assert metadata["texts"] == ["tree in summer", "tree in winter"] and metadata["nouns"] is None and metadata["segmenter"] is None
+    assert metadata["versions"]["torch"] == importlib.metadata.version("torch") and "segment-anything" in metadata["versions"]
     assert metadata["shard_sha256"] == json.loads(manifest_path(run / "pairs/000000.tar").read_text())["sha256"]
 
 
@@ -110,7 +111,7 @@ def test_only_what_changed_is_scored_again(arguments: list[str], run: Path, scor
     write_shard(
         run / "pairs",
         1,
-        [Pair("other", {"input": np.zeros((8, 8, 3), np.uint8), "edit": np.ones((8, 8, 3), np.uint8)}, {})],
+        [Pair("other", {"input": np.zeros((16, 16, 3), np.uint8), "edit": np.ones((16, 16, 3), np.uint8)}, {})],
         {},
     )
     assert again() == ["000001"] and again() == []
@@ -122,16 +123,50 @@ def test_only_what_changed_is_scored_again(arguments: list[str], run: Path, scor
     assert again() == ["000000", "000001"]
 
 
-def test_selection_alone_loads_no_network(arguments: list[str], run: Path) -> None:
+def test_select_alone_loads_no_network(arguments: list[str], run: Path) -> None:
     assert stage.main(arguments) == 0
     code = (
         "import sys, filter.run; assert filter.run.main(sys.argv[1:]) == 0; "
-        "assert not {'torch', 'open_clip', 'segment_anything'} & set(sys.modules), 'a network library was loaded'"
+        "assert not {'torch', 'open_clip', 'segment_anything', 'transformers', 'lpips'} & set(sys.modules), 'a network library was loaded'"
     )
-    command = [sys.executable, "-c", code, *arguments, "task.clip_gain=9"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((run / "selection.json").read_text())["yield"] == 0 and "no pair passes" in done.stdout
+
+    def selected(*asked: str) -> tuple[dict, str]:
+        command = [sys.executable, "-c", code, *asked]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads((run / "selection.json").read_text()), done.stdout
+
+    found, printed = selected(*arguments, "task.clip_gain=9")
+    assert found["yield"] == 0 and "no pair passes" in printed
+    shutil.rmtree(run.parent.parent.parent / "scorer")  # scores may be copied to a machine that has no models
+    found, printed = selected("--select", "keep=0.5", "by=image_image", *arguments, "clip_gain=-2", "--select", "lpips_input_edit=0:")
+    assert found["yield"] == 0.5 and found["keep"]["by"] == "image_image" and "scores of 2 shards were made with other models" in printed
+    best = sorted(read_scores(load(arguments)), key=lambda row: -row["image_image"])[:4]
+    assert sorted(found["kept"]) == sorted(row["key"] for row in best)
+    assert found["thresholds"] == {"clip_gain": -2.0, "overlap": None, "lpips_input_edit": 0.0}
+
+
+def test_select_needs_scores_of_these_pairs(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.main([*arguments, "--select", "keep=0.5"]) == 2
+    assert "000000.parquet is missing or unreadable: run filter/run.py" in capsys.readouterr().err
+    assert stage.main(arguments) == 0 and stage.main([*arguments, "--select"]) == 0
+    file = run / "scores/000000.parquet"
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.drop_columns(["flags", "sharpness_ratio"]), file)
+    capsys.readouterr()
+    assert stage.main([*arguments, "--select"]) == 2 and "an older version's scores: run filter/run.py" in capsys.readouterr().err
+    pyarrow.parquet.write_table(table, file)
+    assert stage.main([*arguments, "--select", "overlp=0.7"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert stage.main([*arguments, "--select", "clip_gain=0.1", "task.clip_gian=3"]) == 2  # a key with a dot is a configuration key
+    assert "no key 'task.clip_gian'" in capsys.readouterr().err
+    picture = np.zeros((16, 16, 3), np.uint8)
+    write_shard(run / "pairs", 1, [Pair("other", {"input": picture, "edit": picture}, {})], {})
+    assert stage.main([*arguments, "--select", "keep=0.5"]) == 2 and "scores of other pairs" in capsys.readouterr().err
+    assert stage.main(arguments) == 0
+    selection = json.loads((run / "selection.json").read_text())
+    assert selection["dropped"]["other"] == "flagged blank" and selection["flags"]["blank"] == selection["flags"]["unchanged"] == 1
+    assert "1 blank, 1 unchanged" in capsys.readouterr().out
 
 
 def test_masks_are_asked_for_only_with_nouns(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +204,10 @@ def test_score_file_round_trip(tmp_path: Path) -> None:
     scores = {name: [float(index), None, float("nan")] for index, name in enumerate(SCORES)}
     write_scores(path, ["a", "b", "c"], scores, {"format": 1, "texts": ["é", "y"]})
     table = pyarrow.parquet.read_table(path).to_pylist()
+    assert table[0].pop("flags") == ["no_foreground_edit"] * (SCORES[0] == "area_edit")
     assert table[0] == {"key": "a", **{name: float(index) for index, name in enumerate(SCORES)}}
-    assert set(table[1].values()) == {"b", None} and set(table[2].values()) == {"c", None}
+    for row, key in zip(table[1:], "bc", strict=True):
+        assert row.pop("flags") == [] and set(row.values()) == {key, None}
     assert is_current(path, {"texts": ["é", "y"], "format": 1}) and not is_current(path, {"format": 1}) and not is_current(path / "x", {})
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
@@ -184,7 +221,7 @@ def config_error(config: Config) -> str:
 def test_wrong_inputs_are_named(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no open_clip model" in config_error(load([*arguments, "scorer.model=local-dir:nowhere"]))
     assert "name both or neither" in config_error(load([*arguments, "task.source_noun=tree"]))
-    assert "needs masks" in config_error(load([*arguments, "task.overlap=0.5"]))
+    assert "overlap_iou needs masks" in config_error(load([*arguments, "task.overlap=0.5"]))
     assert "another process writes here" in with_lock(arguments, run)
     shard = run / "pairs/000000.tar"
     content = bytearray(shard.read_bytes())

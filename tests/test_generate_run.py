@@ -50,7 +50,7 @@ def test_records_say_how_to_make_the_pair_again(tiny_run):
         assert set(pair.record) >= {"source", "caption", "caption_from", "seed", "direction", "configuration", "noise", "versions"}
 
 
-@pytest.mark.parametrize("method", ["pix2pix-zero", "sdedit", "A", "B", "C", "D"])
+@pytest.mark.parametrize("method", ["pix2pix-zero", "prompt-to-prompt", "sdedit", "A", "B", "C", "D"])
 def test_a_pair_does_not_depend_on_the_batch(tiny_run, method):
     edits = []
     for batch in (1, 3):

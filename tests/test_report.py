@@ -17,7 +17,7 @@ from configs.errors import UserError
 from configs.loader import load, run_dir
 from configs.schema import Config
 from filter.score_table import SCORES, read_scores, scores_path, write_scores
-from filter.selection import selection_of
+from filter.selection import Criteria, selection_of
 from generate.shards import Pair, write_json, write_shard
 from scripts.report import main, read_metrics, spread, write_report
 from scripts.report_charts import Series, histogram, line_chart, ticks
@@ -80,7 +80,7 @@ def make_run(tmp_path: Path, count: int = 60) -> Config:
     scores = {name: generator.normal(0.15, 0.1, count).tolist() for name in SCORES}
     scores["clip_gain"][0] = scores["overlap_iou"][1] = None
     write_scores(scores_path(config, shard), keys, scores, {})
-    write_json(run / "selection.json", selection_of(read_scores(config), {"clip_gain": 0.15, "overlap": None}))
+    write_json(run / "selection.json", selection_of(read_scores(config), Criteria({"clip_gain": 0.15})))
     lines = [{"images": 16 * n, "l1": 1 / n, "lpips": 2 / n, "kind": "train"} for n in range(1, 50)]
     lines += [{"images": 400 * n, "kind": "validation", "l1": 1 / n, "lpips": 1 / n, "psnr": 10.0 + n} for n in (1, 2)]
     (run / "train/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images": 9')

@@ -8,19 +8,26 @@ import json
 import os
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
+from segment_anything.utils.amg import batched_mask_to_box
 
 import models.segmenter as module
 from configs.errors import UserError
+from configs.loader import load
 from configs.schema import Segmenter as Settings
+from models.clip_scorer import ClipScorer
+from models.miniature.scenes import Look, render
+from models.miniature.scenes import scene as scene_of
 from models.segmenter import Segmenter, load_sam, masked_crop
 from models.segmenter_build import build_sam
+from models.segmenter_masks import MaskProposer
 
 TINY = {
     "image_size": 64,
@@ -51,9 +58,8 @@ class ColourScorer:
     def text_features(self, texts: list[str]) -> torch.Tensor:
         return torch.tensor([COLOURS[text] for text in texts])
 
-    def image_features(self, images: list[np.ndarray]) -> torch.Tensor:
-        means = [torch.from_numpy(image.reshape(-1, 3).mean(axis=0)).float() for image in images]
-        return torch.nn.functional.normalize(torch.stack(means), dim=1)
+    def image_features(self, images: list[torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.stack([image.mean((1, 2)) for image in images]), dim=1)
 
 
 @pytest.fixture
@@ -79,12 +85,17 @@ def scene() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return image, masks
 
 
+def proposing(masks: list[np.ndarray]) -> Any:
+    """A stand-in for MaskProposer that gives these masks for every picture."""
+    stacked = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, 40, 60, dtype=torch.bool)
+    return lambda images: iter([(stacked, batched_mask_to_box(stacked) if masks else torch.zeros(0, 4).long())] * len(images))
+
+
 def test_masks_that_show_the_noun_are_united(folder: Path) -> None:
     segmenter = Segmenter(Settings(model=str(folder), other_nouns=["grass", "red square", "blue square"], outside=0.0), ColourScorer())  # type: ignore[arg-type]
     image, masks = scene()
     assert len(segmenter.settings.other_nouns) == 3  # a noun among the other nouns is not its own rival
-    proposals = [{"segmentation": mask} for mask in masks.values()] + [{"segmentation": np.zeros_like(masks["grass"])}]
-    segmenter.proposer = SimpleNamespace(generate=lambda _: proposals)  # type: ignore[assignment]
+    segmenter.propose = proposing([*masks.values(), np.zeros_like(masks["grass"])])
     red, blue = (segmenter.segment([image], noun)[0] for noun in ("red square", "blue square"))
     np.testing.assert_array_equal(red, masks["red 1"] | masks["red 2"])
     np.testing.assert_array_equal(blue, masks["blue"])
@@ -93,32 +104,74 @@ def test_masks_that_show_the_noun_are_united(folder: Path) -> None:
 def test_no_mask_shows_the_noun(folder: Path) -> None:
     segmenter = Segmenter(Settings(model=str(folder), other_nouns=["grass"]), ColourScorer())  # type: ignore[arg-type]
     image, masks = scene()
-    for proposals in ([{"segmentation": masks["grass"]}], []):
-        segmenter.proposer = SimpleNamespace(generate=lambda _, found=proposals: found)  # type: ignore[assignment]
+    for proposals in ([masks["grass"]], []):
+        segmenter.propose = proposing(proposals)
         mask = segmenter.segment([image], "red square")[0]
         assert mask.dtype == bool and mask.shape == image.shape[:2] and not mask.any()
 
 
-def test_the_real_proposer_runs(folder: Path) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
-    every = Settings(model=str(folder), points_per_side=2, other_nouns=["grass"], min_predicted_iou=-1e9, min_stability=0.0)
-    none = Settings(model=str(folder), points_per_side=2, other_nouns=["grass"], min_predicted_iou=1e9)
-    masks = Segmenter(every, ColourScorer()).proposer.generate(image)  # type: ignore[arg-type]
-    assert masks and all(mask["segmentation"].shape == (48, 80) for mask in masks)
-    assert not Segmenter(none, ColourScorer()).segment([image], "red square")[0].any()  # type: ignore[arg-type]
+@pytest.mark.parametrize("least_iou, least_stability", [(-1e9, -1.0), (0.5, 0.8), (1e9, 0.0)])
+def test_the_masks_are_segment_anythings(least_iou: float, least_stability: float) -> None:
+    """Picture by picture the library's own automatic masks, whatever the batches; random weights, and the miniature's on its scenes."""
+    if least_iou == 0.5:
+        sam = load_sam(Settings(model="models/miniature/segmenter"))
+        images = [np.asarray(render(scene_of(seed), Look()))[:, : 128 - 30 * seed] for seed in range(3)]
+    else:
+        sam, generator = tiny_sam(), np.random.default_rng(0)
+        images = [generator.integers(0, 256, size, dtype=np.uint8) for size in ((48, 80, 3), (64, 64, 3), (90, 50, 3))]
+    limits = {"pred_iou_thresh": least_iou, "stability_score_thresh": least_stability}
+    reference = SamAutomaticMaskGenerator(sam, points_per_side=5, points_per_batch=8, **limits)
+    settings = Settings(points_per_side=5, min_predicted_iou=least_iou, min_stability=least_stability, batch=2, points_per_batch=2)
+    counts = []
+    for image, (masks, boxes) in zip(images, MaskProposer(sam, settings)(images), strict=True):
+        wanted = reference.generate(image)
+        counts.append(len(wanted))
+        assert not boxes.is_floating_point() and masks.dtype == torch.bool and masks.shape == (len(wanted), *image.shape[:2])
+        for mask, (left, top, right, bottom), theirs in zip(masks.numpy(), boxes.tolist(), wanted, strict=True):
+            assert (mask != theirs["segmentation"]).mean() < 1e-3  # a pixel on the edge may round the other way in another batch
+            assert theirs["bbox"] == [left, top, right - left, bottom - top]
+    assert (max(counts) == 0) if least_iou > 1e8 else (min(counts) > 1)
+
+
+def test_bfloat16_changes_little() -> None:
+    """What filter.dtype=bfloat16 does on a GPU, here with the CPU's autocast: the miniature's trees and features stay where they were."""
+    config = load(["segmenter.points_per_side=6"])
+    segmenter = Segmenter(config.segmenter, ClipScorer(config.scorer))
+    images = [np.asarray(render(scene_of(seed), Look())) for seed in (1, 2)]
+    exact, features_BD = segmenter.segment(images, "tree"), segmenter.scorer.image_features(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, rough_BD = segmenter.segment(images, "tree"), segmenter.scorer.image_features(images)
+    assert rough_BD.dtype == torch.float32 and (features_BD * rough_BD).sum(1).min() > 0.999
+    for mask, other in zip(exact, rough, strict=True):
+        assert mask.any() and np.count_nonzero(mask & other) / np.count_nonzero(mask | other) > 0.9
+
+
+def test_small_masks_are_not_looked_at(folder: Path) -> None:
+    image, masks = scene()
+    for least, found in ((0.0, True), (0.05, False)):  # a square is 100 of 2400 pixels
+        segmenter = Segmenter(Settings(model=str(folder), other_nouns=["grass"], outside=0.0, min_area=least), ColourScorer())  # type: ignore[arg-type]
+        segmenter.propose = proposing([masks["red 1"]])
+        assert segmenter.segment([image], "red square")[0].any() == found
+
+
+def crop_of(image: np.ndarray, mask: np.ndarray, margin: float, outside: float) -> np.ndarray:
+    """masked_crop as an array S x S x 3; the box is found by looking."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = [int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])]
+    crop = masked_crop(torch.from_numpy(image).permute(2, 0, 1).float(), torch.from_numpy(mask), box, margin, outside)
+    return crop.permute(1, 2, 0).numpy()
 
 
 def test_the_crop_shows_the_mask_and_fades_the_rest() -> None:
     image, masks = scene()
-    crop = masked_crop(image, masks["red 2"], margin=0.1, outside=0.25)
+    crop = crop_of(image, masks["red 2"], margin=0.1, outside=0.25)
     assert crop.shape == (12, 12, 3)
     assert (crop[1:11, 1:11] == [255, 0, 0]).all()
     assert (crop[0] == np.round(0.25 * np.array([0, 255, 0]) + 0.75 * 128)).all()
     corner = np.zeros((40, 60), bool)
     corner[:4, :8] = True
-    beyond = masked_crop(
-        image, corner, margin=0.25, outside=1.0
-    )  # the box is 8 wide: 12 with its margins, 4 rows of them above the picture
+    # The box is 8 wide: 12 with its margins, 4 rows of them above the picture.
+    beyond = crop_of(image, corner, margin=0.25, outside=1.0)
     assert beyond.shape == (12, 12, 3) and (beyond[:4] == 128).all() and (beyond[:, :2] == 128).all()
     np.testing.assert_array_equal(beyond[4:, 2:], image[:8, :10])
 

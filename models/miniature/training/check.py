@@ -15,10 +15,10 @@ from models.miniature.training.autoencoder import quality
 from models.miniature.training.data import TEST_SEED, pictures, to_tensor
 from models.miniature.training.loop import Options, device_of, log
 from models.miniature.training.prompts import NOUNS, indefinite
-from models.miniature.training.scorer import SMALLEST_OBJECT
+from models.miniature.training.scorer import SMALLEST_OBJECT, object_crop
 from models.miniature.training.segmenter import SMALLEST_OBJECT as SMALLEST_PROMPTED
 from models.perceptual import perceptual_loss
-from models.segmenter import load_sam, masked_crop, union
+from models.segmenter import load_sam
 
 BANK_SENTENCES = 100
 PROMPTS = (
@@ -87,7 +87,7 @@ def check_scorer(folder: Path, device: torch.device, count: int = 200) -> dict[s
         picture = pictures(range(seed, seed + 1), Look("any"))[0]
         for noun, area in instances(scene(seed), Look("any")):
             if area.sum() >= SMALLEST_OBJECT:
-                crops.append(masked_crop(picture, area, CROP_MARGIN, CROP_OUTSIDE))
+                crops.append(object_crop(picture, area, CROP_MARGIN, CROP_OUTSIDE))
                 truth.append(NOUNS.index(noun))
     named = (judge.image_features(crops) @ judge.text_features(NOUN_PROMPTS).T).argmax(1).cpu()
     rows[f"scorer, noun of a masked crop among {len(NOUNS)}"] = float((named == torch.tensor(truth)).float().mean())
@@ -123,7 +123,9 @@ def check_segmenter(folder: Path, device: torch.device, count: int = 60) -> dict
             trees = mask(scene(seed), look, "tree")
             proposals = [entry["segmentation"] for entry in generator.generate(picture)]
             inside = [area for area in proposals if (area & trees).sum() > 0.5 * area.sum()]
-            found["segmenter, trees by automatic masks: IoU of their union"].append(iou(union(inside, trees.shape), trees))
+            found["segmenter, trees by automatic masks: IoU of their union"].append(
+                iou(np.any([np.zeros_like(trees), *inside], axis=0), trees)
+            )
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
 
 

@@ -31,6 +31,13 @@ def _small(pixels):
     return np.asarray(Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
 
 
+def object_crop(picture, area, margin, outside):
+    """models.segmenter.masked_crop of arrays: RGB uint8 H x W x 3 and a bool mask."""
+    (rows, columns), image_CHW = np.nonzero(area), torch.tensor(picture).permute(2, 0, 1).float()
+    box = int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
+    return masked_crop(image_CHW, torch.tensor(area), box, margin, outside).permute(1, 2, 0).byte().numpy()
+
+
 def _part(rng, area):
     """Sometimes only a part of the object, as a segmenter may propose."""
     rows, columns = np.nonzero(area)
@@ -55,7 +62,7 @@ def _examples(seed):
         if rng.random() < 0.3:
             part = _part(rng, area)
             area = part if part.sum() >= SMALLEST_OBJECT else area
-        crop = masked_crop(picture, area, rng.uniform(0, 0.25), rng.uniform(0, 0.6))
+        crop = object_crop(picture, area, rng.uniform(0, 0.25), rng.uniform(0, 0.6))
         pixels[index], nouns[index] = _small(crop), NOUNS.index(noun)
     return pixels, nouns
 

@@ -1,0 +1,61 @@
+"""scripts/benchmark_filter.py: the plain use of the libraries gives the scores that the batches give, so their times can be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import segment_anything
+
+from configs.loader import load
+from filter.run import batch_scorer
+from models.clip_scorer import ClipScorer
+from models.perceptual import perceptual_loss
+from models.segmenter import Segmenter
+from scripts import benchmark, benchmark_filter
+from scripts.benchmark_filter import PlainScorer, _pairs
+from tests.test_scorer import make_scorer_folder
+from tests.test_segmenter import tiny_sam
+
+SMALL = ["segmenter.points_per_side=5", "benchmark.pairs=2", "filter.batch=2", "filter.device=cpu"]
+
+
+def test_the_plain_scores_are_the_filters() -> None:
+    """The library's preprocessing, automatic masks, crops in numpy and lpips, one picture at a time, with the miniature's weights."""
+    config = load(["task=oak2pine", *SMALL])
+    scorer, perceptual = ClipScorer(config.scorer), perceptual_loss()
+    pairs = _pairs(3, 128)
+    segmenter = Segmenter(config.segmenter, scorer)
+    ours, plain = batch_scorer(config, scorer.device)(pairs), PlainScorer(config, scorer, segmenter, perceptual)
+    for row, pair in enumerate(pairs):
+        found = plain(pair.images["input"], pair.images["edit"])
+        assert found.pop("overlap_iou") == pytest.approx(ours["overlap_iou"][row], abs=0.02)
+        assert ours["clip_gain"][row] == pytest.approx(found.pop("clip_gain"), abs=0.01)  # Pillow rounds to whole levels on the way
+        assert {name: ours[name][row] for name in found} == pytest.approx(found, rel=1e-3)
+    assert any(ours["overlap_iou"])
+
+
+def test_the_table_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["filter", *SMALL, f"json={tmp_path}/found.json"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    printed = capsys.readouterr().out
+    assert found["benchmark"] == "filter" and "masks a picture" in found["settings"] and len(found["rows"]) == 2
+    assert found["ratio"] == found["rows"]["ours, batches of 2"]["ratio"] > 0 and "| plain, one picture at a time |" in printed
+    assert benchmark.main(["filter", "benchmark.architecture=sd14"]) == 2 and "there are vit_h" in capsys.readouterr().err
+
+
+def test_the_real_size_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With small stand-ins for the two networks: the limits let masks of random weights through, and both ways are timed."""
+    name = f"local-dir:{make_scorer_folder(tmp_path)}"
+    model, tokenizer = open_clip.create_model(name), open_clip.get_tokenizer(name)
+    asked = []
+    monkeypatch.setattr(open_clip, "create_model", lambda kind, pretrained, **_: asked.append((kind, pretrained)) or model)
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda kind: tokenizer)
+    monkeypatch.setattr(benchmark_filter, "SIDE", 96)
+    monkeypatch.setitem(segment_anything.sam_model_registry, "vit_h", tiny_sam)
+    assert benchmark.main(["filter", "benchmark.architecture=vit_h", "benchmark.plain_pairs=1", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert asked == [("ViT-L-14", None)] and "SAM ViT-H, CLIP ViT-L-14, random weights, 96 x 96" in printed
+    assert int(printed.split(" masks a picture")[0].split()[-1]) > 0
