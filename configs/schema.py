@@ -273,6 +273,8 @@ class Benchmark:
     architecture: str = _opt("", "sd14: Stable Diffusion 1.4's networks with random weights, no download; empty: the teacher")
     pairs: int = _opt(16, "pairs that ours is timed on")
     plain_pairs: int = _opt(1, "pairs that the plain loop is timed on")
+    calls: int = _opt(30, "infer: calls of each runtime, of which the middle one counts")
+    images_at_once: int = _opt(1, "infer: images a call")
 
 
 @dataclass

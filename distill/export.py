@@ -129,9 +129,7 @@ def _check(folder: Path, generator: Any, about: dict[str, Any], images_BHWC: np.
     import numpy as np
     import torch
 
-    from distill.formats import Edit, Picture
-    from distill.state import load_exported
-    from models.comodgan import CoModGenerator
+    from distill.formats import Edit, Picture, read
 
     def in_pytorch(module: Any) -> np.ndarray:
         with torch.no_grad():
@@ -139,12 +137,7 @@ def _check(folder: Path, generator: Any, about: dict[str, Any], images_BHWC: np.
 
     expected, formats = in_pytorch(generator).astype(int), {}
     for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors":
-            again = CoModGenerator.from_config(generator.config).eval()
-            load_exported(again, path)
-            edits = in_pytorch(again)
-        else:
-            edits = _edit(path, images_BHWC)
+        edits = in_pytorch(read(path)[0]) if path.suffix == ".safetensors" else _edit(path, images_BHWC)
         difference, allowed = edits.astype(int) - expected, MAX_LEVELS_FP16 if "fp16" in path.name else MAX_LEVELS
         formats[path.name] = {
             "max_levels": int(np.abs(difference).max()),

@@ -55,6 +55,19 @@ class Picture(nn.Module):
         return edit_BCHW.round().clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The generator of an exported generator.safetensors, for use, and what the file says of itself."""
+    from safetensors import safe_open
+
+    from models.comodgan import CoModGenerator
+
+    with safe_open(path, "pt") as stream:
+        about = {key: json.loads(value) for key, value in stream.metadata().items()}
+        generator = CoModGenerator.from_config(about["config"]).eval().requires_grad_(False)
+        generator.load_state_dict({name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118 - not a dictionary
+    return generator, about
+
+
 def write(folder: Path, generator: Any, about: dict[str, Any], formats: Collection[str], calibration_BHWC: Any) -> None:
     """Write generator.safetensors, generator.onnx and those of `formats` (see FORMATS; the page is not of them).
 

@@ -2,10 +2,12 @@
 
   python scripts/benchmark.py generate                                     the miniature, on this machine
   python scripts/benchmark.py generate benchmark.architecture=sd14 edit.steps=100 generate.dtype=float16 json=FILE     on a GPU
+  python scripts/benchmark.py infer [benchmark.architecture=sd14]          one edit: the teacher, the generator, each exported file
   python scripts/benchmark.py filter [benchmark.architecture=vit_h]        scoring: the miniature, or SAM ViT-H and CLIP ViT-L-14
 
 Prints a Markdown table: seconds and memory a pair, pairs an hour, share of the machine's own matrix product rate, and the ratio to the
-plain loop (scripts/plain.py). json=FILE writes the same with the headline as `ratio`.
+plain loop (scripts/plain.py); of infer, the ratio to the teacher and to the generator in eager float32. json=FILE
+writes the same with the headline as `ratio`.
 """
 
 from __future__ import annotations
@@ -21,9 +23,19 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.schema import Config
 from scripts.benchmark_filter import benchmark_filter
+from scripts.benchmark_infer import benchmark_infer
 
 SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "benchmark")
 CAPTION = "a photo of a tree in summer"
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the printed table, those that a row has
+    "seconds": ("seconds a pair", lambda value: f"{value:.3f}" if value >= 0.1 else f"{value:.5f}"),
+    "hour": ("pairs an hour", lambda value: f"{value:.0f}"),
+    "memory": ("peak memory, GB", lambda value: f"{value / 1e9:.2f}"),
+    "operations": ("TFLOP a pair", lambda value: f"{value / 1e12:.2f}"),
+    "rate": ("of the matrix product rate", lambda value: f"{value:.0%}"),
+    "ratio": ("ratio", lambda value: f"{value:.2f}"),
+    "to_eager": ("to eager float32", lambda value: f"{value:.2f}"),
+}
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product gives the machine's rate
 
 
@@ -111,13 +123,11 @@ def report(config: Config, found: dict[str, Any]) -> None:
     from generate.shards import write_json
 
     print(f"{found['benchmark']}: {found['settings']}; {found['device']}\n")
-    print("| | seconds a pair | pairs an hour | peak memory, GB | TFLOP a pair | of the matrix product rate | ratio |\n" + "|---" * 7 + "|")
-    for name, row in found["rows"].items():
-        rate = f"{row['operations'] / 1e12:.2f} | {row['rate']:.0%}" if "rate" in row else " | "
-        print(
-            f"| {name} | {row['seconds']:.3f} | {3600 / row['seconds']:.0f} | {row['memory'] / 1e9:.2f} | {rate} | {row['ratio']:.2f} |",
-            flush=True,
-        )
+    rows = {name: row | {"hour": 3600 / row["seconds"]} for name, row in found["rows"].items()}
+    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows.values())}
+    print("| | " + " | ".join(title for title, _ in columns.values()) + " |\n" + "|---" * (len(columns) + 1) + "|")
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(show(row[key]) if key in row else "" for key, (_, show) in columns.items()) + " |", flush=True)
     if config.json:
         write_json(Path(config.json), found)
 
@@ -198,7 +208,7 @@ def _stable_diffusion_14(dtype: Any) -> Any:
         )
 
 
-BENCHMARKS = {"generate": benchmark_generate, "filter": benchmark_filter}
+BENCHMARKS = {"generate": benchmark_generate, "filter": benchmark_filter, "infer": benchmark_infer}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+from distill import formats
+from models.comodgan import CoModGenerator
 from scripts import benchmark
 
 
@@ -12,7 +16,7 @@ def test_generate_prints_and_writes_the_same_table(tiny_run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert found["rows"]["plain loop, one at a time"]["ratio"] == 1 and found["ratio"] > 0
     for name, row in found["rows"].items():
-        assert f"| {name} | {row['seconds']:.3f} |" in printed
+        assert f"| {name} | {benchmark.COLUMNS['seconds'][1](row['seconds'])} |" in printed
         assert row["seconds"] > 0 and row["memory"] > 0
 
 
@@ -21,6 +25,24 @@ def test_the_fast_preset_has_no_official_row(tiny_run, tmp_path, capsys):
     assert benchmark.main(arguments) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert sorted(name.split(",")[0] for name in found["rows"]) == ["ours", "plain loop"] and "official" not in capsys.readouterr().out
+
+
+def test_infer_times_the_teacher_and_each_file(tiny_run, tmp_path, capsys):
+    network = CoModGenerator(32, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=1).eval()
+    named = dict.fromkeys(("task", "source", "target", "teacher", "git_revision"), "x")
+    formats.write(tmp_path, network, named | {"resolution": 32, "z": None, "config": network.config}, (), None)
+    small = [*tiny_run, "benchmark.pairs=1", "benchmark.calls=2", "benchmark.images_at_once=2", f"json={tmp_path}/found.json"]
+    assert benchmark.main(["infer", *small, "distill.init="]) == 2 and "run distill/export.py" in capsys.readouterr().err
+    assert benchmark.main(["infer", *small, f"distill.init={tmp_path}/generator.safetensors"]) == 0
+    found, printed = json.loads((tmp_path / "found.json").read_text()), capsys.readouterr().out
+    eager, files = "PyTorch, eager, float32", [name for name in found["rows"] if "generator" in name]
+    (teacher,) = found["rows"].keys() - {eager, *files}
+    assert len(files) >= 3 and all(f"| {name} |" in printed for name in found["rows"])
+    for name in files:
+        row = found["rows"][name]
+        assert row["ratio"] == pytest.approx(found["rows"][teacher]["seconds"] / row["seconds"])
+        assert row["to_eager"] == pytest.approx(found["rows"][eager]["seconds"] / row["seconds"])
+    assert found["ratio"] in [found["rows"][name]["ratio"] for name in files]
 
 
 def test_an_unknown_benchmark_or_architecture(tiny_run, capsys):

@@ -1,0 +1,107 @@
+"""The part of scripts/benchmark.py that times one edit: the teacher's, the generator's in plain eager float32, and each exported file's.
+
+All of them take and give pictures in the CPU's memory; the speed depends on neither pixels nor weights.
+"""
+
+from __future__ import annotations
+
+import statistics
+import timeit
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from configs.loader import find_file, run_dir
+from configs.schema import Config
+
+WARM_CALLS = 3  # compiling, choosing kernels, recording a CUDA graph
+
+
+def benchmark_infer(config: Config) -> dict[str, Any]:
+    """Stage 3: the teacher beside the generator, of this run or else the one it starts from; `ratio` by the file that fits the device."""
+    import tempfile
+
+    import numpy as np
+    import torch
+
+    from distill.formats import Edit, Picture, write
+    from distill.translate import Translator
+    from models.devices import pick_device
+
+    device, count = pick_device(config.generate.device), config.benchmark.images_at_once
+    on_gpu = device.type == "cuda"
+    generator, about = _generator(config)
+    side = about["resolution"]
+    images_BHWC = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    eager = Picture(Edit(generator, about["z"])).to(device)
+
+    def run_eager() -> None:
+        with torch.no_grad():
+            eager(torch.from_numpy(images_BHWC).to(device)).cpu()
+
+    rows = {"PyTorch, eager, float32": _median(run_eager, config, count)}
+    with tempfile.TemporaryDirectory() as name:
+        write(Path(name), generator, about, ("fp16", "pt2") if on_gpu else ("int8", "pt2"), images_BHWC)
+        named = {"generator.pt2": "PyTorch, generator.pt2", "generator-fp16.pt2": "PyTorch, generator-fp16.pt2"}
+        for path in (path for path in sorted(Path(name).iterdir()) if path.suffix != ".safetensors"):
+            translator = Translator(path, torch.get_num_threads())
+            rows[named.get(path.name, f"ONNX Runtime, {path.name}")] = _median(partial(translator, images_BHWC), config, count)
+    first = rows["PyTorch, eager, float32"]["seconds"]
+    teacher_name = f"teacher, {config.edit.method}, {config.edit.steps} steps, batches of {config.benchmark.pairs}"
+    rows = {teacher_name: _teacher(config, device, side)} | {key: row | {"to_eager": first / row["seconds"]} for key, row in rows.items()}
+    for row in rows.values():
+        row["ratio"] = rows[teacher_name]["seconds"] / row["seconds"]
+    used = "PyTorch, generator-fp16.pt2" if on_gpu else "ONNX Runtime, generator.onnx"
+    return {
+        "benchmark": "infer",
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "settings": f"{about['teacher']}, {side} x {side}, generator of {sum(p.numel() for p in generator.parameters()) / 1e6:.1f} M "
+        f"parameters, {count} at once, median of {config.benchmark.calls} calls",
+        "ratio": rows[used]["ratio"],
+        "rows": rows,
+    }
+
+
+def _generator(config: Config) -> tuple[Any, dict[str, Any]]:
+    """The run's exported generator, else the one its training starts from; at Stable Diffusion's size, random weights."""
+    from distill.formats import read
+    from models.comodgan import CoModGenerator
+
+    if config.benchmark.architecture:
+        generator = CoModGenerator(512, **asdict(config.generator)).eval().requires_grad_(False)
+        names = {"task": config.task.name, "source": "", "target": "", "teacher": config.benchmark.architecture, "git_revision": ""}
+        return generator, names | {"resolution": 512, "z": None, "config": generator.config}
+    for path in (run_dir(config) / "export" / "generator.safetensors", Path(find_file(config.distill.init))):
+        if path.is_file():
+            return read(path)
+    raise UserError(f"{run_dir(config) / 'export'} has no generator.safetensors: run distill/export.py, or set distill.init= to one")
+
+
+def _median(run: Callable[[], object], config: Config, count: int) -> dict[str, float]:
+    """Seconds an image of the middle call: other work on the machine disturbs some of them."""
+    for _ in range(WARM_CALLS):
+        run()
+    return {"seconds": statistics.median(timeit.repeat(run, number=1, repeat=config.benchmark.calls)) / count}
+
+
+def _teacher(config: Config, device: Any, side: int) -> dict[str, float]:
+    import torch
+
+    from generate.directions import EditDirection
+    from generate.editors import Editor
+    from models.teacher import DTYPES, Teacher
+    from scripts.benchmark import CAPTION, _measure, _stable_diffusion_14
+
+    pipeline = _stable_diffusion_14(DTYPES[config.generate.dtype]) if config.benchmark.architecture else None
+    teacher = Teacher(replace(config.teacher, resolution=side), device, config.generate.dtype, pipeline, config.generate.compile)
+    editor = Editor(teacher, EditDirection(0.1 * torch.randn_like(teacher.embed([CAPTION])), "", ""), config)
+    count = config.benchmark.pairs
+    images_BCHW = torch.rand(count, 3, side, side) * 2 - 1
+
+    def run() -> None:
+        editor(images_BCHW, [CAPTION] * count, [str(row) for row in range(count)], False)
+
+    return _measure(run, count, device, warm=config.generate.compile)
