@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import shutil
 import tarfile
@@ -34,40 +35,41 @@ def write_page(folder: Path, config: Export, example_HWC: Any) -> None:
     """
     from PIL import Image
 
-    archive = Path(config.onnxruntime_web) if config.onnxruntime_web else _fetched()
-    try:
-        found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-    except OSError as error:
-        raise UserError(f"export.onnxruntime_web={archive} cannot be read ({error})") from error
-    if f"sha512-{found}" != INTEGRITY:
-        raise UserError(f"{archive} is not onnxruntime-web {VERSION} as npm publishes it: `npm pack onnxruntime-web@{VERSION}` gets it")
-    with tarfile.open(archive) as tar:
+    with tarfile.open(fileobj=io.BytesIO(_package(config.onnxruntime_web))) as tar:
         for name in FILES:
             member = tar.extractfile(f"package/dist/{name}")
-            assert member is not None  # the archive is the one we know
-            with member, open(folder / name, "wb") as out:
-                shutil.copyfileobj(member, out)
+            assert member is not None  # the package is the one we know
+            (folder / name).write_bytes(member.read())
     shutil.copy(Path(__file__).with_name("browser.html"), folder / "index.html")
     Image.fromarray(example_HWC).save(folder / "example.png")
 
 
-def _fetched() -> Path:
-    """The package in the user's cache; fetched if it is not there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "zero2gan"
-    path = cache / ADDRESS.rpartition("/")[2]
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        print(f"export: fetching {ADDRESS}", flush=True)
-        try:
-            with urllib.request.urlopen(ADDRESS, timeout=TIMEOUT_S) as reply, open(temporary, "wb") as out:
-                shutil.copyfileobj(reply, out)
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(
-                f"{ADDRESS} cannot be fetched ({error}): set export.onnxruntime_web= to that file (`npm pack onnxruntime-web@{VERSION}`), "
-                "or leave page out of export.formats"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-    return path
+def _package(path: str) -> bytes:
+    """The npm package from `path`, else from the user's cache, else from the registry."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "zero2gan" / ADDRESS.rpartition("/")[2]
+    archive = Path(path) if path else cache
+    fetch = not path and not cache.exists()
+    try:
+        if fetch:
+            print(f"export: fetching {ADDRESS}", flush=True)
+            with urllib.request.urlopen(ADDRESS, timeout=TIMEOUT_S) as reply:
+                data = reply.read()
+        else:
+            data = archive.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{ADDRESS if fetch else archive} cannot be read ({error}): set export.onnxruntime_web= to that package's .tgz "
+            f"(`npm pack onnxruntime-web@{VERSION}`), or leave page out of export.formats"
+        ) from error
+    found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
+    if found != INTEGRITY:
+        raise UserError(
+            f"{ADDRESS if fetch else archive} is not onnxruntime-web {VERSION} as npm publishes it ({found}): remove it, "
+            f"or set export.onnxruntime_web= to what `npm pack onnxruntime-web@{VERSION}` gets"
+        )
+    if fetch:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cache.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(data)
+        temporary.replace(cache)
+    return data

@@ -1,0 +1,134 @@
+"""The exported page: what it is made of, and in a real browser that it edits as Python does."""
+
+import functools
+import http.server
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.errors import UserError
+from configs.schema import Export
+from distill import browser, formats
+from distill.translate import Translator
+from models.comodgan import CoModGenerator
+
+SIDE = 32
+PIXELS = "name => Array.from(document.getElementById(name).getContext('2d').getImageData(0, 0, 32, 32).data)"
+
+
+def blocks(seed, width):
+    """A picture of random squares of eight pixels."""
+    colours = np.random.default_rng(seed).integers(0, 256, (SIDE // 8, width // 8, 3), dtype=np.uint8)
+    return colours.repeat(8, 0).repeat(8, 1)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """A folder like <run>/export, with the page; its generator has random weights."""
+    try:
+        browser._package("")
+    except UserError as error:
+        pytest.skip(f"onnxruntime-web is not to be had: {error}")
+    tmp_path = tmp_path_factory.mktemp("export")
+    torch.manual_seed(0)
+    network = CoModGenerator(SIDE, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=1).eval()
+    about = {"task": "x", "source": "a <b>cat", "target": "a dog", "teacher": "t", "git_revision": "r", "resolution": SIDE, "z": None}
+    formats.write(tmp_path, network, about | {"config": network.config}, (), None)
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    browser.write_page(tmp_path, Export(), blocks(0, SIDE))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def page(export):
+    """The page in a headless Chromium, served as `python -m http.server` does; every request it makes is in page.asked."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no chromium or google-chrome on this machine")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(export))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with playwright.sync_playwright() as driver:
+        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        page = driver.chromium.launch(executable_path=chromium, args=arguments).new_page()
+        page.asked = []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.wait_for_selector("body[data-ready]", timeout=60_000)
+        yield page
+        page.context.browser.close()
+    server.shutdown()
+
+
+def pixels(page, canvas):
+    return np.array(page.evaluate(PIXELS, canvas)).reshape(SIDE, SIDE, 4)[..., :3]
+
+
+def test_the_page_edits_as_python_does(page, export, tmp_path):
+    translator = Translator(export)
+    expected = translator(np.asarray(Image.open(export / "example.png"))).astype(int)
+    assert np.abs(pixels(page, "after") - expected).max() <= 2
+    assert page.inner_text("#title") == "a <b>cat \u2192 a dog"
+
+    wide = blocks(1, 3 * SIDE)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    page.evaluate("document.getElementById('time').textContent = ''")
+    page.set_input_files("#file", str(tmp_path / "wide.png"))
+    page.locator("#time", has_text=" ms").wait_for()
+    centre = wide[:, SIDE : 2 * SIDE]
+    assert np.array_equal(pixels(page, "before"), centre)
+    edit = pixels(page, "after")
+    assert np.abs(edit - translator(centre).astype(int)).max() <= 2 and np.abs(edit - expected).max() > 20
+
+    (tmp_path / "text.png").write_text("no picture")
+    page.set_input_files("#file", str(tmp_path / "text.png"))
+    page.locator("#status", has_text="no picture").wait_for()
+    address = page.url
+    assert all(asked.startswith((address, "data:", "blob:")) for asked in page.asked) and len(page.asked) >= 5
+
+
+def test_the_slider_uncovers_the_edit_and_the_camera_runs(page, tmp_path):
+    shots = {}
+    for cut in (0, 100):
+        page.evaluate(f"s => {{ s.value = {cut}; s.dispatchEvent(new Event('input')) }}", page.query_selector("#slider"))
+        page.locator("#stage").screenshot(path=tmp_path / f"{cut}.png")
+        shots[cut] = np.asarray(Image.open(tmp_path / f"{cut}.png").convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)).astype(int)
+    inner = slice(SIDE // 4, -SIDE // 4)  # no labels there
+    for cut, shown, other in ((0, "after", "before"), (100, "before", "after")):
+        near, far = (np.abs(shots[cut] - pixels(page, canvas))[inner, inner].mean() for canvas in (shown, other))
+        assert near < 0.5 * far
+    still = pixels(page, "before")
+    page.click("#camera")
+    page.locator("#camera", has_text="Stop").wait_for()
+    for _ in range(100):
+        if not np.array_equal(pixels(page, "before"), still):
+            break
+        page.wait_for_timeout(100)
+    else:
+        pytest.fail("no frame of the camera in ten seconds")
+    page.click("#camera")
+    assert page.inner_text("#camera") == "Camera"
+
+
+def test_another_package_or_none_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "other.tgz").write_bytes(b"not it")
+    with pytest.raises(UserError, match="is not onnxruntime-web"):
+        browser._package(str(tmp_path / "other.tgz"))
+    with pytest.raises(UserError, match="nowhere.tgz cannot be read"):
+        browser._package(str(tmp_path / "nowhere.tgz"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(browser, "ADDRESS", f"file://{tmp_path}/nowhere.tgz")
+    with pytest.raises(UserError, match=r"set export\.onnxruntime_web="):
+        browser._package("")
+    monkeypatch.setattr(browser, "ADDRESS", f"file://{tmp_path}/other.tgz")
+    with pytest.raises(UserError, match="is not onnxruntime-web"):
+        browser._package("")
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(browser, "INTEGRITY", "sha512-" + browser.base64.b64encode(browser.hashlib.sha512(b"not it").digest()).decode())
+    assert browser._package("") == b"not it" == (tmp_path / "cache" / "zero2gan" / "other.tgz").read_bytes()
