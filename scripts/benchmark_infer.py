@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,12 @@ from configs.errors import UserError
 from configs.loader import find_file, run_dir
 from configs.schema import Config
 
-WARM_CALLS = 3  # compiling, choosing kernels, recording a CUDA graph
+ROUNDS = 5  # after one that does not count
 
 
 def benchmark_infer(config: Config) -> dict[str, Any]:
     """Stage 3: the teacher beside the generator, of this run or else the one it starts from; `ratio` by the file that fits the device."""
+    import copy
     import tempfile
 
     import numpy as np
@@ -36,19 +37,20 @@ def benchmark_infer(config: Config) -> dict[str, Any]:
     generator, about = _generator(config)
     side = about["resolution"]
     images_BHWC = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-    eager = Picture(Edit(generator, about["z"])).to(device)
+    eager = Picture(Edit(copy.deepcopy(generator), about["z"])).to(device)  # what is exported stays on the CPU
 
     def run_eager() -> None:
         with torch.no_grad():
             eager(torch.from_numpy(images_BHWC).to(device)).cpu()
 
-    rows = {"PyTorch, eager, float32": _median(run_eager, config, count)}
+    runs: dict[str, Callable[[], object]] = {"PyTorch, eager, float32": run_eager}
     with tempfile.TemporaryDirectory() as name:
         write(Path(name), generator, about, ("fp16", "pt2") if on_gpu else ("int8", "pt2"), images_BHWC)
         named = {"generator.pt2": "PyTorch, generator.pt2", "generator-fp16.pt2": "PyTorch, generator-fp16.pt2"}
         for path in (path for path in sorted(Path(name).iterdir()) if path.suffix != ".safetensors"):
             translator = Translator(path, torch.get_num_threads())
-            rows[named.get(path.name, f"ONNX Runtime, {path.name}")] = _median(partial(translator, images_BHWC), config, count)
+            runs[named.get(path.name, f"ONNX Runtime, {path.name}")] = partial(translator, images_BHWC)
+    rows = _medians(runs, config.benchmark.calls, count)
     first = rows["PyTorch, eager, float32"]["seconds"]
     teacher_name = f"teacher, {config.edit.method}, {config.edit.steps} steps, batches of {config.benchmark.pairs}"
     rows = {teacher_name: _teacher(config, device, side)} | {key: row | {"to_eager": first / row["seconds"]} for key, row in rows.items()}
@@ -80,11 +82,14 @@ def _generator(config: Config) -> tuple[Any, dict[str, Any]]:
     raise UserError(f"{run_dir(config) / 'export'} has no generator.safetensors: run distill/export.py, or set distill.init= to one")
 
 
-def _median(run: Callable[[], object], config: Config, count: int) -> dict[str, float]:
-    """Seconds an image of the middle call: other work on the machine disturbs some of them."""
-    for _ in range(WARM_CALLS):
-        run()
-    return {"seconds": statistics.median(timeit.repeat(run, number=1, repeat=config.benchmark.calls)) / count}
+def _medians(runs: Mapping[str, Callable[[], object]], calls: int, count: int) -> dict[str, dict[str, float]]:
+    """Seconds an image of each one's middle call, taken in turns: other work on the machine disturbs some of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(1 + ROUNDS):
+        for name, run in runs.items():
+            timed = timeit.repeat(run, number=1, repeat=-(-calls // ROUNDS))
+            seconds[name] += timed if round_ else []  # the first compiles, chooses kernels and records CUDA graphs
+    return {name: {"seconds": statistics.median(values) / count} for name, values in seconds.items()}
 
 
 def _teacher(config: Config, device: Any, side: int) -> dict[str, float]:
