@@ -41,6 +41,5 @@ setup(
         "dev": ["mypy>=1.11", "pytest>=8", "ruff>=0.6", "types-PyYAML"],
         "demo": ["scikit-image>=0.24"],  # its sample photographs
         "inception": ["torch-fidelity==0.3.0"],  # FID's own network; 0.4.0 installs a package `tests` that hides ours
-        "ray": ["ray[default]>=2.40"],
     },
 )
