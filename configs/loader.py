@@ -116,6 +116,7 @@ def _fragment(kind: str, name: str) -> dict[str, Any]:
 
 
 def _merge(layers: list[tuple[str, dict]], overrides: list[str]) -> Config:
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -130,7 +131,10 @@ def _merge(layers: list[tuple[str, dict]], overrides: list[str]) -> Config:
             part = OmegaConf.create({})
             OmegaConf.update(part, key, value)
         else:
-            part = OmegaConf.from_dotlist([argument])
+            try:
+                part = OmegaConf.from_dotlist([argument])
+            except (OmegaConfBaseException, yaml.YAMLError) as error:
+                raise UserError(f"'{argument}' is no value: {str(error).splitlines()[0]}") from error
         parts.append((f"'{argument}'", part))
     for origin, part in parts:
         try:

@@ -100,16 +100,17 @@ def _pixels(inputs: Sequence[InputImage]) -> torch.Tensor | None:
 def largest_batch(editor: Editor, most: int) -> int:
     """How many pairs, a power of two or `most`, the editor's GPU holds at once, by trying; on a CPU the smaller of CPU_BATCH and most.
 
-    Memory does not depend on the number of steps, so one step of each pass tells.
+    Memory does not depend on the number of steps, so one step of each pass tells; but with guidance.maps=inversion.
     """
     device = editor.teacher.device
     if device.type == "cpu":
         return min(CPU_BATCH, most)
+    probe = editor if editor.guidance.maps == "inversion" else editor.shortened(1)
     fits, size = 1, 1
     while size <= min(most, LARGEST_BATCH):
         try:
             torch.cuda.reset_peak_memory_stats(device)
-            _try(editor.shortened(1), size)
+            _try(probe, size)
         except torch.OutOfMemoryError:
             break
         if torch.cuda.max_memory_reserved(device) > MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory:

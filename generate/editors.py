@@ -83,6 +83,8 @@ class Editor:
         self.inversion_steps = official_steps_upwards(teacher, steps) if self.official else steps_upwards(teacher.schedule(steps))
         self.schedule = teacher.schedule(config.edit.steps)
         self.solver = Solver(config.edit.solver).name
+        if self.official and self.solver != "ddim":
+            raise UserError(f"edit.solver={self.solver}: edit.mode=official is DDIM's")
         if config.guidance.maps == "inversion" and (self.official or steps != config.edit.steps):
             raise UserError("guidance.maps=inversion: needs edit.mode=paper, and inversion.steps equal to edit.steps")
         if self.method.noise == "partial":
@@ -102,18 +104,7 @@ class Editor:
         sample's key, so a result does not depend on its batch.
         """
         generators = [torch.Generator().manual_seed(sample_seed(self.seed, key)) for key in keys]
-        caption_BTD = self.teacher.embed(captions)
-        synthetic, latents, maps, noises = image_BCHW is None, {}, {}, {}
-        if image_BCHW is None:
-            noise_BCHW = self._draw(generators, self.teacher.latent_shape)
-        else:
-            latents["input"] = self.teacher.encode(image_BCHW)
-            if self.method.noise in OF_REAL_IMAGES:
-                found = self._invert(latents["input"], caption_BTD, generators)
-                noise_BCHW, maps, noises = found.noise, found.maps, {"predicted": found.predicted, "regularised": found.regularised}
-            else:
-                drawn = self._draw(generators, latents["input"].shape[1:])
-                noise_BCHW = ddim_step(latents["input"], drawn, 1.0, self.schedule.alpha[0])
+        synthetic, caption_BTD = image_BCHW is None, self.teacher.embed(captions)
         swapped = [swap_words(caption, self.task) for caption in captions]
         empty = self.guidance.negative == "empty" or (self.guidance.negative == "auto" and synthetic)
         texts = Texts(
@@ -121,25 +112,34 @@ class Editor:
             caption_BTD + self.direction.value_1TD if self.method.text == "direction" else self.teacher.embed(swapped),
             self.teacher.embed([""] * len(captions)) if empty else caption_BTD,
         )
+        input_BCHW = None if image_BCHW is None else self.teacher.encode(image_BCHW)
+        start = self._start(input_BCHW, caption_BTD, generators)
         reference_BCHW: Tensor | None
         if self.method.attention == "replaces":
             alignment = align_tokens(self.teacher, captions, swapped)
             way = self.guidance.scale, alignment, self.prompt_to_prompt, self.solver
-            reference_BCHW, edit_BCHW = edit_by_replacing(self.teacher, self.schedule, noise_BCHW, texts, *way)
+            reference_BCHW, edit_BCHW = edit_by_replacing(self.teacher, self.schedule, start.noise, texts, *way)
         else:
-            lockstep = Lockstep(reconstruct or synthetic, empty and (self.official or synthetic), self.official, self.solver, maps)
-            reference_BCHW, edit_BCHW = edit_in_lockstep(self.teacher, self.schedule, noise_BCHW, texts, self.guidance, lockstep)
-        latents |= {"inverted": noise_BCHW, "edit": edit_BCHW}
+            lockstep = Lockstep(reconstruct or synthetic, empty and (self.official or synthetic), self.official, self.solver, start.maps)
+            reference_BCHW, edit_BCHW = edit_in_lockstep(self.teacher, self.schedule, start.noise, texts, self.guidance, lockstep)
+        made = {"edit": edit_BCHW}
         if reference_BCHW is not None and (reconstruct or synthetic):
-            latents["input" if synthetic else "reconstruction"] = reference_BCHW
-        noises["inverted"] = noise_BCHW
-        made = latents if synthetic else {name: latent for name, latent in latents.items() if name != "input"}
-        return Edited({name: self.teacher.decode(latent) for name, latent in made.items() if name != "inverted"}, latents, noises)
+            made["input" if synthetic else "reconstruction"] = reference_BCHW
+        latents = ({} if input_BCHW is None else {"input": input_BCHW}) | {"inverted": start.noise} | made
+        noises = {"inverted": start.noise, "predicted": start.predicted, "regularised": start.regularised}
+        pictures = {name: self.teacher.decode(latent) for name, latent in made.items()}
+        return Edited(pictures, latents, {name: noise for name, noise in noises.items() if noise is not None})
 
-    def _invert(self, latent_BCHW: Tensor, caption_BTD: Tensor, generators: list[torch.Generator]) -> Inverted:
+    def _start(self, input_BCHW: Tensor | None, caption_BTD: Tensor, generators: list[torch.Generator]) -> Inverted:
+        """The noise that the trajectories leave from: drawn, or the input's."""
+        if input_BCHW is None:
+            return Inverted(self._draw(generators, self.teacher.latent_shape))
+        if self.method.noise not in OF_REAL_IMAGES:
+            drawn = self._draw(generators, input_BCHW.shape[1:])
+            return Inverted(ddim_step(input_BCHW, drawn, 1.0, self.schedule.alpha[0]))
         kept = guided(len(self.schedule.timesteps), self.guidance) - 1 if self.guidance.maps == "inversion" else 0
-        ways = generators, self.inversion, "ddim" if self.official else self.solver, max(kept, 0)
-        return invert(self.teacher, self.inversion_steps, latent_BCHW, caption_BTD, *ways)
+        ways = generators, self.inversion, self.solver, max(kept, 0)
+        return invert(self.teacher, self.inversion_steps, input_BCHW, caption_BTD, *ways)
 
     def _draw(self, generators: list[torch.Generator], shape: Sequence[int]) -> Tensor:
         return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators]).to(self.teacher.device)

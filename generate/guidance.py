@@ -89,7 +89,12 @@ def edit_in_lockstep(
 
 def guided(steps: int, guidance: Guidance) -> int:
     """How many of the steps, from the noise on, attention guides."""
-    return math.ceil(guidance.until * steps) if guidance.amount else 0
+    return share_of(guidance.until, steps) if guidance.amount else 0
+
+
+def share_of(share: float, steps: int) -> int:
+    """A share of the steps, rounded up, but not for the sake of a rounding error (0.55 x 20 is above 11)."""
+    return math.ceil(round(share * steps, 6))
 
 
 def guide_rows(

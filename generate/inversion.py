@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -63,13 +63,13 @@ class Solver:
 @dataclass
 class Inverted:
     """noise: what the image became, B x C x H x W; maps: cross-attention maps on the way, by timestep; predicted and regularised: the last
-    step's noise before and after the regularisation.
+    step's noise before and after the regularisation, None where nothing was inverted.
     """
 
     noise: Tensor
-    maps: dict[int, list[Tensor]]
-    predicted: Tensor
-    regularised: Tensor
+    maps: dict[int, list[Tensor]] = field(default_factory=dict)
+    predicted: Tensor | None = None
+    regularised: Tensor | None = None
 
 
 @torch.no_grad()

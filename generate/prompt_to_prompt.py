@@ -5,7 +5,6 @@ Shapes: B images, H heads, P pixels, T text tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import PromptToPrompt
-from generate.guidance import Texts
+from generate.guidance import Texts, share_of
 from generate.inversion import Solver
 from models.teacher import Schedule, Teacher
 
@@ -39,8 +38,8 @@ def edit_by_replacing(
     for index, (timestep, alpha, alpha_next) in enumerate(zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True)):
         replacement = _Replacement(
             alignment,
-            cross=index < math.ceil(config.cross_replace * steps),
-            most_pixels=config.self_side**2 if index < math.ceil(config.self_replace * steps) else 0,
+            cross=index < share_of(config.cross_replace, steps),
+            most_pixels=config.self_side**2 if index < share_of(config.self_replace, steps) else 0,
         )
         with teacher.controlled(replacement):
             noise = teacher.noise(torch.cat([reference_BCHW, edit_BCHW, edit_BCHW]), timestep, all_BTD)

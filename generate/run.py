@@ -222,6 +222,8 @@ def _claim(folder: Path, config: Config) -> None:
         if changed:
             rows = "; ".join(f"{key} was {present.get(key)}, now {wanted.get(key)}" for key in changed)
             raise UserError(f"{folder} was made with another configuration: {rows}. Take another runs_dir= or generate.out=, or force=true")
+    for torn in folder.glob(".*.tmp"):  # of a killed process: nobody writes before the main process is here
+        torn.unlink()
     write_json(path, wanted)
     (folder / "config.yaml").write_text(to_yaml(config))
 

@@ -8,7 +8,7 @@ import torch
 
 from configs.errors import UserError
 from configs.loader import load, pairs_dir
-from configs.schema import Generate
+from configs.schema import Generate, Guidance
 from generate import batches, run
 from generate.batches import PairMaker, largest_batch, seconds_a_pair
 from generate.directions import EditDirection
@@ -23,6 +23,7 @@ class GpuEditor:
     def __init__(self, most: int) -> None:
         self.most, self.tried = most, []
         self.teacher = SimpleNamespace(device=torch.device("cuda"), resolution=8)
+        self.guidance = Guidance()
 
     def shortened(self, steps):
         return self

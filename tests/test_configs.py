@@ -113,6 +113,9 @@ def test_the_digest_follows_the_content():
         ("source.caption.x=1", "source.caption"),
         ("edit", "key=value"),
         ("teacher=sd14", "source.images="),
+        ("filter.select=[a=:]", "is no value"),
+        ("task.swap={a: [}", "is no value"),
+        ("preset=paper,fats", "did you mean fast"),
     ],
 )
 def test_wrong_arguments_name_the_right_ones(argument, says):

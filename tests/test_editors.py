@@ -139,8 +139,11 @@ def test_the_inversion_keeps_the_maps_that_guidance_asks_for(tiny_teacher):
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     arguments = ["edit.steps=6", "guidance.maps=inversion", "guidance.until=0.6"]
     assert set(edit(tiny_teacher, arguments, image, reconstruct=False).latents) == {"input", "inverted", "edit"}
-    with pytest.raises(UserError, match="guidance.maps=inversion: needs edit.mode=paper"):
-        edit(tiny_teacher, [*arguments, "inversion.steps=3"])
+    for wrong in ("inversion.steps=3", "edit.mode=official"):
+        with pytest.raises(UserError, match="guidance.maps=inversion: needs edit.mode=paper"):
+            edit(tiny_teacher, [*arguments, wrong])
+    with pytest.raises(UserError, match="edit.solver=multistep: edit.mode=official is DDIM's"):
+        edit(tiny_teacher, ["edit.mode=official", "edit.solver=multistep"])
 
 
 @pytest.mark.parametrize("wrong", ["edit.method=e", "edit.mode=e", "edit.solver=e", "guidance.negative=e", "guidance.maps=e"])

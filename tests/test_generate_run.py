@@ -36,7 +36,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_run, capsys):
     assert sorted(whole) == ["000000.json", "000000.tar", "000001.json", "000001.tar", "000002.json", "000002.tar", "made_with.json"]
     (pairs / "000001.json").unlink()  # killed between the tar and its manifest
     (pairs / "000002.tar").unlink()
+    (pairs / ".000002.tar.77.tmp").write_bytes(b"torn")
     assert run.main(tiny_run) == 0
+    assert not list(pairs.glob(".*.tmp"))
     assert "1 of 3 shards already" in capsys.readouterr().out
     assert contents(pairs) == whole
 
