@@ -206,13 +206,13 @@ def test_a_folder_end_to_end(run, tmp_path, capsys):
 
 def test_a_video_keeps_its_frames_and_their_times(unchanged, tmp_path, monkeypatch, capsys):
     av = pytest.importorskip("av", reason="PyAV is not installed: pip install -e .[video]")
-    times, greys = [0, 1, 2, 5, 6], [20, 60, 100, 140, 180]  # a gap: the frames do not come evenly
+    times_ms, greys = [0, 33, 71, 500, 511], [20, 60, 100, 140, 180]  # as from a phone: the frames do not come evenly
     with av.open(str(tmp_path / "in.mp4"), "w") as writer:
         stream = writer.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = 60, 40, "yuv420p", Fraction(1, 10)
-        for number, grey in zip(times, greys, strict=True):
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = 60, 40, "yuv420p", Fraction(1, 1000)
+        for time_ms, grey in zip(times_ms, greys, strict=True):
             frame = av.VideoFrame.from_ndarray(np.full((40, 60, 3), grey, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, 10)
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
             writer.mux(stream.encode(frame))
         writer.mux(stream.encode())
     monkeypatch.setattr(translate, "Translator", lambda *_: unchanged)
@@ -220,7 +220,7 @@ def test_a_video_keeps_its_frames_and_their_times(unchanged, tmp_path, monkeypat
     assert translate.main(command) == 0 and "5 pictures" in capsys.readouterr().out
     with av.open(str(tmp_path / "out" / "in.mp4")) as reader:
         frames = list(reader.decode(video=0))
-    assert [round(frame.time * 10) for frame in frames] == times
+    assert [round(frame.time * 1000) for frame in frames] == times_ms
     assert [(frame.width, frame.height) for frame in frames] == [(24, 16)] * 5
     assert np.abs([frame.to_ndarray(format="rgb24").mean() for frame in frames] - np.array(greys)).max() < 4
     assert translate.main(command) == 2 and "--overwrite" in capsys.readouterr().err
