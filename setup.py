@@ -38,9 +38,9 @@ setup(
     packages=["configs", "distill", "filter", "generate", "models", "models.miniature", "models.miniature.training", "scripts"],
     install_requires=REQUIREMENTS,
     extras_require={
-        "dev": ["av>=14", "mypy>=1.11", "playwright>=1.45", "pytest>=8", "ruff>=0.6", "types-PyYAML"],  # playwright drives a Chromium
+        "dev": ["av>=14.2", "mypy>=1.11", "playwright>=1.45", "pytest>=8", "ruff>=0.6", "types-PyYAML"],  # playwright drives a Chromium
         "demo": ["scikit-image>=0.24"],  # its sample photographs
         "inception": ["torch-fidelity==0.3.0"],  # FID's own network; 0.4.0 installs a package `tests` that hides ours
-        "video": ["av>=14"],  # videos and cameras in distill/translate.py; it carries FFmpeg
+        "video": ["av>=14.2"],  # videos and cameras in distill/translate.py; it carries FFmpeg
     },
 )

@@ -233,6 +233,24 @@ def test_a_video_keeps_its_frames_and_their_times(unchanged, tmp_path, monkeypat
     assert translate.main([*command, "--overwrite"]) == 2 and "pip install av" in capsys.readouterr().err
 
 
+def test_a_video_from_a_turned_phone_is_upright(unchanged, tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install -e .[video]")
+    if not hasattr(av.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV cannot write a turned video")
+    right_HWC = np.zeros((32, 64, 3), np.uint8)
+    right_HWC[:, 32:] = 255
+    with av.open(str(tmp_path / "in.mp4"), "w") as writer:
+        stream = writer.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.set_display_rotation(90)  # to be shown turned counter-clockwise: what is right is up
+        writer.mux(stream.encode(av.VideoFrame.from_ndarray(right_HWC, format="rgb24")))
+        writer.mux(stream.encode())
+    translate.translate_video(unchanged, str(tmp_path / "in.mp4"), tmp_path / "out.mp4", 1)
+    with av.open(str(tmp_path / "out.mp4")) as reader:
+        (shown_HWC,) = (frame.to_ndarray(format="rgb24") for frame in reader.decode(video=0))
+    assert shown_HWC.shape == (32, 16, 3) and shown_HWC[:14].min() > 200 and shown_HWC[18:].max() < 60
+
+
 def test_wrong_paths_and_models_say_so(run, tmp_path, capsys):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     for name in ("broken.onnx", "broken.pt2"):
