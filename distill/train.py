@@ -20,6 +20,8 @@ from configs.loader import run_dir
 from configs.schema import Config
 
 if TYPE_CHECKING:
+    import torch
+
     from distill.state import TrainingState
 
 SECTIONS = ("task", "teacher", "generator", "augment", "distill")
@@ -41,8 +43,9 @@ def train(config: Config) -> Path:
     from generate.shards import exclusive
 
     precision = {"float32": "no", "bfloat16": "bf16"}[_checked(config).distill.dtype]
-    accelerator = Accelerator(cpu=not is_available(), mixed_precision=precision)
     folder = run_dir(config) / "train"
+    trackers = _trackers(config.distill.tracker)
+    accelerator = Accelerator(cpu=not is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=folder)
     with exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext():
         from distill.state import TrainingState
 
@@ -54,20 +57,26 @@ def train(config: Config) -> Path:
 
 
 def loop(config: Config, state: TrainingState) -> Path:
-    """The distillation of Parmar et al. (2023), section 3.4, step by step."""
+    """All steps, with a checkpoint each distill.save_every_images."""
     for input_BCHW, edit_BCHW in state.batches():
-        state.seed_step()
-        input_BCHW, edit_BCHW = state.augment(input_BCHW, edit_BCHW)
-        fake_BCHW = state.model(input_BCHW, state.latent(len(input_BCHW)))
-        losses = state.loss(fake_BCHW, edit_BCHW)
-        state.accelerator.backward(losses["loss"])
-        state.stop_unless_finite(losses)
-        state.update()
-        state.log(losses)
+        state.log(train_step(state, input_BCHW, edit_BCHW))
         if state.due():
             state.validate()
             state.save()
     return state.path
+
+
+def train_step(state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The distillation of Parmar et al. (2023), section 3.4; the losses, averaged over all processes."""
+    state.seed_step()
+    input_BCHW, edit_BCHW = state.augment(input_BCHW, edit_BCHW)
+    fake_BCHW = state.model(input_BCHW, state.latent(len(input_BCHW)))
+    losses = state.loss(input_BCHW, fake_BCHW, edit_BCHW)
+    state.accelerator.backward(losses["loss"])
+    losses |= state.teach_adversary(input_BCHW, edit_BCHW, fake_BCHW)
+    losses = state.averaged_if_finite(losses)
+    state.update()
+    return losses
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -99,10 +108,26 @@ def _checked(config: Config) -> Config:
     for key, choices in known.items():
         if getattr(distill, key) not in choices:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is {' or '.join(choices)}")
-    for key in ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs"):
+    for key in ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs", "r1_every"):
         if getattr(distill, key) < 1:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is 1 or more")
+    if distill.adapter_rank and not distill.init:
+        raise UserError(f"distill.adapter_rank={distill.adapter_rank}: adapters change a trained generator, name it by distill.init=")
     return config
+
+
+def _trackers(name: str) -> list[Any]:
+    """What accelerate is to log with. UserError where it finds no such tracker installed."""
+    from accelerate.tracking import get_available_trackers
+
+    from configs.errors import UserError
+
+    installed = [tracker.value for tracker in get_available_trackers()]
+    if name not in ("", "auto", *installed):
+        raise UserError(
+            f"distill.tracker={name}: accelerate finds {', '.join(installed) or 'none'} installed; leave it empty or pip install it"
+        )
+    return [tracker for tracker in installed if tracker == {"auto": "tensorboard"}.get(name, name)]
 
 
 if __name__ == "__main__":
