@@ -41,6 +41,7 @@ setup(
         "dev": ["mypy>=1.11", "pytest>=8", "ruff>=0.6", "types-PyYAML"],
         "demo": ["scikit-image>=0.24"],  # its sample photographs
         "inception": ["torch-fidelity==0.3.0"],  # FID's own network; 0.4.0 installs a package `tests` that hides ours
+        "tracker": ["tensorboard>=2.14"],  # accelerate logs the training to it where it is installed
         "ray": ["ray[default]>=2.40"],
     },
 )

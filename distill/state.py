@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator as Batches
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -91,7 +91,7 @@ class TrainingState:
 
     # ---- the steps of the loop ----
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self) -> Batches[tuple[torch.Tensor, torch.Tensor], None, None]:
         """This process's part of each step still to do: input and edit, B x 3 x H x W in [-1, 1]."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         order = pairs.step_batches(self.step, self._last_step(), self.config.batch, len(self.training), self.seed, rank, processes)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from distill.state import TrainingState
 
 SECTIONS = ("task", "teacher", "generator", "augment", "distill")
+PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype and accelerate's name for it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def train(config: Config) -> Path:
 
     from generate.shards import exclusive
 
-    precision = {"float32": "no", "bfloat16": "bf16"}[_checked(config).distill.dtype]
+    precision = PRECISIONS[_checked(config).distill.dtype]
     folder = run_dir(config) / "train"
     trackers = _trackers(config.distill.tracker)
     accelerator = Accelerator(cpu=not is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=folder)
@@ -85,17 +86,20 @@ def plan(config: Config) -> dict[str, Any]:
 
     from distill.pairs import selected_keys
     from models.comodgan import CoModGenerator
+    from models.discriminator import Discriminator
 
+    side, sizes, adversary = _checked(config).teacher.resolution, config.generator, config.distill.adversarial > 0
     with torch.device("meta"):
-        generator = CoModGenerator(_checked(config).teacher.resolution, **asdict(config.generator))
-    parameters = sum(parameter.numel() for parameter in generator.parameters())
+        networks = [CoModGenerator(side, **asdict(sizes)), Discriminator(side, sizes.channel_base, sizes.channel_max)][: 1 + adversary]
+    parameters, *judge = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
+    in_one_checkpoint = 16 * parameters + 12 * sum(judge)  # weights and Adam's two moments, float32; of the generator the average too
     keys = selected_keys(run_dir(config))
     return {
         "folder": run_dir(config) / "train",
         "pairs selected": len(keys),
         "epochs": round(config.distill.images / len(keys), 1),
         "parameters (millions)": round(parameters / 1e6, 2),
-        "disk for the checkpoints (GB)": round(parameters * 16 * (config.distill.keep_checkpoints + 1) / 1e9, 2),
+        "disk for the checkpoints (GB)": round(in_one_checkpoint * (config.distill.keep_checkpoints + 1) / 1e9, 2),
     }
 
 
@@ -104,15 +108,15 @@ def _checked(config: Config) -> Config:
     from configs.errors import UserError
 
     distill = config.distill
-    known = {"dtype": ("float32", "bfloat16"), "latent": ("fixed", "sampled")}
+    known = {"dtype": tuple(PRECISIONS), "latent": ("fixed", "sampled")}
     for key, choices in known.items():
         if getattr(distill, key) not in choices:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is {' or '.join(choices)}")
     for key in ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs", "r1_every"):
         if getattr(distill, key) < 1:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is 1 or more")
-    if distill.adapter_rank and not distill.init:
-        raise UserError(f"distill.adapter_rank={distill.adapter_rank}: adapters change a trained generator, name it by distill.init=")
+    if distill.adapter_rank and (distill.adapter_rank < 0 or not distill.init):
+        raise UserError(f"distill.adapter_rank={distill.adapter_rank}: it is 0, or more with a trained generator as distill.init=")
     return config
 
 

@@ -2,6 +2,9 @@
 
   python scripts/benchmark.py generate                                     the miniature, on this machine
   python scripts/benchmark.py generate benchmark.architecture=sd14 edit.steps=100 generate.dtype=float16 json=FILE     on a GPU
+  python scripts/benchmark.py train                                        distill/train.py's step, at the miniature's size
+  python scripts/benchmark.py train preset=paper source.images=x benchmark.side=256 distill.batch=64 distill.dtype=bfloat16 \
+      distill.compile=true distill.workers=8 json=FILE                     on a GPU
 
 Prints a Markdown table: seconds and memory a pair, pairs an hour, share of the machine's own matrix product rate, and the ratio to the
 plain loop (scripts/plain.py). json=FILE writes the same with the headline as `ratio`.
@@ -19,8 +22,9 @@ from typing import Any
 from configs.cli import entry
 from configs.errors import UserError
 from configs.schema import Config
+from scripts.benchmark_train import benchmark_train
 
-SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "benchmark")
+SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "generator", "augment", "distill", "benchmark")
 CAPTION = "a photo of a tree in summer"
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product gives the machine's rate
 
@@ -196,7 +200,7 @@ def _stable_diffusion_14(dtype: Any) -> Any:
         )
 
 
-BENCHMARKS = {"generate": benchmark_generate}
+BENCHMARKS = {"generate": benchmark_generate, "train": benchmark_train}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from scripts import benchmark
 
 
@@ -21,6 +23,23 @@ def test_the_fast_preset_has_no_official_row(tiny_run, tmp_path, capsys):
     assert benchmark.main(arguments) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert sorted(name.split(",")[0] for name in found["rows"]) == ["ours", "plain loop"] and "official" not in capsys.readouterr().out
+
+
+def test_train_writes_what_each_loop_took(tmp_path):
+    sizes = ["channel_base=64", "channel_max=8", "z_dim=8", "w_dim=8", "code_dim=16", "mapping_layers=2"]
+    settings = [
+        "benchmark.side=16",
+        "benchmark.steps=1",
+        "distill.batch=4",
+        "distill.lpips_crop=0",
+        *(f"generator.{size}" for size in sizes),
+    ]
+    assert benchmark.main(["train", *settings, f"json={tmp_path}/found.json"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    plain, ours = (found["rows"][name] for name in sorted(found["rows"], reverse=True))
+    assert found["ratio"] == ours["ratio"] == pytest.approx(plain["seconds"] / ours["seconds"])
+    assert ours["images_per_s"] == pytest.approx(1 / ours["seconds"]) and 0 <= ours["data_wait_share"] <= 1
+    assert found["settings"].startswith("16 x 16, batches of 4")
 
 
 def test_an_unknown_benchmark_or_architecture(tiny_run, capsys):
