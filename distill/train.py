@@ -83,6 +83,7 @@ def train_step(state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.
 def plan(config: Config) -> dict[str, Any]:
     """What --dry-run prints: where, how much, how large."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from distill.pairs import selected_keys
     from models.comodgan import CoModGenerator
@@ -91,6 +92,8 @@ def plan(config: Config) -> dict[str, Any]:
     side, sizes, adversary = _checked(config).teacher.resolution, config.generator, config.distill.adversarial > 0
     with torch.device("meta"):
         networks = [CoModGenerator(side, **asdict(sizes)), Discriminator(side, sizes.channel_base, sizes.channel_max)][: 1 + adversary]
+        with FlopCounterMode(display=False) as counter:
+            networks[0].eval()(torch.zeros(1, 3, side, side))
     parameters, *judge = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
     in_one_checkpoint = 16 * parameters + 12 * sum(judge)  # weights and Adam's two moments, float32; of the generator the average too
     keys = selected_keys(run_dir(config))
@@ -99,6 +102,7 @@ def plan(config: Config) -> dict[str, Any]:
         "pairs selected": len(keys),
         "epochs": round(config.distill.images / len(keys), 1),
         "parameters (millions)": round(parameters / 1e6, 2),
+        "arithmetic of one edit (GFLOP)": round(counter.get_total_flops() / 1e9, 2),
         "disk for the checkpoints (GB)": round(in_one_checkpoint * (config.distill.keep_checkpoints + 1) / 1e9, 2),
     }
 

@@ -126,8 +126,13 @@ def test_wrong_values_say_so(run, capsys, wrong, said):
 
 
 def test_dry_run_tells_the_plan_and_writes_nothing(run, capsys):
-    assert main([*arguments(run), "--dry-run"]) == 0
-    assert "pairs selected: 12" in capsys.readouterr().out
+    sizes = []
+    for options in ([], ADVERSARY):
+        assert main([*arguments(run), *options, "generator.channel_base=16384", "generator.channel_max=512", "--dry-run"]) == 0
+        told = capsys.readouterr().out
+        assert "pairs selected: 12" in told and "arithmetic of one edit (GFLOP)" in told
+        sizes.append(float(told.split("checkpoints (GB): ")[1]))
+    assert 0 < sizes[0] < sizes[1]  # the discriminator's is there too
     assert not (run / "train").exists()
 
 
