@@ -30,7 +30,7 @@ from models.perceptual import perceptual_loss
 
 LOG_EVERY_S = 10.0  # a line of progress
 EMA_RAMP = 0.05  # the half-life is at most this share of the images seen, so that the start is soon forgotten (Karras et al. 2020)
-FREE_KEYS = ("images", "save_every_images", "keep_checkpoints", "max_validation_pairs", "workers", "tracker")  # bend nothing
+FREE_KEYS = ("images", "save_every_images", "keep_checkpoints", "max_validation_pairs", "workers", "tracker")  # change no weight
 
 
 class TrainingState:
