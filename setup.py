@@ -42,5 +42,6 @@ setup(
         "demo": ["scikit-image>=0.24"],  # its sample photographs
         "inception": ["torch-fidelity==0.3.0"],  # FID's own network; 0.4.0 installs a package `tests` that hides ours
         "video": ["av>=14.2"],  # videos and cameras in distill/translate.py; it carries FFmpeg
+        "tracker": ["tensorboard>=2.14"],  # accelerate logs the training to it where it is installed
     },
 )

@@ -13,9 +13,10 @@ from configs.schema import Config
 
 OPTIONS = """options:
   task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them; preset=paper,fast: both)
+  generator=NAME                       comodgan, or comodgan_lite for CPUs, phones and browsers
   section.key=value                    any key below
   --dry-run                            print the resolved configuration and the plan, do nothing
-  --list                               the tasks, teachers and presets there are
+  --list                               the tasks, teachers, presets and generators there are
   --help                               this text
 
 keys:"""

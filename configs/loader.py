@@ -1,6 +1,7 @@
 """Configuration from the command line: dotted overrides over yaml fragments over the schema.
 
-Order, later wins: configs/schema.py < preset < teacher < task < the teacher's own values for that task < the command line.
+Order, later wins: configs/schema.py < preset < teacher < task < the teacher's own values for that task < generator
+< the command line.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from configs.errors import UserError
 from configs.schema import Config
 
 HERE = Path(__file__).resolve().parent
-CHOICES = ("preset", "teacher", "task")
+CHOICES = ("generator", "preset", "teacher", "task")
 SAMPLE_BYTES = 1 << 20  # read at either end of a model's file
-DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter"}
+DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter", "generator": "comodgan"}
 
 
 def available(kind: str) -> list[str]:
@@ -67,6 +68,7 @@ def load(argv: Sequence[str]) -> Config:
         (f"configs/teacher/{names['teacher']}.yaml", teacher),
         (f"configs/task/{names['task']}.yaml", task),
         (f"configs/teacher/{names['teacher']}.yaml, tasks.{names['task']}", per_task.get(names["task"], {})),
+        (f"configs/generator/{names['generator']}.yaml", _fragment("generator", names["generator"])),
     ]
     config = _merge(layers, overrides)
     if names["task"] == "custom" and not config.task.name:

@@ -194,7 +194,7 @@ class Filter:
 
 @dataclass
 class Generator:
-    """Stage 3's network: Co-Mod-GAN (Zhao et al. 2021)."""
+    """Stage 3's network: Co-Mod-GAN (Zhao et al. 2021), or with generator=comodgan_lite a small one for CPUs, phones and browsers."""
 
     channel_base: int = _opt(16_384, "channels at side s: min(channel_max, 2 channel_base / s)")
     channel_max: int = _opt(512, "most channels of any layer")
@@ -203,6 +203,8 @@ class Generator:
     code_dim: int = _opt(1024, "width of the encoder's global code")
     mapping_layers: int = _opt(8, "layers of the mapping network")
     dropout: float = _opt(0.5, "dropout on the global code while training")
+    separable: bool = _opt(False, "depthwise-separable convolutions")
+    width: float = _opt(1.0, "factor on all channels, w_dim and code_dim")
 
 
 @dataclass
@@ -231,6 +233,9 @@ class Distill:
     l1: float = _opt(1.0, "weight of L1")
     lpips: float = _opt(1.0, "weight of LPIPS (VGG16)")
     lpips_crop: int = _opt(0, "side of the random window LPIPS looks at, pixels; 0: the whole image")
+    adversarial: float = _opt(0.0, "weight of the adversarial loss; 0: no discriminator")
+    r1: float = _opt(10.0, "R1 gamma of the discriminator (Co-Mod-GAN)")
+    r1_every: int = _opt(16, "steps from one R1 to the next, which then counts so many times")
     latent: str = _opt("fixed", "z while training: 'fixed' (zeros: one edit an input) or 'sampled'")
     ema_half_life_images: int = _opt(10_000, "half-life of the moving average of the weights")
     validation_share: float = _opt(0.05, "share of the input images held out")
@@ -239,7 +244,10 @@ class Distill:
     keep_checkpoints: int = _opt(2, "newest checkpoints kept")
     workers: int = _opt(2, "decoding processes")
     dtype: str = _opt("float32", "float32 or bfloat16 autocast")
+    compile: bool = _opt(False, "run the networks through torch.compile: minutes at the start, less time a step")
+    tracker: str = _opt("auto", "tracker of accelerate (tensorboard, wandb, ...); auto: tensorboard where it is installed; empty: none")
     init: str = _opt("", "start from these weights: an exported generator.safetensors")
+    adapter_rank: int = _opt(0, "with init: train changes of the weights of at most this rank; 0: the whole weights")
 
 
 @dataclass
@@ -275,6 +283,8 @@ class Benchmark:
     plain_pairs: int = _opt(1, "pairs that the plain loop is timed on")
     calls: int = _opt(30, "infer: calls of each runtime, of which the middle one counts")
     images_at_once: int = _opt(1, "infer: images a call")
+    side: int = _opt(0, "train: side of the pictures, pixels; 0: teacher.resolution")
+    steps: int = _opt(4, "train: steps of distill.batch that each loop is timed on, after as many that are not")
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Checkpoints of a training run: complete or not there, and nothing in them can be executed.
 
     <run>/train/checkpoints/000012800/     named by the images seen
-        generator.safetensors  ema.safetensors  adam.safetensors
-        state.json             counters, what was trained on what, bytes and SHA-256 of the three; written last
+        generator.safetensors  ema.safetensors  adam.safetensors, with an adversary discriminator.safetensors
+        state.json             counters, what was trained on what, bytes and SHA-256 of the others; written last
 
 A checkpoint is written under a temporary name and renamed; older ones go only afterwards.
 """
@@ -23,7 +23,6 @@ from torch import nn
 from configs.errors import UserError
 from generate.shards import fingerprint, write_json
 
-FILES = ("generator", "ema", "adam")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -39,7 +38,7 @@ class Checkpoint:
 def save(folder: Path, images: int, about: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], keep: int) -> Path:
     """Write <folder>/<images> atomically, then remove all but the newest `keep`; returns its path.
 
-    tensors: one dictionary for each of FILES. Raises UserError, with the earlier checkpoints untouched, where the disk has no room.
+    tensors: one dictionary for each file. Raises UserError, with the earlier checkpoints untouched, where the disk has no room.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -55,9 +54,9 @@ def save(folder: Path, images: int, about: dict[str, Any], tensors: dict[str, di
             raise OSError(f"{shutil.disk_usage(folder).free} bytes are free")
         temporary.mkdir()
         state = {**about, "images": images, "files": {}}
-        for name in FILES:
+        for name, part in tensors.items():
             path = temporary / f"{name}.safetensors"
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors[name].items()}, path)
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in part.items()}, path)
             state["files"][name] = fingerprint(path)
             _sync(path)
         write_json(temporary / "state.json", state)
@@ -96,18 +95,18 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def adam_tensors(generator: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def adam_tensors(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Adam's state by parameter name."""
-    states = ((name, optimizer.state.get(parameter, {})) for name, parameter in generator.named_parameters())
+    states = ((name, optimizer.state.get(parameter, {})) for name, parameter in trained.items())
     return {f"{name}.{key}": tensor for name, state in states for key, tensor in state.items()}
 
 
-def restore_adam(generator: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def restore_adam(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """The reverse of adam_tensors, in each parameter's device and memory format."""
-    for name, parameter in generator.named_parameters():
+    for name, parameter in trained.items():
         if f"{name}.step" in tensors:
             moments = {key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"]) for key in MOMENTS}
-            optimizer.state[parameter] = {"step": tensors[f"{name}.step"].clone(), **moments}
+            optimizer.state[parameter] = {"step": tensors[f"{name}.step"].to(parameter.device, copy=True), **moments}  # as fused Adam asks
 
 
 def refuse_changes(checkpoint: Checkpoint, about: dict[str, Any], force: bool) -> None:
@@ -128,9 +127,9 @@ def _read(path: Path) -> Checkpoint:
 
     state = json.loads((path / "state.json").read_text())
     tensors = {}
-    for name in FILES:
+    for name, expected in state["files"].items():
         file = path / f"{name}.safetensors"
-        if fingerprint(file) != state["files"][name]:
+        if fingerprint(file) != expected:
             raise ValueError(f"{file.name} is not what state.json says")
         tensors[name] = load_file(file)
     return Checkpoint(path, state, tensors)

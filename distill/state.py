@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator as Batches
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -19,17 +19,18 @@ from torch.utils.data import DataLoader
 
 from configs.errors import UserError
 from configs.loader import digest, find_file, pairs_dir, run_dir, to_yaml
-from configs.schema import Config
-from distill import checkpoints, pairs, validation
+from configs.schema import Config, Generator
+from distill import adapters, checkpoints, pairs, validation
 from distill.augment import PairAugment
-from distill.losses import DistillationLoss
+from distill.losses import Adversary, DistillationLoss
 from generate.shards import write_json
 from models.comodgan import CoModGenerator
+from models.discriminator import Discriminator
 from models.perceptual import perceptual_loss
 
 LOG_EVERY_S = 10.0  # a line of progress
 EMA_RAMP = 0.05  # the half-life is at most this share of the images seen, so that the start is soon forgotten (Karras et al. 2020)
-FREE_KEYS = ("images", "save_every_images", "keep_checkpoints", "max_validation_pairs", "workers")  # do not bend the path of training
+FREE_KEYS = ("images", "save_every_images", "keep_checkpoints", "max_validation_pairs", "workers", "tracker")  # change no weight
 
 
 class TrainingState:
@@ -54,12 +55,21 @@ class TrainingState:
             for layer in (*self.generator.ups, *self.generator.layers):
                 layer.noise_strength.requires_grad_(False)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        trained = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=self.config.lr, betas=(self.config.beta1, self.config.beta2))
+        if self.config.adapter_rank:
+            adapters.adapt(self.generator, self.config.adapter_rank)
+        self.trained = {name: parameter for name, parameter in self.generator.named_parameters() if parameter.requires_grad}
+        self.share = sum(parameter.numel() for parameter in self.trained.values()) / sum(value.numel() for value in self.ema.parameters())
+        self.adversary: Adversary | None = None
+        if self.config.adversarial > 0:
+            discriminator = Discriminator(resolution, config.generator.channel_base, config.generator.channel_max).to(self.device)
+            self.adversary = Adversary(discriminator.to(memory_format=torch.channels_last), self.config, accelerator.autocast)
+            self.trained |= {f"discriminator.{name}": parameter for name, parameter in discriminator.named_parameters()}
+        betas = (self.config.beta1, self.config.beta2)
+        self.optimizer = torch.optim.Adam(self.trained.values(), lr=self.config.lr, betas=betas, fused=True)
         self.z_1D = fixed_latent(config).to(self.device) if self.config.latent == "sampled" else None
         self.augment = PairAugment(config.augment, resolution)
         self.perceptual = perceptual_loss(self.device)
-        self.loss = DistillationLoss(self.config, self.perceptual)
+        self.loss = DistillationLoss(self.config, self.perceptual, self.adversary)
         self.step, self.path = 0, Path()
         self.about = {
             "made_with": {
@@ -73,12 +83,15 @@ class TrainingState:
             "generator": self.generator.config,
         }
         self._resume(config)
+        if self.config.compile:
+            for module in (self.generator, self.perceptual, *([self.adversary.discriminator] if self.adversary else [])):
+                module.compile()
         self.model = accelerator.prepare_model(self.generator)
         self._start_log(config)
 
     # ---- the steps of the loop ----
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self) -> Batches[tuple[torch.Tensor, torch.Tensor], None, None]:
         """This process's part of each step still to do: input and edit, B x 3 x H x W in [-1, 1]."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         order = pairs.step_batches(self.step, self._last_step(), self.config.batch, len(self.training), self.seed, rank, processes)
@@ -87,7 +100,7 @@ class TrainingState:
         asked = time.perf_counter()
         for _, *images in loader:
             input_BCHW, edit_BCHW = (pairs.to_unit(image.to(self.device, non_blocking=True)) for image in images)
-            self._waited_s += time.perf_counter() - asked
+            self.waited_s += time.perf_counter() - asked
             yield input_BCHW, edit_BCHW
             asked = time.perf_counter()
 
@@ -99,18 +112,32 @@ class TrainingState:
         """Standard normal B x D, or None where distill.latent is 'fixed'."""
         return None if self.z_1D is None else torch.randn(batch, self.z_1D.shape[1], device=self.device)
 
-    def stop_unless_finite(self, losses: dict[str, torch.Tensor]) -> None:
-        """Raise UserError on every process, before the update, where one has a loss or gradient that is not finite."""
-        gradients = [parameter.grad for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-        worst = self.accelerator.gather(torch.stack([losses["loss"].detach(), norm.float()])[None])
+    def teach_adversary(self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, fake_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The discriminator's loss, and its gradients, averaged over the processes; nothing where there is none."""
+        if self.adversary is None:
+            return {}
+        loss = self.adversary.loss(input_BCHW, edit_BCHW, fake_BCHW, self.step)
+        self.accelerator.backward(loss)
+        if self.accelerator.num_processes > 1:  # R1 differentiates twice, which DistributedDataParallel does not expect
+            for parameter in self.adversary.discriminator.parameters():
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        return {"discriminator": loss}
+
+    def averaged_if_finite(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The losses, averaged over the processes.
+
+        UserError on every process, before the update, where one has a loss or gradient that is not finite.
+        """
+        gradients = [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
+        numbers = torch.stack([*(value.detach() for value in losses.values()), torch.nn.utils.get_total_norm(gradients).float()])
+        worst = self.accelerator.gather(numbers[None])
         if torch.isfinite(worst).all():
-            return
+            return dict(zip(losses, worst.mean(0), strict=False))  # all but the norm
         path = self.folder / "nonfinite.json"
         if self.accelerator.is_main_process:
             places = pairs.step_positions(self.step, self.config.batch, len(self.training), self.seed)
             keys = [self.training.locations[place].key for place in places]
-            write_json(path, {"step": self.step, "images": self.images, "keys": keys, "loss_and_gradient_norm": str(worst.tolist())})
+            write_json(path, {"step": self.step, "images": self.images, "keys": keys, "losses_and_gradient_norm": str(worst.tolist())})
         raise UserError(
             f"step {self.step}: the loss or its gradient is not finite; nothing was updated. {path} names the pairs; "
             "lower distill.lr, or look at those pairs, and run the same command again"
@@ -127,19 +154,20 @@ class TrainingState:
         half_life = max(1e-8, min(self.config.ema_half_life_images, EMA_RAMP * seen))
         keep = 0.5 ** (self.config.batch / half_life)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - keep)
+            names, averages = zip(*self.ema.named_parameters(), strict=True)
+            torch._foreach_lerp_(list(averages), adapters.merged(self.generator, names), 1 - keep)
 
     def log(self, losses: dict[str, torch.Tensor]) -> None:
         """Add up the losses; every LOG_EVERY_S print one line and append it to metrics.jsonl."""
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
         elapsed_s = time.perf_counter() - self._since
         if elapsed_s < LOG_EVERY_S and self.images < self.config.images:
             return
         rate = self._count * self.config.batch / elapsed_s
         line = {name: float(value) / self._count for name, value in self._sums.items()}
-        line |= {"images_per_s": rate, "data_wait_share": self._waited_s / elapsed_s}
+        line |= {"images_per_s": rate, "data_wait_share": self.waited_s / elapsed_s}
         self._write("train", line)
         left_s = max(0, self.config.images - self.images) / rate
         self._say(
@@ -170,8 +198,8 @@ class TrainingState:
         """Write a checkpoint; the other processes wait for it."""
         self.path = self.folder / "checkpoints" / f"{self.images:09d}"
         if self.accelerator.is_main_process:
-            adam = checkpoints.adam_tensors(self.generator, self.optimizer)
-            tensors = {"generator": self.generator.state_dict(), "ema": self.ema.state_dict(), "adam": adam}
+            adam = checkpoints.adam_tensors(self.trained, self.optimizer)
+            tensors = {**{name: module.state_dict() for name, module in self._networks().items()}, "adam": adam}
             checkpoints.save(self.path.parent, self.images, {**self.about, "step": self.step}, tensors, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self._reset_clock()
@@ -183,6 +211,10 @@ class TrainingState:
 
     # ---- behind them ----
 
+    def _networks(self) -> dict[str, torch.nn.Module]:
+        """What a checkpoint holds the weights of."""
+        return {"generator": self.generator, "ema": self.ema, **({"discriminator": self.adversary.discriminator} if self.adversary else {})}
+
     def _last_step(self) -> int:
         return -(-self.config.images // self.config.batch)
 
@@ -192,16 +224,17 @@ class TrainingState:
             return
         checkpoints.refuse_changes(found, self.about, config.force)
         try:
-            self.generator.load_state_dict(found.tensors["generator"])
-        except RuntimeError as error:
-            raise UserError(f"{found.path} holds another generator: choose another runs_dir=, or delete {found.path.parent}") from error
-        self.ema.load_state_dict(found.tensors["ema"])
-        checkpoints.restore_adam(self.generator, self.optimizer, found.tensors["adam"])
+            for name, module in self._networks().items():
+                module.load_state_dict(found.tensors[name])
+        except (RuntimeError, KeyError) as error:
+            raise UserError(f"{found.path} holds other networks: choose another runs_dir=, or delete {found.path.parent}") from error
+        checkpoints.restore_adam(self.trained, self.optimizer, found.tensors["adam"])
         self.step, self.path = found.state["step"], found.path
         self._say(f"going on from {found.path}")
 
     def _start_log(self, config: Config) -> None:
         self._reset_clock()
+        self.accelerator.init_trackers(config.task.name)
         if not self.accelerator.is_main_process:
             return
         (self.folder / "config.yaml").write_text(to_yaml(config))
@@ -209,13 +242,17 @@ class TrainingState:
         if metrics.exists():  # what was logged after the checkpoint we go on from is about to be logged again
             lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["images"] <= self.images]
             metrics.write_text("".join(line + "\n" for line in lines))
-        self._say(f"{len(self.training)} pairs, {len(self.held_out)} held out, to {self.config.images} images on {self.device}")
+        self._say(
+            f"{len(self.training)} pairs, {len(self.held_out)} held out, to {self.config.images} images on {self.device}, "
+            f"training {self.share:.1%} of the weights"
+        )
 
     def _reset_clock(self) -> None:
         self._sums: dict[str, Any] = {}
-        self._count, self._waited_s, self._since = 0, 0.0, time.perf_counter()
+        self._count, self.waited_s, self._since = 0, 0.0, time.perf_counter()
 
     def _write(self, kind: str, numbers: dict[str, float]) -> None:
+        self.accelerator.log({f"{kind}/{name}": value for name, value in numbers.items()}, step=self.images)
         if self.accelerator.is_main_process:
             with open(self.folder / "metrics.jsonl", "a") as stream:
                 stream.write(json.dumps({"images": self.images, "kind": kind, **numbers}) + "\n")
@@ -236,11 +273,11 @@ def load_exported(generator: CoModGenerator, path: Path) -> None:
 
     try:
         with safe_open(path, "pt") as stream:
-            config = json.loads((stream.metadata() or {}).get("config", "null"))
+            config = json.loads((stream.metadata() or {}).get("config", "{}"))
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dictionary
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py") from error
-    if config != generator.config:
+    if {**asdict(Generator()), **config} != generator.config:  # a file from before a key was there has its default
         raise UserError(
             f"{path} was made with {config}, this run's generator is {generator.config}: "
             "set generator.* to match, or distill.init= to start anew"

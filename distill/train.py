@@ -20,9 +20,12 @@ from configs.loader import run_dir
 from configs.schema import Config
 
 if TYPE_CHECKING:
+    import torch
+
     from distill.state import TrainingState
 
 SECTIONS = ("task", "teacher", "generator", "augment", "distill")
+PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype and accelerate's name for it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +43,10 @@ def train(config: Config) -> Path:
 
     from generate.shards import exclusive
 
-    precision = {"float32": "no", "bfloat16": "bf16"}[_checked(config).distill.dtype]
-    accelerator = Accelerator(cpu=not is_available(), mixed_precision=precision)
+    precision = PRECISIONS[_checked(config).distill.dtype]
     folder = run_dir(config) / "train"
+    trackers = _trackers(config.distill.tracker)
+    accelerator = Accelerator(cpu=not is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=folder)
     with exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext():
         from distill.state import TrainingState
 
@@ -54,39 +58,52 @@ def train(config: Config) -> Path:
 
 
 def loop(config: Config, state: TrainingState) -> Path:
-    """The distillation of Parmar et al. (2023), section 3.4, step by step."""
+    """All steps, with a checkpoint each distill.save_every_images."""
     for input_BCHW, edit_BCHW in state.batches():
-        state.seed_step()
-        input_BCHW, edit_BCHW = state.augment(input_BCHW, edit_BCHW)
-        fake_BCHW = state.model(input_BCHW, state.latent(len(input_BCHW)))
-        losses = state.loss(fake_BCHW, edit_BCHW)
-        state.accelerator.backward(losses["loss"])
-        state.stop_unless_finite(losses)
-        state.update()
-        state.log(losses)
+        state.log(train_step(state, input_BCHW, edit_BCHW))
         if state.due():
             state.validate()
             state.save()
     return state.path
 
 
+def train_step(state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The distillation of Parmar et al. (2023), section 3.4; the losses, averaged over all processes."""
+    state.seed_step()
+    input_BCHW, edit_BCHW = state.augment(input_BCHW, edit_BCHW)
+    fake_BCHW = state.model(input_BCHW, state.latent(len(input_BCHW)))
+    losses = state.loss(input_BCHW, fake_BCHW, edit_BCHW)
+    state.accelerator.backward(losses["loss"])
+    losses |= state.teach_adversary(input_BCHW, edit_BCHW, fake_BCHW)
+    losses = state.averaged_if_finite(losses)
+    state.update()
+    return losses
+
+
 def plan(config: Config) -> dict[str, Any]:
     """What --dry-run prints: where, how much, how large."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from distill.pairs import selected_keys
     from models.comodgan import CoModGenerator
+    from models.discriminator import Discriminator
 
+    side, sizes, adversary = _checked(config).teacher.resolution, config.generator, config.distill.adversarial > 0
     with torch.device("meta"):
-        generator = CoModGenerator(_checked(config).teacher.resolution, **asdict(config.generator))
-    parameters = sum(parameter.numel() for parameter in generator.parameters())
+        networks = [CoModGenerator(side, **asdict(sizes)), Discriminator(side, sizes.channel_base, sizes.channel_max)][: 1 + adversary]
+        with FlopCounterMode(display=False) as counter:
+            networks[0].eval()(torch.zeros(1, 3, side, side))
+    parameters, *judge = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
+    in_one_checkpoint = 16 * parameters + 12 * sum(judge)  # weights and Adam's two moments, float32; of the generator the average too
     keys = selected_keys(run_dir(config))
     return {
         "folder": run_dir(config) / "train",
         "pairs selected": len(keys),
         "epochs": round(config.distill.images / len(keys), 1),
         "parameters (millions)": round(parameters / 1e6, 2),
-        "disk for the checkpoints (GB)": round(parameters * 16 * (config.distill.keep_checkpoints + 1) / 1e9, 2),
+        "arithmetic of one edit (GFLOP)": round(counter.get_total_flops() / 1e9, 2),
+        "disk for the checkpoints (GB)": round(in_one_checkpoint * (config.distill.keep_checkpoints + 1) / 1e9, 2),
     }
 
 
@@ -95,14 +112,30 @@ def _checked(config: Config) -> Config:
     from configs.errors import UserError
 
     distill = config.distill
-    known = {"dtype": ("float32", "bfloat16"), "latent": ("fixed", "sampled")}
+    known = {"dtype": tuple(PRECISIONS), "latent": ("fixed", "sampled")}
     for key, choices in known.items():
         if getattr(distill, key) not in choices:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is {' or '.join(choices)}")
-    for key in ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs"):
+    for key in ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs", "r1_every"):
         if getattr(distill, key) < 1:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is 1 or more")
+    if distill.adapter_rank and (distill.adapter_rank < 0 or not distill.init):
+        raise UserError(f"distill.adapter_rank={distill.adapter_rank}: it is 0, or more with a trained generator as distill.init=")
     return config
+
+
+def _trackers(name: str) -> list[Any]:
+    """What accelerate is to log with. UserError where it finds no such tracker installed."""
+    from accelerate.tracking import get_available_trackers
+
+    from configs.errors import UserError
+
+    installed = [tracker.value for tracker in get_available_trackers()]
+    if name not in ("", "auto", *installed):
+        raise UserError(
+            f"distill.tracker={name}: accelerate finds {', '.join(installed) or 'none'} installed; leave it empty or pip install it"
+        )
+    return [tracker for tracker in installed if tracker == {"auto": "tensorboard"}.get(name, name)]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@
   python scripts/benchmark.py generate benchmark.architecture=sd14 edit.steps=100 generate.dtype=float16 json=FILE     on a GPU
   python scripts/benchmark.py infer [benchmark.architecture=sd14]          one edit: the teacher, the generator, each exported file
   python scripts/benchmark.py filter [benchmark.architecture=vit_h]        scoring: the miniature, or SAM ViT-H and CLIP ViT-L-14
+  python scripts/benchmark.py train                                        distill/train.py's step, at the miniature's size
+  python scripts/benchmark.py train preset=paper source.images=x benchmark.side=256 distill.batch=64 distill.dtype=bfloat16 \
+      distill.compile=true distill.workers=8 json=FILE                     on a GPU
 
 Prints a Markdown table: seconds and memory a pair, pairs an hour, share of the machine's own matrix product rate, and the ratio to the
 plain loop (scripts/plain.py); of infer, the ratio to the teacher and to the generator in eager float32. json=FILE
@@ -24,11 +27,14 @@ from configs.errors import UserError
 from configs.schema import Config
 from scripts.benchmark_filter import benchmark_filter
 from scripts.benchmark_infer import benchmark_infer
+from scripts.benchmark_train import benchmark_train
 
-SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "benchmark")
+SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "generator", "augment", "distill", "benchmark")
 CAPTION = "a photo of a tree in summer"
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the printed table, those that a row has
     "seconds": ("seconds a pair", lambda value: f"{value:.3f}" if value >= 0.1 else f"{value:.5f}"),
+    "images_per_s": ("images a second", lambda value: f"{value:.1f}"),
+    "data_wait_share": ("waiting for data", lambda value: f"{value:.0%}"),
     "hour": ("pairs an hour", lambda value: f"{value:.0f}"),
     "memory": ("peak memory, GB", lambda value: f"{value / 1e9:.2f}"),
     "operations": ("TFLOP a pair", lambda value: f"{value / 1e12:.2f}"),
@@ -208,7 +214,7 @@ def _stable_diffusion_14(dtype: Any) -> Any:
         )
 
 
-BENCHMARKS = {"generate": benchmark_generate, "filter": benchmark_filter, "infer": benchmark_infer}
+BENCHMARKS = {"generate": benchmark_generate, "filter": benchmark_filter, "train": benchmark_train, "infer": benchmark_infer}
 
 
 if __name__ == "__main__":

@@ -45,6 +45,23 @@ def test_infer_times_the_teacher_and_each_file(tiny_run, tmp_path, capsys):
     assert found["ratio"] in [found["rows"][name]["ratio"] for name in files]
 
 
+def test_train_writes_what_each_loop_took(tmp_path):
+    sizes = ["channel_base=64", "channel_max=8", "z_dim=8", "w_dim=8", "code_dim=16", "mapping_layers=2"]
+    settings = [
+        "benchmark.side=16",
+        "benchmark.steps=1",
+        "distill.batch=4",
+        "distill.lpips_crop=0",
+        *(f"generator.{size}" for size in sizes),
+    ]
+    assert benchmark.main(["train", *settings, f"json={tmp_path}/found.json"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    plain, ours = (found["rows"][name] for name in sorted(found["rows"], reverse=True))
+    assert found["ratio"] == ours["ratio"] == pytest.approx(plain["seconds"] / ours["seconds"])
+    assert ours["images_per_s"] == pytest.approx(1 / ours["seconds"]) and 0 <= ours["data_wait_share"] <= 1
+    assert found["settings"].startswith("16 x 16, batches of 4")
+
+
 def test_an_unknown_benchmark_or_architecture(tiny_run, capsys):
     assert benchmark.main(["nothing"]) == 2 and "There are: generate" in capsys.readouterr().err
     assert benchmark.main(["generate", *tiny_run, "benchmark.architecture=sd9"]) == 2

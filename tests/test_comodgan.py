@@ -1,19 +1,25 @@
 """models/comodgan.py against the per-sample form of modulation, the published sizes, and itself."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from configs.errors import UserError
+from configs.loader import load
 from models.comodgan import Blur, CoModGenerator, ModulatedConv, SynthesisLayer
 
 TINY = {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "code_dim": 16, "mapping_layers": 2}
+LITE = {**TINY, "separable": True, "width": 0.5}
 
 
 def grouped_modulation(layer: ModulatedConv, x_BIHW: torch.Tensor, style_BS: torch.Tensor) -> torch.Tensor:
     """Karras et al. 2020, equations 1 and 3: one weight a sample, grouped convolution."""
     scale_BI = F.linear(style_BS, layer.affine.weight(), layer.affine.bias)
-    weight_BOIKK = layer.weight()[None] * scale_BI[:, None, :, None, None]
+    weight_OIKK = layer.weight() if layer.depthwise is None else layer.weight() * layer.depthwise.weight()[None, :, 0]
+    weight_BOIKK = weight_OIKK[None] * scale_BI[:, None, :, None, None]
     weight_BOIKK = weight_BOIKK / (weight_BOIKK.square().sum((2, 3, 4), keepdim=True) + 1e-6).sqrt()
     batch, outputs, inputs, side, _ = weight_BOIKK.shape
     x_1BHW = x_BIHW.reshape(1, batch * inputs, *x_BIHW.shape[2:])
@@ -21,9 +27,10 @@ def grouped_modulation(layer: ModulatedConv, x_BIHW: torch.Tensor, style_BS: tor
     return F.conv2d(x_1BHW, weight, padding=side // 2, groups=batch).reshape(batch, outputs, *x_BIHW.shape[2:])
 
 
-def test_modulated_convolution_equals_the_grouped_form():
+@pytest.mark.parametrize("separable", [False, True])
+def test_modulated_convolution_equals_the_grouped_form(separable):
     torch.manual_seed(0)
-    layer = ModulatedConv(5, 7, style=6).double()
+    layer = ModulatedConv(5, 7, style=6, separable=separable).double()
     x_BIHW, style_BS = torch.randn(3, 5, 9, 9, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
     y_BOHW, factor = layer(x_BIHW, style_BS)
     torch.testing.assert_close(y_BOHW * factor, grouped_modulation(layer, x_BIHW, style_BS), rtol=1e-12, atol=1e-12)
@@ -36,15 +43,19 @@ def test_demodulated_layer_keeps_unit_variance():
 
 
 def test_upsampling_is_bilinear_inside():
-    """[1, 3, 3, 1] between zeros is linear interpolation at half-pixel centres."""
-    image_BCHW = torch.rand(2, 3, 8, 8)
+    """[1, 3, 3, 1] between zeros is linear interpolation at half-pixel centres, and zero outside the image."""
+    image_BCHW, blur = torch.rand(2, 3, 8, 8), Blur(padding=1, gain=4.0)
+    found = blur.upsample(image_BCHW)
     expected = F.interpolate(image_BCHW, scale_factor=2, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(Blur(padding=1, gain=4.0).upsample(image_BCHW)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+    torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+    kernel = blur.kernel_11KK.expand(3, -1, -1, -1)
+    torch.testing.assert_close(found, F.conv_transpose2d(image_BCHW, kernel, stride=2, padding=1, groups=3))
 
 
-def test_up_layer_doubles_the_sides_and_commutes_with_shifts():
+@pytest.mark.parametrize("separable", [False, True])
+def test_up_layer_doubles_the_sides_and_commutes_with_shifts(separable):
     torch.manual_seed(0)
-    layer = SynthesisLayer(4, 4, style=3, up=True).double()
+    layer = SynthesisLayer(4, 4, style=3, up=True, separable=separable).double()
     x_BCHW, style_BS = torch.zeros(1, 4, 16, 16, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
     x_BCHW[..., 4:10, 4:10] = torch.randn(1, 4, 6, 6, dtype=torch.float64)
     y_BCHW = layer(x_BCHW, style_BS, noise=False)
@@ -60,10 +71,32 @@ def test_parameter_count_is_the_published_one(resolution, millions):
     assert sum(parameter.numel() for parameter in generator.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
 
 
+@pytest.mark.parametrize("resolution", [128, 256, 512, 1024])
+def test_lite_has_less_than_a_tenth_of_the_arithmetic(resolution):
+    lite = asdict(load(["generator=comodgan_lite", "preset=paper", "source.images=x"]).generator)
+    assert flops(resolution, **lite) < flops(resolution) / 10
+
+
+def flops(resolution: int, **options) -> int:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        CoModGenerator(resolution, **options).eval()(torch.zeros(1, 3, resolution, resolution))
+    return counter.get_total_flops()
+
+
+def test_arithmetic_is_the_published_one():
+    assert flops(256) / 1e9 == pytest.approx(180, rel=0.01) and flops(512) / 1e9 == pytest.approx(239, rel=0.01)
+
+
+@pytest.mark.parametrize("options", [TINY, LITE])
 @pytest.mark.parametrize("resolution", [16, 64, 128, 256])
-def test_shapes(resolution):
+def test_shapes(resolution, options):
     image_BCHW = torch.rand(2, 3, resolution, resolution) * 2 - 1
-    assert CoModGenerator(resolution, **TINY).eval()(image_BCHW).shape == image_BCHW.shape
+    assert CoModGenerator(resolution, **options).eval()(image_BCHW).shape == image_BCHW.shape
+
+
+def test_a_width_that_leaves_nothing_is_refused():
+    with pytest.raises(UserError, match="generator.width"):
+        CoModGenerator(16, **TINY, width=0.01)
 
 
 @pytest.mark.parametrize("resolution", [8, 100, 0])
@@ -96,9 +129,10 @@ def test_latent_and_noise_only_act_where_given():
     assert torch.equal(generator(image_BCHW, z_BD), generator(image_BCHW, z_BD))
 
 
-def test_every_parameter_learns():
+@pytest.mark.parametrize("options", [TINY, LITE])
+def test_every_parameter_learns(options):
     torch.manual_seed(0)
-    generator = CoModGenerator(16, **TINY)
+    generator = CoModGenerator(16, **options)
     generator(torch.rand(4, 3, 16, 16), torch.randn(4, 8)).abs().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in generator.parameters())
 

@@ -86,6 +86,15 @@ def test_later_layers_win():
     assert str(run_dir(load(["runs_dir=/r", "task=tree2fall"]))) == "/r/tree2fall/miniature"
 
 
+def test_the_small_generator_is_relative_to_the_presets_and_starts_anew():
+    for preset, base in (("miniature", 2048), ("paper", 16_384)):
+        lite = load(["generator=comodgan_lite", f"preset={preset}", "source.images=x"])
+        assert lite.generator.separable and lite.generator.width < 0.5 and lite.generator.channel_base == base
+        assert lite.distill.init == "" and lite.distill.lr == 0.001
+    assert not load(["generator=comodgan"]).generator.separable and load(["generator=comodgan"]).distill.init
+    assert load(["generator=comodgan_lite", "generator.width=1"]).generator.width == 1
+
+
 def test_the_written_configuration_says_everything():
     import yaml
 
@@ -108,6 +117,7 @@ def test_the_digest_follows_the_content():
         ("task=tree2wintr", "did you mean tree2winter"),
         ("teacher=sd41", "There are:"),
         ("preset=papr", "paper"),
+        ("generator=comodgan_light", "did you mean comodgan_lite"),
         ("guidance.amunt=1", "did you mean guidance.amount"),
         ("generate.pairs=many", "generate.pairs"),
         ("source.caption.x=1", "source.caption"),

@@ -140,7 +140,7 @@ class MeanDistance(torch.nn.Module):
 
 def test_loss_is_the_weighted_sum_of_its_parts():
     fake_BCHW, target_BCHW = torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.5)
-    parts = DistillationLoss(Distill(l1=3.0, lpips=2.0), MeanDistance())(fake_BCHW, target_BCHW)
+    parts = DistillationLoss(Distill(l1=3.0, lpips=2.0), MeanDistance())(target_BCHW, fake_BCHW, target_BCHW)
     assert {name: value.item() for name, value in parts.items()} == {"l1": 0.5, "lpips": 0.5, "loss": 2.5}
 
 
@@ -149,7 +149,7 @@ def test_lpips_looks_through_one_window_at_both():
     loss = DistillationLoss(Distill(lpips_crop=8), perceptual)
     seen = set()
     for _ in range(20):
-        loss(image_BCHW, image_BCHW)
+        loss(image_BCHW, image_BCHW, image_BCHW)
         x_BCHW, y_BCHW = perceptual.saw
         assert x_BCHW.shape == (2, 3, 8, 8) and torch.equal(x_BCHW, y_BCHW)
         seen.add(x_BCHW.sum().item())

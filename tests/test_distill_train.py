@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from configs.loader import load
 from distill import checkpoints
+from distill import train as train_module
 from distill.train import main, train
 from tests.test_distill_pairs import make_pairs
 
@@ -35,7 +36,7 @@ def arguments(run: Path, *more: str) -> list[str]:
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {f"{name}/{key}": value for name in checkpoints.FILES for key, value in load_file(checkpoint / f"{name}.safetensors").items()}
+    return {f"{file.stem}/{key}": value for file in checkpoint.glob("*.safetensors") for key, value in load_file(file).items()}
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -43,27 +44,34 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert [key for key in a if not torch.equal(a[key], b[key])] == []
 
 
-@pytest.mark.parametrize("latent", ["fixed", "sampled"])
-def test_half_and_resume_equal_the_whole_bit_for_bit(tmp_path, latent):
+ADVERSARY = ["distill.adversarial=0.1", "distill.r1_every=3"]
+
+
+@pytest.mark.parametrize("options", [["distill.latent=fixed"], ["distill.latent=sampled"], ADVERSARY])
+def test_half_and_resume_equal_the_whole_bit_for_bit(tmp_path, options):
     results = []
     for name, lengths in (("whole", [32]), ("halves", [16, 32])):
         run = tmp_path / name / "tree2winter" / "miniature"
         make_pairs(run)
         for images in lengths:
-            path = train(load(arguments(run, f"distill.images={images}", "distill.lpips_crop=16", f"distill.latent={latent}")))
+            path = train(load(arguments(run, f"distill.images={images}", "distill.lpips_crop=16", *options)))
         results.append(weights(path))
+        assert any(key.startswith("discriminator/") for key in results[-1]) == (options is ADVERSARY)
         assert path.name == "000000032"
         logged = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
         assert [line["images"] for line in logged if line["kind"] == "validation"] == lengths
     assert_same(*results)
 
 
-def test_it_learns_and_shows_what(run):
-    simple = ["distill.lr=0.01", "distill.lpips=0", "augment.crop=1", "augment.flip=0"]
+@pytest.mark.parametrize("more", [[], [*ADVERSARY, "distill.adversarial=0.01"], ["generator=comodgan_lite", "generator.width=1"]])
+def test_it_learns_and_shows_what(run, more):
+    simple = ["distill.lr=0.01", "distill.lpips=0", "augment.crop=1", "augment.flip=0", *more]
     assert main(arguments(run, *simple, "distill.images=160", "distill.save_every_images=80")) == 0
     logged = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
     first, last = (line for line in logged if line["kind"] == "validation")
     assert last["l1"] < first["l1"] and last["psnr"] > first["psnr"]
+    progress = [line for line in logged if line["kind"] == "train"][-1]
+    assert 0 <= progress["data_wait_share"] <= 1 and ("discriminator" in progress) == ("adversarial" in progress) == (ADVERSARY[1] in more)
     with Image.open(run / "train" / "samples" / "000000160.png") as sheet:
         assert sheet.width == 3 * 16
     assert "channel_base: 64" in (run / "train" / "config.yaml").read_text()
@@ -78,10 +86,13 @@ def test_the_average_follows_the_weights(run):
         torch.testing.assert_close(ema[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_not_finite_stops_before_the_update(run, capsys):
-    path = train(load(arguments(run, "distill.images=8")))
+@pytest.mark.parametrize("wrong", ["distill.l1=.inf", "distill.r1=.inf"])
+def test_not_finite_stops_before_the_update(run, capsys, wrong):
+    """Wherever it comes from: the generator's loss, or the discriminator's alone."""
+    options = [*ADVERSARY, "distill.r1_every=2"]
+    path = train(load(arguments(run, "distill.images=8", *options)))
     before = weights(path)
-    assert main(arguments(run, "distill.images=16", "distill.l1=.inf", "force=true")) == 2
+    assert main(arguments(run, "distill.images=16", *options, wrong, "force=true")) == 2
     assert "step 2: the loss or its gradient is not finite" in capsys.readouterr().err
     assert_same(weights(checkpoints.newest(path.parent).path), before)
     found = json.loads((run / "train" / "nonfinite.json").read_text())
@@ -105,6 +116,8 @@ def test_a_changed_configuration_is_refused_unless_forced(run, capsys):
         ("teacher.resolution=32", "teacher.resolution=32"),
         ("distill.init=nothing.safetensors", "nothing.safetensors"),
         ("distill.learning_rate=1", "no key"),
+        ("distill.adapter_rank=2", "distill.init="),
+        ("distill.tracker=nothing", "distill.tracker=nothing: accelerate finds"),
     ],
 )
 def test_wrong_values_say_so(run, capsys, wrong, said):
@@ -113,28 +126,67 @@ def test_wrong_values_say_so(run, capsys, wrong, said):
 
 
 def test_dry_run_tells_the_plan_and_writes_nothing(run, capsys):
-    assert main([*arguments(run), "--dry-run"]) == 0
-    assert "pairs selected: 12" in capsys.readouterr().out
+    sizes = []
+    for options in ([], ADVERSARY):
+        assert main([*arguments(run), *options, "generator.channel_base=16384", "generator.channel_max=512", "--dry-run"]) == 0
+        told = capsys.readouterr().out
+        assert "pairs selected: 12" in told and "arithmetic of one edit (GFLOP)" in told
+        sizes.append(float(told.split("checkpoints (GB): ")[1]))
+    assert 0 < sizes[0] < sizes[1]  # the discriminator's is there too
     assert not (run / "train").exists()
 
 
 def test_two_processes_equal_one(tmp_path):
-    """The same updates, up to the order of summation, where nothing is drawn by the process."""
+    """The same updates and losses, up to the order of summation, where nothing is drawn by the process or compared within its batch."""
     still = [f"augment.{key}=0" for key in ("flip", "brightness", "contrast", "saturation", "hue", "noise")]
-    common = [*still, "augment.crop=1", "generator.dropout=0", "distill.lpips=0", "distill.images=12"]
-    results = []
+    common = [*still, "augment.crop=1", "generator.dropout=0", "distill.lpips=0", "distill.images=12", "distill.save_every_images=4"]
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nimport models.discriminator\nfrom distill.train import main\nmodels.discriminator.GROUP = 1\nsys.exit(main())\n"
+    )
+    results, curves = [], []
     for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])):
         run = tmp_path / name / "tree2winter" / "miniature"
         make_pairs(run)
-        command = [sys.executable, *launcher, str(ROOT / "distill" / "train.py"), *arguments(run, *common)]
+        command = [sys.executable, *launcher, str(script), *arguments(run, *common, *ADVERSARY)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         results.append(weights(run / "train" / "checkpoints" / "000000012"))
+        logged = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+        curves.append([[line[key] for key in ("images", "l1", "adversarial", "discriminator") if key in line] for line in logged])
+    assert sorted(len(line) for line in curves[0]) == [2, 2, 2, 4]  # three validations, and the last step's own
+    for one, two in zip(*curves, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
-        if key.startswith("generator/"):
+        if key.startswith(("generator/", "discriminator/")):
             torch.testing.assert_close(results[1][key], value, rtol=1e-3, atol=2e-4)
+
+
+def test_a_tracker_is_told_what_metrics_jsonl_is(run, monkeypatch):
+    from accelerate.tracking import GeneralTracker
+
+    class Recorder(GeneralTracker):
+        name, requires_logging_directory, tracker = "recorder", False, None
+
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def store_init_configuration(self, values):
+            pass
+
+        def log(self, values, step=None, **_):
+            self.seen.append((step, values))
+
+    recorder = Recorder()
+    monkeypatch.setattr(train_module, "_trackers", lambda name: [recorder])
+    train(load(arguments(run, "distill.images=8", "distill.lpips=0")))
+    logged = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert len(recorder.seen) == len(logged) == 2
+    for (step, values), line in zip(recorder.seen, logged, strict=True):
+        assert step == line["images"] and values[f"{line['kind']}/l1"] == line["l1"]
 
 
 def test_sigterm_leaves_nothing_torn(run):
