@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_comodgan import TINY as NETWORK
-from test_distill_pairs import make_pairs
-from test_distill_train import arguments
 
 from configs.loader import load
 from distill.adapters import adapt, merged
 from distill.train import train
 from models.comodgan import CoModGenerator
+from tests.test_comodgan import TINY as NETWORK
+from tests.test_distill_pairs import make_pairs
+from tests.test_distill_train import arguments
 
 
 def networks(rank: int, moved: bool) -> tuple[CoModGenerator, CoModGenerator]:
