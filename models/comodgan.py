@@ -183,7 +183,9 @@ class SynthesisLayer(nn.Module):
         bias_C11 = self.bias[:, None, None]
         if noise:
             bias_C11 = bias_C11 + self.noise_strength * torch.randn_like(y_BCHW[:, :1])
-        shift_C11, factor_BC11 = ((part * GAIN).to(y_BCHW.dtype) for part in (bias_C11, demodulation_BC11))  # autocast would give float32
+        shift_C11, factor_BC11 = bias_C11 * GAIN, demodulation_BC11 * GAIN
+        if factor_BC11.dtype != y_BCHW.dtype:  # autocast makes float32 of them; without it no cast must stand in an exported graph
+            shift_C11, factor_BC11 = shift_C11.to(y_BCHW.dtype), factor_BC11.to(y_BCHW.dtype)
         return activate(torch.addcmul(shift_C11, y_BCHW, factor_BC11))
 
 
