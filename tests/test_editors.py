@@ -157,10 +157,9 @@ def test_compiled_is_the_same(tiny_teacher_folder, tiny_teacher, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     compiled = Teacher(TeacherConfig("tiny", str(tiny_teacher_folder), 32), torch.device("cpu"), compiled=True)
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for arguments in (["edit.steps=2", "guidance.amount=50"], ["edit.steps=2", "edit.method=prompt-to-prompt"]):
-        expected, found = (edit(teacher, arguments, image).latents for teacher in (tiny_teacher, compiled))
-        for name, latent in expected.items():
-            torch.testing.assert_close(found[name], latent, rtol=1e-3, atol=1e-3)
+    expected, found = (edit(teacher, ["edit.steps=1", "guidance.amount=50"], image).latents for teacher in (tiny_teacher, compiled))
+    for name, latent in expected.items():
+        torch.testing.assert_close(found[name], latent, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
