@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.schema import Config
+from configs.schema import Config, Scorer
 
 HERE = Path(__file__).resolve().parent
 CHOICES = ("generator", "preset", "teacher", "task")
@@ -185,6 +185,11 @@ def model_files(path: str) -> dict[str, str]:
     root = Path(find_file(path)) if path else Path()
     files = [root] if path and root.is_file() else sorted(root.rglob("*")) if path and root.is_dir() else []
     return {file.relative_to(root).as_posix() if file != root else file.name: _ends_hash(file) for file in files if file.is_file()}
+
+
+def scorer_files(scorer: Scorer) -> dict[str, str]:
+    """model_files of the CLIP model that judges."""
+    return model_files(scorer.model.removeprefix("local-dir:")) | model_files(scorer.pretrained)
 
 
 def _ends_hash(path: Path) -> str:

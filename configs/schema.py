@@ -102,10 +102,12 @@ class Inversion:
 class Edit:
     """Which edit, and for how many steps."""
 
-    method: str = _opt("pix2pix-zero", "pix2pix-zero (the paper's configuration E), or its A, B, C, D, or sdedit (Meng et al. 2022)")
+    method: str = _opt(
+        "pix2pix-zero", "pix2pix-zero (the paper's configuration E), its A, B, C, D, sdedit (Meng et al. 2022), or prompt-to-prompt"
+    )
     steps: int = _opt(100, "DDIM steps of the reference and the edit trajectory")
     strength: float = _opt(0.75, "sdedit: how far towards noise the image is taken, 0 to 1")
-    solver: str = _opt("ddim", "ddim, or multistep: DPM-Solver++(2M), which needs fewer steps for the same edit")
+    solver: str = _opt("ddim", "ddim, or multistep: DPM-Solver++(2M), no better on the miniature (docs/results.md)")
     mode: str = _opt("paper", "paper: one x_t, one gradient; official: as the reference code, value by value (docs/generate.md)")
 
 

@@ -22,7 +22,7 @@ import pyarrow
 import pyarrow.parquet
 
 from configs.errors import UserError
-from configs.loader import digest, model_files, pairs_dir, run_dir
+from configs.loader import digest, model_files, pairs_dir, run_dir, scorer_files
 from configs.schema import Config, Scorer, Segmenter
 from filter.clip_gain import CLIP_SCORES
 from filter.overlap import OVERLAP_SCORES
@@ -52,7 +52,7 @@ def models_identity(config: Config) -> dict[str, Any]:
         raise UserError("task.source_noun and task.target_noun go together: name both or neither")
     del scorer["gain_unit"], segmenter["batch"], segmenter["points_per_batch"]  # the scores are the same whatever these are
     nouns = [task.source_noun, task.target_noun] if task.source_noun else None
-    weights = {"scorer": model_files(scorer["model"].removeprefix("local-dir:")) | model_files(scorer["pretrained"])}
+    weights = {"scorer": scorer_files(config.scorer)}
     if nouns:
         weights |= {name: model_files(segmenter[name]) for name in ("model", "checkpoint", "detector")}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
-from configs.loader import digest, model_files
+from configs.loader import digest, scorer_files
 from configs.schema import Config
 from generate.shards import write_json
 from generate.sources import InputImage, InputSource, Unreadable
@@ -30,12 +31,16 @@ class Nearest:
         asked = config.source.retrieve
         self.source = source
         names = [source.name(index) for index in range(len(source))]
-        folder = Path(config.runs_dir) / "retrieval" / digest(config.source.images, names, config.scorer, scorer_files(config))
+        folder = Path(config.runs_dir) / "retrieval" / digest(config.source.images, names, config.scorer, scorer_files(config.scorer))
         features_ND, text_D = _features(source, config, folder)
         similarity = features_ND @ text_D
-        scores = (aesthetics_of(source.metadata(index)) for index in range(len(source)))
-        beautiful = np.array([score is None or score >= asked.aesthetics for score in scores])
-        fit = np.flatnonzero(np.isfinite(similarity) & beautiful)
+        readable = np.isfinite(similarity)
+        if not readable.all():
+            print(f"retrieval: {np.count_nonzero(~readable)} of {len(source)} images could not be read and were passed over", flush=True)
+        fit = np.flatnonzero(readable)
+        if asked.aesthetics:  # a look into each image's metadata
+            scores = [aesthetics_of(source.metadata(index)) for index in fit.tolist()]
+            fit = fit[[score is None or score >= asked.aesthetics for score in scores]]
         if not len(fit):
             raise UserError(f"source.images={config.source.images}: no readable image of aesthetics {asked.aesthetics:g} or more in it")
         self.kept = fit[np.argsort(-similarity[fit], kind="stable")][: min(asked.k, config.generate.pairs)]
@@ -66,11 +71,6 @@ def aesthetics_of(metadata: dict[str, Any]) -> float | None:
     return next((float(metadata[key]) for key in AESTHETICS if isinstance(metadata.get(key), int | float)), None)
 
 
-def scorer_files(config: Config) -> dict[str, str]:
-    """Hashes of the CLIP model's local files."""
-    return model_files(config.scorer.model.removeprefix("local-dir:")) | model_files(config.scorer.pretrained)
-
-
 def _features(source: InputSource, config: Config, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Unit features N x D of every image (NaN where it cannot be read), and of the source words, D."""
     from models.clip_scorer import ClipScorer
@@ -84,7 +84,7 @@ def _features(source: InputSource, config: Config, folder: Path) -> tuple[np.nda
         path = folder / f"{start // CHUNK:06d}.npy"
         if not path.exists():
             found = [_embed(scorer, batch, len(text_D)) for batch in _batches(source, range(start, min(start + CHUNK, len(source))))]
-            temporary = path.with_suffix(".tmp.npy")
+            temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
             np.save(temporary, np.concatenate(found))
             temporary.replace(path)
             print(f"retrieval: {min(start + CHUNK, len(source))} of {len(source)} images looked at", flush=True)

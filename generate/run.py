@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import digest, model_files, pairs_dir, to_yaml
+from configs.loader import digest, model_files, pairs_dir, scorer_files, to_yaml
 from configs.schema import Config
 from generate.shards import exclusive, is_finished, read_manifest, write_json, write_shard
 
@@ -63,7 +63,7 @@ def plan(config: Config) -> dict[str, Any]:
 
 
 def _time(config: Config, pairs: float) -> str:
-    """By timing two steps of one batch; the teacher may not be here yet."""
+    """By timing a few steps of one batch; the teacher may not be here yet."""
     from generate.batches import largest_batch, seconds_a_pair
 
     try:
@@ -182,15 +182,13 @@ def _versions() -> dict[str, str]:
 
 def _identity_values(config: Config) -> dict[str, Any]:
     """What decides a pair's pixels; where it lies, how many there are and on what device they are made does not."""
-    from generate.retrieval import scorer_files
-
     values = {f"{name}.{key}": value for name in IDENTITY for key, value in asdict(getattr(config, name)).items()}
     for threshold in ("task.clip_gain", "task.overlap"):
         del values[threshold]
     return values | {
         "teacher.files": _files_digest(config.teacher.path),
         "direction.made_of": _direction_digest(config),
-        "source.models": digest(model_files(config.source.captioner), scorer_files(config) if config.source.retrieve.k else ""),
+        "source.models": digest(model_files(config.source.captioner), scorer_files(config.scorer) if config.source.retrieve.k else ""),
         "seed": config.seed,
         "generate.dtype": config.generate.dtype,
         "generate.pairs_per_shard": config.generate.pairs_per_shard,

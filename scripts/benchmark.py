@@ -16,7 +16,6 @@ writes the same with the headline as `ratio`.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +27,9 @@ from configs.schema import Config
 from scripts.benchmark_filter import benchmark_filter
 from scripts.benchmark_infer import benchmark_infer
 from scripts.benchmark_train import benchmark_train
+from scripts.timing import CAPTION, measure, product_rate, stable_diffusion_14
 
 SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "generator", "augment", "distill", "benchmark")
-CAPTION = "a photo of a tree in summer"
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the printed table, those that a row has
     "seconds": ("seconds a pair", lambda value: f"{value:.3f}" if value >= 0.1 else f"{value:.5f}"),
     "images_per_s": ("images a second", lambda value: f"{value:.1f}"),
@@ -42,7 +41,6 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the printed tab
     "ratio": ("ratio", lambda value: f"{value:.2f}"),
     "to_eager": ("to eager float32", lambda value: f"{value:.2f}"),
 }
-PRODUCT_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product gives the machine's rate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +66,7 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
     from scripts.plain import PlainPix2PixZero
 
     device, dtype = pick_device(config.generate.device), config.generate.dtype
-    build = {"": lambda: load_pipeline(config.teacher.path, dtype), "sd14": lambda: _stable_diffusion_14(DTYPES[dtype])}
+    build = {"": lambda: load_pipeline(config.teacher.path, dtype), "sd14": lambda: stable_diffusion_14(DTYPES[dtype])}
     if config.benchmark.architecture not in build:
         raise UserError(f"benchmark.architecture={config.benchmark.architecture}: there are sd14, and none for the teacher's own")
     pipeline = build[config.benchmark.architecture]().to(device)
@@ -90,7 +88,7 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
                 with torch.no_grad():
                     pipeline.vae.decode(edited / pipeline.vae.config.scaling_factor)
 
-    rows = {"plain loop, one at a time": _measure(run_plain, config.benchmark.plain_pairs, device)}
+    rows = {"plain loop, one at a time": measure(run_plain, config.benchmark.plain_pairs, device)}
     pipeline.unet.set_attn_processor(attention)
     # Freezes the weights that the plain loop has gradients for.
     teacher = Teacher(replace(config.teacher, resolution=side), device, dtype, pipeline)
@@ -108,8 +106,8 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
             for part in images.split(batch):
                 editor(part, [CAPTION] * len(part), [str(row) for row in range(len(part))], follows)
 
-        row = _measure(run_ours, count, device, warm=config.generate.compile)
-        row["rate"] = work[mode] / row["seconds"] / _product_rate(device, DTYPES[dtype])
+        row = measure(run_ours, count, device, warm=config.generate.compile)
+        row["rate"] = work[mode] / row["seconds"] / product_rate(device, DTYPES[dtype])
         row["operations"] = work[mode]
         rows[f"ours, {mode}, batches of {batch}"] = row
     baseline = rows["plain loop, one at a time"]["seconds"]
@@ -138,27 +136,6 @@ def report(config: Config, found: dict[str, Any]) -> None:
         write_json(Path(config.json), found)
 
 
-def _measure(run: Callable[[], None], pairs: int, device: Any, warm: bool = False) -> dict[str, float]:
-    """Seconds a pair, and the peak of the memory: the GPU's own, or on a CPU the process's so far."""
-    import resource
-
-    import torch
-
-    on_gpu = device.type == "cuda"
-    if on_gpu or warm:
-        run()  # kernels are loaded and chosen
-    if on_gpu:
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    began = time.perf_counter()
-    run()
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    seconds = (time.perf_counter() - began) / pairs
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "memory": torch.cuda.max_memory_allocated(device) if on_gpu else kilobytes * 1024}
-
-
 def _arithmetic(editor: Any, image: Any, reconstruct: bool) -> float:
     """Floating point operations of one pair."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -166,52 +143,6 @@ def _arithmetic(editor: Any, image: Any, reconstruct: bool) -> float:
     with FlopCounterMode(display=False) as counter:
         editor(image, [CAPTION], ["0"], reconstruct)
     return counter.get_total_flops()
-
-
-def _product_rate(device: Any, dtype: Any) -> float:
-    """Floating point operations a second of a large square matrix product on this machine, the best of five."""
-    import torch
-
-    side = PRODUCT_SIDE[device.type]
-    matrix, best = torch.randn(side, side, device=device, dtype=dtype), 0.0
-    for _ in range(6):
-        began = time.perf_counter()
-        matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * side**3 / (time.perf_counter() - began))
-    return best
-
-
-def _stable_diffusion_14(dtype: Any) -> Any:
-    """Stable Diffusion 1.4's networks with random weights, and a small tokenizer that pads to its 77 tokens."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from configs.loader import find_file
-
-    folder, levels = Path(find_file("models/miniature/teacher")), (128, 256, 512, 512)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77)
-    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    parts = {
-        "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-        "vae": AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=levels,
-            layers_per_block=2,
-            sample_size=512,
-            scaling_factor=0.18215,
-        ),
-        "text_encoder": CLIPTextModel(text),
-    }
-    parts = {name: torch.nn.Module.to(module, dtype).eval() for name, module in parts.items()}  # diffusers' own warns
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
-    with torch.no_grad():
-        return StableDiffusionPipeline(
-            **parts, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
 
 
 BENCHMARKS = {"generate": benchmark_generate, "filter": benchmark_filter, "train": benchmark_train, "infer": benchmark_infer}

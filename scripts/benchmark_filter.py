@@ -34,7 +34,7 @@ def benchmark_filter(config: Config) -> dict[str, Any]:
     from models.devices import pick_device
     from models.perceptual import perceptual_loss
     from models.segmenter import Segmenter
-    from scripts.benchmark import _measure
+    from scripts.timing import measure
 
     real = config.benchmark.architecture == "vit_h"
     if config.benchmark.architecture not in ("", "vit_h"):
@@ -61,8 +61,8 @@ def benchmark_filter(config: Config) -> dict[str, Any]:
             ours(pairs[start : min(start + batch, config.benchmark.pairs)])
 
     rows = {
-        "plain, one picture at a time": _measure(run_plain, config.benchmark.plain_pairs, device),
-        f"ours, batches of {min(batch, config.benchmark.pairs)}": _measure(run_ours, config.benchmark.pairs, device),
+        "plain, one picture at a time": measure(run_plain, config.benchmark.plain_pairs, device),
+        f"ours, batches of {min(batch, config.benchmark.pairs)}": measure(run_ours, config.benchmark.pairs, device),
     }
     baseline, *_ = [row["seconds"] for row in rows.values()]
     for row in rows.values():

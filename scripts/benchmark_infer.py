@@ -98,9 +98,9 @@ def _teacher(config: Config, device: Any, side: int) -> dict[str, float]:
     from generate.directions import EditDirection
     from generate.editors import Editor
     from models.teacher import DTYPES, Teacher
-    from scripts.benchmark import CAPTION, _measure, _stable_diffusion_14
+    from scripts.timing import CAPTION, measure, stable_diffusion_14
 
-    pipeline = _stable_diffusion_14(DTYPES[config.generate.dtype]) if config.benchmark.architecture else None
+    pipeline = stable_diffusion_14(DTYPES[config.generate.dtype]) if config.benchmark.architecture else None
     teacher = Teacher(replace(config.teacher, resolution=side), device, config.generate.dtype, pipeline, config.generate.compile)
     editor = Editor(teacher, EditDirection(0.1 * torch.randn_like(teacher.embed([CAPTION])), "", ""), config)
     count = config.benchmark.pairs
@@ -109,4 +109,4 @@ def _teacher(config: Config, device: Any, side: int) -> dict[str, float]:
     def run() -> None:
         editor(images_BCHW, [CAPTION] * count, [str(row) for row in range(count)], False)
 
-    return _measure(run, count, device, warm=config.generate.compile)
+    return measure(run, count, device, warm=config.generate.compile)

@@ -26,7 +26,7 @@ def benchmark_train(config: Config) -> dict[str, Any]:
 
     from distill.state import TrainingState
     from distill.train import PRECISIONS, train_step
-    from scripts.benchmark import _measure, _product_rate
+    from scripts.timing import measure, product_rate
 
     side, batch, steps = config.benchmark.side or config.teacher.resolution, config.distill.batch, config.benchmark.steps
     settings = replace(config.distill, images=2 * steps * batch, init="", adapter_rank=0)
@@ -44,7 +44,7 @@ def benchmark_train(config: Config) -> dict[str, Any]:
         def run_plain() -> None:
             waits.append(sum(next(plain) for _ in range(steps)))
 
-        rows = {"plain loop, float32": _measure(run_plain, steps * batch, device, warm=True)}
+        rows = {"plain loop, float32": measure(run_plain, steps * batch, device, warm=True)}
         plain.close()  # frees its weights
         train_folder = run_dir(config) / "train"
         train_folder.mkdir()
@@ -58,14 +58,14 @@ def benchmark_train(config: Config) -> dict[str, Any]:
             waits.append(state.waited_s)
 
         name = f"ours, {settings.dtype}{', compiled' * settings.compile}"
-        rows[name] = _measure(run_ours, steps * batch, device, warm=True)
+        rows[name] = measure(run_ours, steps * batch, device, warm=True)
         batches.close()  # ends the decoding processes
     work = counter.get_total_flops() / batch
     baseline = rows["plain loop, float32"]["seconds"]
     for row, waited_s, dtype in zip(rows.values(), waits[1::2], (torch.float32, getattr(torch, settings.dtype)), strict=True):
         row |= {"ratio": baseline / row["seconds"], "images_per_s": 1 / row["seconds"], "operations": work}
         row |= {
-            "rate": work / row["seconds"] / _product_rate(device, dtype),
+            "rate": work / row["seconds"] / product_rate(device, dtype),
             "data_wait_share": waited_s / (row["seconds"] * steps * batch),
         }
     return {

@@ -102,7 +102,6 @@ def _images_name(config: Config) -> str:
 
 def variants(config: Config, table: str = "sweep") -> dict[str, Config]:
     """Each row's method at its setting, as a configuration of its own, by the row's name. Both tables and the sweep share their edits."""
-
     swept, found = config.evaluate, {}
     if table == "sweep":
         amounts, scales = swept.amounts or [config.guidance.amount], swept.scales or [config.guidance.scale]

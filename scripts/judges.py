@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configs.loader import digest, model_files
+from configs.loader import digest, model_files, scorer_files
 from configs.schema import Config
 from scripts import metrics
 
@@ -92,8 +92,10 @@ class Judges:
         """Bool N x H x W: where the segmenter sees the noun; from the cache where the same was asked before."""
         assert self.segmenter
         scorer = self.config.scorer
-        models = [model_files(path) for path in (self.config.segmenter.model, self.config.segmenter.checkpoint)]
-        models.append(model_files(scorer.model.removeprefix("local-dir:")))
+        models = [
+            model_files(path) for path in (self.config.segmenter.model, self.config.segmenter.checkpoint, self.config.segmenter.detector)
+        ]
+        models.append(scorer_files(scorer))
         content = hashlib.sha256(images.tobytes()).hexdigest()
         path = cache / f"masks-{digest(self.config.segmenter, scorer, models, noun, content)}.npz"
         if not path.exists():

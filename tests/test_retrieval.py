@@ -28,10 +28,11 @@ def many(tmp_path_factory):
     return folder
 
 
-def test_the_nearest_to_the_source_words_are_kept(many, tmp_path):
+def test_the_nearest_to_the_source_words_are_kept(many, tmp_path, capsys):
     arguments = ["task=tree2winter", f"source.images={many}", "source.retrieve.k=3", "generate.pairs=99", f"runs_dir={tmp_path}"]
     config = load(arguments)
     found = input_source(config)
+    assert "1 of 7 images could not be read" in capsys.readouterr().out
     scorer = ClipScorer(config.scorer)
     text = scorer.text_features(["tree in summer"])[0]
     images = {path.name: np.asarray(Image.open(path)) for path in sorted(many.glob("*[0-9].png"))}
