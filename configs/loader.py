@@ -30,9 +30,9 @@ def available(kind: str) -> list[str]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """'; did you mean ...?' for the error message, or '' where nothing is near."""
+    """What ends the sentence of an error message: '; did you mean ...?', or '.' where nothing is near."""
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"; did you mean {' or '.join(near)}?" if near else "."
 
 
 def known_keys(schema: type = Config, prefix: str = "") -> dict[str, Any]:

@@ -186,6 +186,8 @@ def open_picture(path: Path, side: int) -> Any:
         with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise OSError(f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
+            if side**2 * max(image.size) > MAX_PIXELS * min(image.size):  # a line of pixels, made `side` wide
+                raise OSError(f"{image.width} x {image.height} is too long: more than {MAX_PIXELS} pixels once its shorter side is {side}")
             return fit(image, side)
 
 

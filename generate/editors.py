@@ -85,6 +85,8 @@ class Editor:
         self.solver = Solver(config.edit.solver).name
         if self.official and self.solver != "ddim":
             raise UserError(f"edit.solver={self.solver}: edit.mode=official is DDIM's")
+        if not 0 <= config.guidance.until <= 1:
+            raise UserError(f"guidance.until={config.guidance.until}: a share of the steps, 0 to 1")
         if config.guidance.maps == "inversion" and (self.official or steps != config.edit.steps):
             raise UserError("guidance.maps=inversion: needs edit.mode=paper, and inversion.steps equal to edit.steps")
         if self.method.noise == "partial":

@@ -211,10 +211,10 @@ def _direction_digest(config: Config) -> str:
 
 
 def _claim(folder: Path, config: Config) -> None:
-    """Write the folder's configuration down, or refuse to go on in one that was made with another."""
+    """Write the folder's configuration down, or refuse to go on in one whose shards were made with another."""
     wanted = _identity_values(config)
     path = folder / "made_with.json"
-    if path.exists() and not config.force:
+    if path.exists() and not config.force and any(map(is_finished, folder.glob("[0-9]*.tar"))):
         present = json.loads(path.read_text())
         changed = [key for key in sorted({*wanted, *present}) if wanted.get(key) != present.get(key)]
         if changed:

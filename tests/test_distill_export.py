@@ -161,6 +161,12 @@ def test_a_photo_is_turned_upright_and_keeps_its_shape():
     assert clear.getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_a_line_of_pixels_is_refused_before_it_is_enlarged(tmp_path):
+    Image.new("RGB", (200_000, 1)).save(tmp_path / "line.png")
+    with pytest.raises(OSError, match="200000 x 1 is too long"):
+        translate.open_picture(tmp_path / "line.png", 128)
+
+
 @pytest.mark.parametrize("length", [16, 18, 28, 30, 100])
 def test_squares_cover_a_picture_and_overlap(length):
     found = translate.starts(length, 16)

@@ -87,6 +87,13 @@ def test_another_configuration_is_refused_with_the_difference(tiny_run, capsys):
     assert "force=true" in message
 
 
+def test_a_mistake_that_made_nothing_does_not_claim_the_folder(tiny_run, capsys):
+    for wrong in ("edit.method=p2p", "guidance.until=2"):
+        assert run.main([*tiny_run, wrong]) == 2
+        assert wrong.split("=")[0] in capsys.readouterr().err
+    assert run.main(tiny_run) == 0
+
+
 def test_photographs_and_unreadable_ones(tiny_run, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
