@@ -10,7 +10,7 @@ import torch
 from configs.errors import UserError
 from configs.loader import find_file
 
-MAX_TOKENS = 40
+MAX_TOKENS = 40  # BLIP's captions have about ten
 
 
 class Captioner:

@@ -72,7 +72,7 @@ class Editor:
             section, name = key.split(".")
             if getattr(getattr(config, section), name) not in known:
                 raise UserError(f"{key}={getattr(getattr(config, section), name)}: there are {', '.join(known)}")
-        self.method, self.edit = METHODS[config.edit.method], config.edit
+        self.method = METHODS[config.edit.method]
         self.teacher, self.direction, self.task, self.seed = teacher, direction, config.task, config.seed
         self.guidance = config.guidance if self.method.guided else replace(config.guidance, amount=0.0)
         self.prompt_to_prompt, self.inversion = config.prompt_to_prompt, config.inversion
