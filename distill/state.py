@@ -84,6 +84,8 @@ class TrainingState:
         }
         self._resume(config)
         if self.config.compile:
+            if self.device.type == "cuda":
+                self.generator.write_as_sums()
             for module in (self.generator, self.perceptual, *([self.adversary.discriminator] if self.adversary else [])):
                 module.compile()
         self.model = accelerator.prepare_model(self.generator)
