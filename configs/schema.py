@@ -245,6 +245,7 @@ class Distill:
     save_every_images: int = _opt(20_000, "checkpoint, validation and sample grid each so many images")
     keep_checkpoints: int = _opt(2, "newest checkpoints kept")
     workers: int = _opt(2, "decoding processes")
+    cache_gb: float = _opt(4.0, "keep the decoded training pictures in memory where all are at most so many GB a process; 0: never")
     dtype: str = _opt("float32", "float32 or bfloat16 autocast")
     compile: bool = _opt(False, "run the networks through torch.compile: minutes at the start, less time a step")
     tracker: str = _opt("auto", "tracker of accelerate (tensorboard, wandb, ...); auto: tensorboard where it is installed; empty: none")
