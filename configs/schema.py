@@ -278,6 +278,15 @@ class Evaluate:
 
 
 @dataclass
+class Compare:
+    """scripts/compare.py: the same training in several ways."""
+
+    jobs: int = _opt(1, "trainings at once; more than one share the GPU, and images a second is then each one's share")
+    few_pairs: int = _opt(256, "augment: pairs to train on, the first of the selection")
+    init: str = _opt("models/miniature/generator/generator.safetensors", "transfer: the trained generator to start from")
+
+
+@dataclass
 class Benchmark:
     """scripts/benchmark.py: ours beside a plain loop, in one run."""
 
@@ -319,6 +328,7 @@ class Config:
     distill: Distill = field(default_factory=Distill)
     export: Export = field(default_factory=Export)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    compare: Compare = field(default_factory=Compare)
     benchmark: Benchmark = field(default_factory=Benchmark)
     demo: Demo = field(default_factory=Demo)
     runs_dir: str = _opt("runs", "everything is written below <runs_dir>/<task>/<teacher>")
