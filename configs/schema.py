@@ -291,11 +291,11 @@ class Benchmark:
     """scripts/benchmark.py: ours beside a plain loop, in one run."""
 
     architecture: str = _opt("", "sd14: Stable Diffusion 1.4's networks with random weights, no download; empty: the teacher")
-    pairs: int = _opt(16, "pairs that ours is timed on")
+    pairs: int = _opt(16, "pairs that ours is timed on; infer: that the teacher is timed on, 0: no teacher")
     plain_pairs: int = _opt(1, "pairs that the plain loop is timed on")
     calls: int = _opt(30, "infer: calls of each runtime, of which the middle one counts")
     images_at_once: int = _opt(1, "infer: images a call")
-    side: int = _opt(0, "train: side of the pictures, pixels; 0: teacher.resolution")
+    side: int = _opt(0, "train, infer: side of the pictures, pixels; 0: train: teacher.resolution, infer: the trained generator's")
     steps: int = _opt(4, "train: steps of distill.batch that each loop is timed on, after as many that are not")
 
 

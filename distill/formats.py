@@ -68,10 +68,10 @@ def read(path: Path) -> tuple[Any, dict[str, Any]]:
     return generator, about
 
 
-def write(folder: Path, generator: Any, about: dict[str, Any], formats: Collection[str], calibration_BHWC: Any) -> None:
+def write(folder: Path, generator: Any, about: dict[str, Any], formats: Collection[str], calibration_BHWC: Any, onnx: bool = True) -> None:
     """Write generator.safetensors, generator.onnx and those of `formats` (see FORMATS; the page is not of them).
 
-    calibration_BHWC: uint8 pictures like those to come, for int8.
+    calibration_BHWC: uint8 pictures like those to come, for int8. onnx: False writes no .onnx.
     """
     from safetensors.torch import save_file
 
@@ -81,23 +81,31 @@ def write(folder: Path, generator: Any, about: dict[str, Any], formats: Collecti
     image_BCHW, picture_BHWC = torch.zeros(2, 3, side, side), torch.zeros(2, side, side, 3, dtype=torch.uint8)
     edit = folded(Edit(generator, about["z"]), image_BCHW)
     program = trace(Picture(edit), picture_BHWC)
-    write_onnx(folder / "generator.onnx", program, about)
     if "pt2" in formats:
         write_program(folder / "generator.pt2", program, about)
+    if "fp16" in formats:
+        compiled = folded(Edit(copy.deepcopy(generator).write_as_sums(), about["z"]), image_BCHW).half()
+        write_program(folder / "generator-fp16.pt2", trace(Picture(compiled, torch.float16), picture_BHWC), about)
+    if not onnx:
+        return
+    write_onnx(folder / "generator.onnx", program, about)
     if "float" in formats:
         write_onnx(folder / "generator-float.onnx", trace(edit, image_BCHW), about)
     if "int8" in formats:
         write_int8(folder / "generator-int8.onnx", folder / "generator.onnx", calibration_BHWC)
     if "fp16" in formats:
-        half = trace(Picture(copy.deepcopy(edit).half(), torch.float16), picture_BHWC)
-        write_onnx(folder / "generator-fp16.onnx", half, about)
-        write_program(folder / "generator-fp16.pt2", half, about)
+        write_onnx(folder / "generator-fp16.onnx", trace(Picture(edit.half(), torch.float16), picture_BHWC), about)
 
 
 def trace(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
     """The module's graph for any batch, from an example of at least two images (of one, the batch would be a constant)."""
     with torch.no_grad():
-        return torch.export.export(module.eval(), (example,), dynamic_shapes=({0: BATCH},))
+        program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: BATCH},))
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # names the device that it was traced on: fails on a GPU
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def folded(module: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule:
@@ -120,7 +128,8 @@ def folded(module: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule:
             known[node] = node.target(*args, **kwargs)
     for node, value in known.items():
         if any(user not in known for user in node.users):
-            traced.register_buffer(f"constant_{node.name}", value.contiguous())
+            layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format  # which a GPU's convolutions want
+            traced.register_buffer(f"constant_{node.name}", value.contiguous(memory_format=layout))
             with graph.inserting_before(node):
                 node.replace_all_uses_with(graph.get_attr(f"constant_{node.name}"), lambda user: user not in known)
     graph.eliminate_dead_code()
@@ -146,7 +155,8 @@ def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict[st
 
 def write_program(path: Path, program: torch.export.ExportedProgram, about: dict[str, Any]) -> None:
     """For torch.export.load; the description is its extra file config.json."""
-    torch.export.save(program, path, extra_files={"config.json": json.dumps(about)})
+    with _quiet():
+        torch.export.save(program, path, extra_files={"config.json": json.dumps(about)})
 
 
 def write_int8(path: Path, float_onnx: Path, calibration_BHWC: Any) -> None:

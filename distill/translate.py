@@ -43,14 +43,17 @@ class Translator:
         self.seconds, self.pictures = 0.0, 0  # spent in the model, and pictures or frames edited
 
     def __call__(self, picture: Any) -> Any:
-        """The edit, of the kind that was given: a PIL image (any size, see fit), or uint8 side x side x 3, or B x side x side x 3."""
+        """The edit, of the kind that was given: a PIL image (any size, see fit), or uint8 side x side x 3, or B x side x side x 3.
+
+        A .pt2 on a GPU takes and gives PyTorch tensors there as well.
+        """
         import numpy as np
         from PIL import Image
 
         if isinstance(picture, Image.Image):
             return Image.fromarray(self.edit([np.asarray(fit(picture, self.side))])[0])
-        array = np.asarray(picture)
-        if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-3:] != (self.side, self.side, 3):
+        array = picture if getattr(picture, "is_cuda", False) else np.asarray(picture)
+        if str(array.dtype).removeprefix("torch.") != "uint8" or array.ndim not in (3, 4) or array.shape[-3:] != (self.side, self.side, 3):
             raise TranslateError(f"got {array.dtype} {array.shape}; give uint8 [batch,] {self.side} x {self.side} x 3, or a PIL image")
         edit_BHWC = self._run(array if array.ndim == 4 else array[None])
         return edit_BHWC if array.ndim == 4 else edit_BHWC[0]
@@ -87,7 +90,6 @@ def _load_onnx(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[
 def _load_torch(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[[Any], Any]]:
     import json
 
-    import numpy as np
     import torch
     from torch.export.passes import move_to_device_pass
 
@@ -107,13 +109,19 @@ def _load_torch(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable
                 return module(torch.from_numpy(tiles_BHWC)).numpy()
 
         return about["resolution"], about, run
+    torch.backends.cudnn.benchmark = True  # each size comes again and again
     compiled = torch.compile(move_to_device_pass(program, "cuda").module(), mode="reduce-overhead", dynamic=False)  # with CUDA graphs
 
     def run_compiled(tiles_BHWC: Any) -> Any:
-        count = len(tiles_BHWC)  # filled up to a power of two, as each size is compiled by itself
-        full_BHWC = np.concatenate([tiles_BHWC, np.zeros((2 ** (count - 1).bit_length() - count, *tiles_BHWC.shape[1:]), np.uint8)])
+        on_gpu = isinstance(tiles_BHWC, torch.Tensor)
+        image_BHWC = tiles_BHWC if on_gpu else torch.from_numpy(tiles_BHWC).cuda()
+        count = len(image_BHWC)  # filled up to a power of two, as each size is compiled by itself
+        missing = 2 ** (count - 1).bit_length() - count
+        if missing:
+            image_BHWC = torch.cat([image_BHWC, image_BHWC.new_zeros(missing, *image_BHWC.shape[1:])])
         with torch.no_grad():
-            return compiled(torch.from_numpy(full_BHWC).cuda())[:count].cpu().numpy()
+            edit_BHWC = compiled(image_BHWC)[:count]
+        return edit_BHWC.clone() if on_gpu else edit_BHWC.cpu().numpy()  # the next call writes where this one did
 
     return about["resolution"], about, run_compiled
 

@@ -168,7 +168,7 @@ class ModulatedConv(nn.Module):
         self.as_sums = False
 
     def forward(self, x_BIHW: torch.Tensor, scale_BI: torch.Tensor) -> torch.Tensor:
-        """B x O x H x W, or twice the sides with `up`; still to be brought to unit variance by the caller, who scales and shifts it anyway."""
+        """B x O x H x W, or twice the sides with `up`; still to be brought to unit variance by the caller, who scales it anyway."""
         weight_OIKK = self.weight()
         x_BIHW = x_BIHW * scale_BI[:, :, None, None]
         if self.depthwise is not None:

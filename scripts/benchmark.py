@@ -28,10 +28,10 @@ from configs.schema import Config
 from scripts.benchmark_filter import benchmark_filter
 from scripts.benchmark_infer import benchmark_infer
 from scripts.benchmark_train import benchmark_train
-from scripts.timing import CAPTION, measure, product_rate, stable_diffusion_14
+from scripts.timing import CAPTION, measure, product_rate, say, stable_diffusion_14
 
 SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "generator", "augment", "distill", "benchmark")
-WARM_STEPS = 4  # of an edit that only loads, chooses and compiles kernels, or counts operations
+WARM_STEPS = 3  # of an edit that only loads, chooses and compiles kernels, or counts operations
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the printed table, those that a row has
     "seconds": ("seconds a pair", lambda value: f"{value:.3f}" if value >= 0.1 else f"{value:.5f}"),
     "images_per_s": ("images a second", lambda value: f"{value:.1f}"),
@@ -68,9 +68,10 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
     from scripts.plain import PlainPix2PixZero
 
     device, dtype = pick_device(config.generate.device), config.generate.dtype
-    build = {"": lambda: load_pipeline(config.teacher.path, dtype), "sd14": lambda: stable_diffusion_14(DTYPES[dtype])}
+    build = {"": lambda: load_pipeline(config.teacher.path, dtype), "sd14": lambda: stable_diffusion_14(DTYPES[dtype], device)}
     if config.benchmark.architecture not in build:
         raise UserError(f"benchmark.architecture={config.benchmark.architecture}: there are sd14, and none for the teacher's own")
+    say("networks")
     pipeline = build[config.benchmark.architecture]().to(device)
     side = 512 if config.benchmark.architecture else config.teacher.resolution
     count = config.benchmark.pairs
@@ -91,6 +92,7 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
                 with torch.no_grad():
                     pipeline.vae.decode(edited / pipeline.vae.config.scaling_factor)
 
+    say("plain loop")
     first_plain = partial(run_plain, WARM_STEPS)
     rows = {"plain loop, one at a time": measure(run_plain, config.benchmark.plain_pairs, device, first=first_plain)}
     pipeline.unet.set_attn_processor(attention)
@@ -99,6 +101,7 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
     follows = config.guidance.maps == "reference"  # else there is no reference pass, and no official form
     variants = {mode: replace(config, edit=replace(config.edit, mode=mode)) for mode in ("paper", "official")[: 1 + follows]}
     to_target = EditDirection(direction.float(), "", "")
+    say("arithmetic")
     work = {mode: _arithmetic(teacher, to_target, variant, images[:1], follows) for mode, variant in variants.items()}
     batch = min(config.generate.batch or largest_batch(Editor(teacher, to_target, config), count), count)
     if config.generate.compile:
@@ -110,6 +113,7 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
             for part in images.split(batch):
                 editor(part, [CAPTION] * len(part), [str(row) for row in range(len(part))], follows)
 
+        say(f"ours, {mode}")
         row = measure(run_ours, count, device, config.generate.compile, partial(run_ours, _of_steps(variant, WARM_STEPS)))
         row["rate"] = work[mode] / row["seconds"] / product_rate(device, DTYPES[dtype])
         row["operations"] = work[mode]
@@ -151,11 +155,11 @@ def _arithmetic(teacher: Any, direction: Any, config: Config, image: Any, recons
     from generate.editors import Editor
 
     counts = []
-    for steps in (WARM_STEPS, 2 * WARM_STEPS):
+    for steps in (WARM_STEPS, WARM_STEPS + 1):
         with FlopCounterMode(display=False) as counter:
             Editor(teacher, direction, _of_steps(config, steps))(image, [CAPTION], ["0"], reconstruct)
         counts.append(counter.get_total_flops())
-    return counts[0] + (counts[1] - counts[0]) * (config.edit.steps / WARM_STEPS - 1)
+    return counts[0] + (counts[1] - counts[0]) * (config.edit.steps - WARM_STEPS)
 
 
 BENCHMARKS = {"generate": benchmark_generate, "filter": benchmark_filter, "train": benchmark_train, "infer": benchmark_infer}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+STARTED = time.perf_counter()
 CAPTION = "a photo of a tree in summer"
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product gives the machine's rate
 
@@ -52,7 +54,12 @@ def product_rate(device: Any, dtype: Any) -> float:
     return best
 
 
-def stable_diffusion_14(dtype: Any) -> Any:
+def say(what: str) -> None:
+    """A line of progress, with the seconds since the start; to stderr, as stdout is for the table."""
+    print(f"[{time.perf_counter() - STARTED:.0f} s] {what}", file=sys.stderr, flush=True)
+
+
+def stable_diffusion_14(dtype: Any, device: Any) -> Any:
     """Stable Diffusion 1.4's networks with random weights, and a small tokenizer that pads to its 77 tokens."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -63,18 +70,19 @@ def stable_diffusion_14(dtype: Any) -> Any:
     folder, levels = Path(find_file("models/miniature/teacher")), (128, 256, 512, 512)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77)
     text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    parts = {
-        "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-        "vae": AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=levels,
-            layers_per_block=2,
-            sample_size=512,
-            scaling_factor=0.18215,
-        ),
-        "text_encoder": CLIPTextModel(text),
-    }
+    with torch.device(device):  # a GPU draws a billion random weights at once
+        parts = {
+            "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+            "vae": AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=levels,
+                layers_per_block=2,
+                sample_size=512,
+                scaling_factor=0.18215,
+            ),
+            "text_encoder": CLIPTextModel(text),
+        }
     parts = {name: torch.nn.Module.to(module, dtype).eval() for name, module in parts.items()}  # diffusers' own warns
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     with torch.no_grad():
