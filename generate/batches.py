@@ -40,7 +40,7 @@ class PairMaker:
                 try:
                     batch.append(item.result())
                 except Unreadable as error:
-                    left_out.append({"id": source.name(index), "why": "unreadable", "reason": str(error)})
+                    left_out.append({"id": source.names[index], "why": "unreadable", "reason": str(error)})
                 if len(batch) == self.config.batch or (batch and place == len(waiting) - 1):
                     yield from self._edit(batch, left_out)
                     done(len(batch))

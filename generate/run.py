@@ -10,10 +10,11 @@ same command again to go on after an interruption; a larger generate.pairs= adds
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -44,19 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan(config: Config) -> dict[str, Any]:
     """What a run would do: number of images, pairs and shards, those already there, about how much disk all take, and how long the rest."""
-    import os
-
     source = input_source(config, look=False)
     shards = _shards(config, source)
-    done = sum(_is_done(pairs_dir(config), index, ids) for index, ids in shards.items())
-    left = sum(len(ids) for index, ids in shards.items() if not _is_done(pairs_dir(config), index, ids))
+    missing = _missing(pairs_dir(config), shards)
+    left = sum(map(len, missing.values()))
     pictures = 2 + (config.generate.save_reconstruction or config.generate.save_latents)
-    size = len(source) * pictures * 3 * config.teacher.resolution**2  # a lossless PNG of a photograph is a little smaller than its pixels
+    size = len(source.names) * pictures * 3 * config.teacher.resolution**2  # a lossless PNG of a photograph is a little smaller than its pixels
     return {
         "writes to": pairs_dir(config),
-        "pairs": len(source),
+        "pairs": len(source.names),
         "shards": len(shards),
-        "shards already there": done,
+        "shards already there": len(shards) - len(missing),
         "disk for the pictures, about (GB)": round(size / 1e9, 2),
         "time for the rest, about": _time(config, left / int(os.environ.get("WORLD_SIZE", 1))) if left else "none",
     }
@@ -93,10 +92,10 @@ def generate(config: Config) -> Path:
         if not state.is_main_process:
             source = input_source(config)
         shards = _shards(config, source)
-        missing = {index: ids for index, ids in shards.items() if not _is_done(folder, index, ids)}
+        missing = _missing(folder, shards)
         mine = {index: missing[index] for index in list(missing)[state.process_index :: state.num_processes]}
         if state.is_main_process:
-            print(f"pairs: {len(source)} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}", flush=True)
+            print(f"pairs: {len(source.names)} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}", flush=True)
         if mine:
             _write_shards(config, folder, source, mine, state.process_index)
         state.wait_for_everyone()
@@ -106,8 +105,8 @@ def generate(config: Config) -> Path:
         if not found:
             continue
         first = "; ".join(f"{item['id']} ({item['reason']})" for item in found[:5])
-        message = f"{len(found)} of {len(source)} {meaning} and were left out: {first}"
-        if why == "unreadable" and len(found) > config.source.max_unreadable_share * len(source):
+        message = f"{len(found)} of {len(source.names)} {meaning} and were left out: {first}"
+        if why == "unreadable" and len(found) > config.source.max_unreadable_share * len(source.names):
             raise UserError(f"{message}. Mend or remove them, or raise source.max_unreadable_share")
         if state.is_main_process:
             print(message, flush=True)
@@ -118,16 +117,17 @@ def input_source(config: Config, look: bool = True) -> InputSource:
     """The run's inputs. look: with source.retrieve.k, look at the images; else it is only a source of as many."""
     from generate.sources import open_source
 
-    if not config.source.retrieve.k:
-        return open_source(config.source, config.task, config.teacher.resolution, config.generate.pairs)
-    if not config.source.images:
-        raise UserError("source.retrieve.k: name the images to choose from with source.images=")
-    if not look:
-        most = min(config.source.retrieve.k, config.generate.pairs)
-        return open_source(config.source, config.task, config.teacher.resolution, most)
-    from generate.retrieval import Nearest
+    k, limit = config.source.retrieve.k, config.generate.pairs
+    if k:
+        if not config.source.images:
+            raise UserError("source.retrieve.k: name the images to choose from with source.images=")
+        limit = sys.maxsize if look else min(k, limit)
+    source = open_source(config.source, config.task, config.teacher.resolution, limit)
+    if not (k and look):
+        return source
+    from generate.retrieval import nearest
 
-    return Nearest(open_source(config.source, config.task, config.teacher.resolution, sys.maxsize), config)
+    return nearest(source, config)
 
 
 def _editor(config: Config, for_timing: bool = False) -> Editor:
@@ -152,15 +152,16 @@ def _write_shards(config: Config, folder: Path, source: InputSource, shards: dic
     device = editor.teacher.device
     captioner = Captioner(config.source.captioner, device) if config.source.captioner else None
     settings = replace(config.generate, batch=config.generate.batch or largest_batch(editor, config.generate.pairs_per_shard))
-    common = {"seed": config.seed, "direction": editor.direction.hash, "configuration": made_with, "versions": _versions()}
+    versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    common = {"seed": config.seed, "direction": editor.direction.hash, "configuration": made_with, "versions": versions}
     maker = PairMaker(editor, settings, captioner, common)
-    progress = _Progress(sum(map(len, shards.values())), talk=rank == 0)
+    progress = _progress(sum(map(len, shards.values()))) if rank == 0 else lambda count: None
     if rank == 0:
         print(f"{editor.direction.report}\nbatches of {settings.batch} on {device}", flush=True)
     for index, ids in shards.items():
         began, left_out = time.monotonic(), []  # type: ignore[var-annotated]
         about = {"ids": [ids.start, ids.stop], "left_out": left_out, "configuration": made_with}
-        write_shard(folder, index, maker.pairs(source, ids, left_out, progress.advance), about)
+        write_shard(folder, index, maker.pairs(source, ids, left_out, progress), about)
         took = f"{len(ids) - len(left_out)} pairs, {len(left_out)} left out, {time.monotonic() - began:.1f} s"
         with open(folder / "log.txt", "a") as log:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {index:06d}.tar: {took}, process {rank} on {device}\n")
@@ -168,16 +169,17 @@ def _write_shards(config: Config, folder: Path, source: InputSource, shards: dic
 
 def _shards(config: Config, source: InputSource) -> dict[int, range]:
     size = config.generate.pairs_per_shard
-    return {start // size: range(start, min(start + size, len(source))) for start in range(0, len(source), size)}
+    ids = range(len(source.names))
+    return {start // size: ids[start : start + size] for start in range(0, len(ids), size)}
 
 
-def _is_done(folder: Path, index: int, ids: range) -> bool:
-    shard = folder / f"{index:06d}.tar"
-    return is_finished(shard) and read_manifest(shard)["ids"] == [ids.start, ids.stop]
+def _missing(folder: Path, shards: dict[int, range]) -> dict[int, range]:
+    """Those that are not there, or hold other inputs."""
 
+    def is_done(shard: Path, ids: range) -> bool:
+        return is_finished(shard) and read_manifest(shard)["ids"] == [ids.start, ids.stop]
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    return {index: ids for index, ids in shards.items() if not is_done(folder / f"{index:06d}.tar", ids)}
 
 
 def _identity_values(config: Config) -> dict[str, Any]:
@@ -226,22 +228,19 @@ def _claim(folder: Path, config: Config) -> None:
     (folder / "config.yaml").write_text(to_yaml(config))
 
 
-class _Progress:
-    """A line a batch: done, rate, time left, and when that is."""
+def _progress(total: int) -> Callable[[int], None]:
+    """Told how many pairs are done, prints a line: how many of all, the rate, the time left, and when that is."""
+    done, began = 0, time.monotonic()
 
-    def __init__(self, total: int, talk: bool) -> None:
-        self.total, self.talk, self.done, self.began = total, talk, 0, time.monotonic()
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        seconds = (time.monotonic() - began) / done
+        left = timedelta(seconds=seconds * (total - done))
+        rest = f"{left.total_seconds() / 60:.1f} min left, until {datetime.now() + left:%a %H:%M}"
+        print(f"  {done}/{total} pairs, {seconds:.2f} s a pair, {rest}", flush=True)
 
-    def advance(self, count: int) -> None:
-        self.done += count
-        seconds = (time.monotonic() - self.began) / self.done
-        left = timedelta(seconds=seconds * (self.total - self.done))
-        if self.talk:
-            end = f"{datetime.now() + left:%a %H:%M}"
-            print(
-                f"  {self.done}/{self.total} pairs, {seconds:.2f} s a pair, {left.total_seconds() / 60:.1f} min left, until {end}",
-                flush=True,
-            )
+    return advance
 
 
 if __name__ == "__main__":
