@@ -10,9 +10,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.loader import nearest
 from configs.schema import Config
-from filter.overlap import OVERLAP_SCORES
-from filter.pictures import FLAGS
-from filter.score_table import SCORES
+from filter.score_table import FLAGS, OVERLAP_SCORES, SCORES
 
 Row = Mapping[str, Any]
 ALIASES = {"overlap": "overlap_iou"}

@@ -48,12 +48,12 @@ def plan(config: Config) -> dict[str, Any]:
     source = input_source(config, look=False)
     shards = _shards(config, source)
     missing = _missing(pairs_dir(config), shards)
-    left = sum(map(len, missing.values()))
+    left, count = sum(map(len, missing.values())), len(source.names)
     pictures = 2 + (config.generate.save_reconstruction or config.generate.save_latents)
-    size = len(source.names) * pictures * 3 * config.teacher.resolution**2  # a lossless PNG of a photograph is a little smaller than its pixels
+    size = count * pictures * 3 * config.teacher.resolution**2  # a lossless PNG of a photograph is a little smaller than its pixels
     return {
         "writes to": pairs_dir(config),
-        "pairs": len(source.names),
+        "pairs": count,
         "shards": len(shards),
         "shards already there": len(shards) - len(missing),
         "disk for the pictures, about (GB)": round(size / 1e9, 2),
@@ -91,11 +91,11 @@ def generate(config: Config) -> Path:
         state.wait_for_everyone()
         if not state.is_main_process:
             source = input_source(config)
-        shards = _shards(config, source)
+        count, shards = len(source.names), _shards(config, source)
         missing = _missing(folder, shards)
         mine = {index: missing[index] for index in list(missing)[state.process_index :: state.num_processes]}
         if state.is_main_process:
-            print(f"pairs: {len(source.names)} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}", flush=True)
+            print(f"pairs: {count} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}", flush=True)
         if mine:
             _write_shards(config, folder, source, mine, state.process_index)
         state.wait_for_everyone()
@@ -105,8 +105,8 @@ def generate(config: Config) -> Path:
         if not found:
             continue
         first = "; ".join(f"{item['id']} ({item['reason']})" for item in found[:5])
-        message = f"{len(found)} of {len(source.names)} {meaning} and were left out: {first}"
-        if why == "unreadable" and len(found) > config.source.max_unreadable_share * len(source.names):
+        message = f"{len(found)} of {count} {meaning} and were left out: {first}"
+        if why == "unreadable" and len(found) > config.source.max_unreadable_share * count:
             raise UserError(f"{message}. Mend or remove them, or raise source.max_unreadable_share")
         if state.is_main_process:
             print(message, flush=True)

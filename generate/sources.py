@@ -46,7 +46,7 @@ class InputImage:
 class InputSource:
     """A list of inputs that can be read in any order, by any thread or process.
 
-    names: what a message calls each. load: reads the input of an index; raises Unreadable. metadata: what is known of it beside its caption.
+    names: what a message calls each. load: reads the input at an index; raises Unreadable. metadata: what else is known of it.
     """
 
     names: Sequence[str]
