@@ -6,6 +6,7 @@ import os
 import random
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ CAPTIONS = 4  # wordings per training picture
 
 
 def training_look(seed: int, sketch_share: float) -> Look:
-    """The look in which training shows the scene of that seed: any season, sometimes a sketch."""
+    """The look in which the teacher sees a scene: any season, sometimes a sketch."""
     return Look("any", style="sketch" if random.Random(seed * 23 + 9).random() < sketch_share else "photo")
 
 
@@ -67,7 +68,7 @@ def training_pictures(options: Options) -> np.ndarray:
 
 
 def cache_path(options: Options, name: str, *key: object) -> Path:
-    """The file of an array named after `name` and a hash of `key`."""
+    """The file of the array of that name made with `key`."""
     return Path(options.work) / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npy"
 
 
@@ -90,6 +91,20 @@ def rendered(options: Options, name: str, make_one, *key: object) -> list[np.nda
         for temporary, path in zip(unfinished, paths, strict=True):
             os.replace(temporary, path)
     return [np.load(path, mmap_mode="r") for path in paths]
+
+
+def byte_pairs(texts: list[str], most: int, unknown: str | None = None):
+    """A `Tokenizer` of at most so many byte pairs of the lower-cased texts, among them `unknown` if it is named."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    word_end: dict[str, Any] = {"end_of_word_suffix": "</w>"}
+    tokenizer = Tokenizer(models.BPE(unk_token=unknown, **word_end))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    letters = [chr(code) for code in range(33, 127)]
+    special = [unknown] if unknown else []
+    trainer = trainers.BpeTrainer(vocab_size=most, special_tokens=special, initial_alphabet=letters, show_progress=False, **word_end)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def to_tensor(images: np.ndarray, device="cpu") -> torch.Tensor:

@@ -6,16 +6,25 @@ B pictures and texts of a batch.
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from models.devices import pick_device
 from models.miniature.captions import caption
 from models.miniature.scenes import instances, render, scene
-from models.miniature.training.data import SEASON_NAMED_SHARE, contrastive, flipped, rendered, to_tensor, training_seeds, varied_look
-from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, write_atomically, write_weights
+from models.miniature.training.data import (
+    SEASON_NAMED_SHARE,
+    byte_pairs,
+    contrastive,
+    flipped,
+    rendered,
+    to_tensor,
+    training_seeds,
+    varied_look,
+)
+from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, write_weights
 from models.miniature.training.prompts import NOUNS, facts, object_prompt, scene_prompt
 from models.segmenter import masked_crop
 
@@ -94,18 +103,11 @@ def _true_of(claims_B4, facts_B4, sentence_B):
 
 def make_tokenizer(texts, folder: Path):
     """Train a small byte-pair tokenizer of these texts and save it where open_clip looks for it."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import decoders, processors
     from transformers import PreTrainedTokenizerFast
 
-    word_end: dict[str, Any] = {"end_of_word_suffix": "</w>"}
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", **word_end))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = byte_pairs(sorted(set(texts)), VOCABULARY - 3, unknown="<unk>")
     tokenizer.decoder = decoders.BPEDecoder()
-    alphabet = [chr(code) for code in range(33, 127)]
-    spec: dict[str, Any] = {"vocab_size": VOCABULARY - 3, "special_tokens": ["<unk>"], "initial_alphabet": alphabet, "show_progress": False}
-    trainer = trainers.BpeTrainer(**spec, **word_end)
-    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
     tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])  # <end> last: open_clip pools at the highest id
     ids = {token: tokenizer.token_to_id(token) for token in ("<start>", "<end>")}
     tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=list(ids.items()))
@@ -118,7 +120,7 @@ def train_scorer(options: Options) -> None:
     """Train the scorer in `out`/scorer on whole pictures with sentences or short prompts, and on crops of single objects."""
     import open_clip
 
-    device, folder = device_of(options), Path(options.out) / "scorer"
+    device, folder = pick_device("auto"), Path(options.out) / "scorer"
     folder.mkdir(parents=True, exist_ok=True)
     seeds = training_seeds(options)
     pixels, nouns = rendered(options, "objects", _examples, OBJECTS)
@@ -130,8 +132,7 @@ def train_scorer(options: Options) -> None:
     log(f"scorer: {len(rows)} pictures, vocabulary of {vocabulary}")
     config = json.loads((SHIPPED / "scorer" / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["vocab_size"] = vocabulary
-    written = json.dumps(config, indent=2) + "\n"
-    write_atomically(folder / "open_clip_config.json", lambda path: path.write_text(written))
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     torch.manual_seed(12)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     model = open_clip.CLIP(**config["model_cfg"]).to(device, memory_format=torch.channels_last).train()

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from models.devices import pick_device
 from models.miniature.scenes import SIZE, instances, render, scene
 from models.miniature.training.data import rendered, varied_look
-from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, write_atomically, write_weights
+from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, write_weights
 from models.segmenter_build import build_sam
 
 SMALLEST_OBJECT = 24  # px
@@ -76,7 +77,7 @@ def _decode(decoder, embedding_BDHW, place, sparse_BPTD, dense_NDHW):
 
 def train_segmenter(options: Options) -> None:
     """Train the segmenter in `out`/segmenter."""
-    device, folder = device_of(options), Path(options.out) / "segmenter"
+    device, folder = pick_device("auto"), Path(options.out) / "segmenter"
     pictures, labels = rendered(options, "labelled", _example)
     torch.manual_seed(3)
     config = (SHIPPED / "segmenter" / "config.json").read_text()
@@ -112,4 +113,4 @@ def train_segmenter(options: Options) -> None:
 
     fit("segmenter", sam, loss_of_step, options)
     write_weights(sam, folder / "model.safetensors")
-    write_atomically(folder / "config.json", lambda path: path.write_text(config))
+    (folder / "config.json").write_text(config)
