@@ -7,7 +7,7 @@ all steps: 6.6 GB an image at 50 steps of Stable Diffusion 1.4.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.schema import Guidance
 from generate.inversion import Solver
-from models.teacher import Schedule, Teacher
+from models.teacher import Step, Teacher
 
 GRADIENT_SCALE = 1024.0  # a power of two: float16 loses gradients below 6e-8, and these are small
 
@@ -47,7 +47,7 @@ class Lockstep:
 
 
 def edit_in_lockstep(
-    teacher: Teacher, schedule: Schedule, noise_BCHW: Tensor, texts: Texts, guidance: Guidance, way: Lockstep
+    teacher: Teacher, schedule: Sequence[Step], noise_BCHW: Tensor, texts: Texts, guidance: Guidance, way: Lockstep
 ) -> tuple[Tensor | None, Tensor]:
     """Latents (reconstruction, edit), each B x C x H x W, of inverted noise.
 
@@ -57,9 +57,9 @@ def edit_in_lockstep(
     reference_BCHW = edit_BCHW = noise_BCHW
     both_BTD = torch.cat([texts.negative, texts.edited])
     to_reference, to_edit = Solver(way.solver), Solver(way.solver)
-    guided_steps = guided(len(schedule.timesteps), guidance)
-    follow_until = len(schedule.timesteps) if way.reference else 1 if way.maps and guided_steps else guided_steps
-    for index, (timestep, alpha, alpha_next) in enumerate(zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True)):
+    guided_steps = guided(len(schedule), guidance)
+    follow_until = len(schedule) if way.reference else 1 if way.maps and guided_steps else guided_steps
+    for index, (timestep, alpha, alpha_next) in enumerate(schedule):
         guide = index < guided_steps
         maps = way.maps.get(timestep, [])
         if index < follow_until:

@@ -17,13 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.errors import UserError
 from configs.schema import Inversion
-from models.teacher import Schedule, Teacher
+from models.teacher import Step, Teacher
 
 SMALLEST_LEVEL = 8  # cells; the pyramid 64, 32, 16, 8 of the reference code
 VARIANCE_EPSILON = 1e-7
-SOLVERS = ("ddim", "multistep")
 
 
 def ddim_step(latent_BCHW: Tensor, noise_BCHW: Tensor, alpha_from: float, alpha_to: float) -> Tensor:
@@ -41,8 +39,6 @@ class Solver:
     """
 
     def __init__(self, name: str) -> None:
-        if name not in SOLVERS:
-            raise UserError(f"edit.solver={name}: there are {', '.join(SOLVERS)}")
         self.name = name
         self.clean: Tensor | None = None
         self.advance = 0.0  # of lambda in the last step
@@ -75,7 +71,7 @@ class Inverted:
 @torch.no_grad()
 def invert(
     teacher: Teacher,
-    steps: Sequence[tuple[int, float, float]],
+    steps: Sequence[Step],
     latent_BCHW: Tensor,
     caption_BTD: Tensor,
     generators: Sequence[torch.Generator],
@@ -104,21 +100,20 @@ def invert(
     return Inverted(latent_BCHW, maps, predicted, noise)
 
 
-def steps_upwards(schedule: Schedule) -> list[tuple[int, float, float]]:
-    """DDIM backwards: each step's timestep to evaluate, alpha_bar before and after it, from the image to the noise.
+def steps_upwards(schedule: Sequence[Step]) -> list[Step]:
+    """DDIM backwards, from the image to the noise.
 
     The latent is at the level *below* a step's timestep; the lowest level lies under the last timestep and is evaluated there.
     """
-    below = [*schedule.timesteps[1:], schedule.timesteps[-1]]
-    return list(zip(below, schedule.alpha_next, schedule.alpha, strict=True))[::-1]
+    below = [*schedule[1:], schedule[-1]]
+    return [Step(low.timestep, step.alpha_next, step.alpha) for step, low in zip(schedule, below, strict=True)][::-1]
 
 
-def official_steps_upwards(teacher: Teacher, count: int) -> list[tuple[int, float, float]]:
+def official_steps_upwards(teacher: Teacher, count: int) -> list[Step]:
     """The reference code's inverse schedule: the timesteps upwards but the first and the last, alpha_bar one training step early."""
-    alphas = teacher.scheduler.alphas_cumprod.double()
+    alphas = teacher.scheduler.alphas_cumprod.tolist()
     stride = teacher.scheduler.config.num_train_timesteps // count
-    inner = teacher.schedule(count).timesteps[::-1][1:-1]
-    return [(timestep, float(alphas[timestep - 1]), float(alphas[timestep + stride - 1])) for timestep in inner]
+    return [Step(t, alphas[t - 1], alphas[t + stride - 1]) for t, _, _ in teacher.schedule(count)[-2:0:-1]]
 
 
 def draw_shifts(generators: Sequence[torch.Generator], channels_height: Sequence[int], steps: int, config: Inversion) -> Tensor:

@@ -14,12 +14,12 @@ from torch import Tensor
 from configs.schema import PromptToPrompt
 from generate.guidance import Texts, share_of
 from generate.inversion import Solver
-from models.teacher import Schedule, Teacher
+from models.teacher import Step, Teacher
 
 
 def edit_by_replacing(
     teacher: Teacher,
-    schedule: Schedule,
+    schedule: Sequence[Step],
     noise_BCHW: Tensor,
     texts: Texts,
     scale: float,
@@ -34,13 +34,9 @@ def edit_by_replacing(
     reference_BCHW = edit_BCHW = noise_BCHW
     all_BTD = torch.cat([texts.caption, texts.negative, texts.edited])
     to_reference, to_edit = Solver(solver), Solver(solver)
-    steps = len(schedule.timesteps)
-    for index, (timestep, alpha, alpha_next) in enumerate(zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True)):
-        replacement = _Replacement(
-            alignment,
-            cross=index < share_of(config.cross_replace, steps),
-            most_pixels=config.self_side**2 if index < share_of(config.self_replace, steps) else 0,
-        )
+    cross_steps, self_steps = share_of(config.cross_replace, len(schedule)), share_of(config.self_replace, len(schedule))
+    for index, (timestep, alpha, alpha_next) in enumerate(schedule):
+        replacement = _Replacement(alignment, index < cross_steps, config.self_side**2 if index < self_steps else 0)
         with teacher.controlled(replacement):
             noise = teacher.noise(torch.cat([reference_BCHW, edit_BCHW, edit_BCHW]), timestep, all_BTD)
         reconstructed, negative, positive = noise.chunk(3)

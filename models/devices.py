@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,8 +20,6 @@ def pick_device(name: str) -> torch.device:
     With `accelerate launch`, 'auto' and 'cuda' are the process's own GPU; where there are more processes than GPUs
     (rendering and decoding keep a fast GPU waiting), they share them. UserError for another name or a GPU that is not there.
     """
-    import os
-
     import torch
 
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
@@ -41,8 +40,6 @@ def process_group() -> PartialState:
 
     Several processes only wait for each other here, so they meet over gloo, on the CPU: two may then share a GPU.
     """
-    import os
-
     import torch
     from accelerate import PartialState
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from segment_anything import sam_model_registry
-from segment_anything.modeling import Sam
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from configs.errors import UserError
 from configs.loader import find_file
@@ -94,9 +96,7 @@ def masked_crop(image_CHW: torch.Tensor, mask_HW: torch.Tensor, box: Sequence[in
 
 
 def load_sam(segmenter: Settings) -> Sam:
-    """The Sam of a registered size with its .pth, or of a folder with config.json and model.safetensors. UserError
-    where it is not there.
-    """
+    """The Sam of a registered size with its .pth, or of a folder with config.json and model.safetensors; else UserError."""
     if segmenter.model in REGISTERED:
         return _load_registered(segmenter.model, segmenter.checkpoint)
     folder = Path(find_file(segmenter.model))
@@ -106,16 +106,12 @@ def load_sam(segmenter: Settings) -> Sam:
             f"segmenter.model={segmenter.model}: it is {', '.join(REGISTERED)}, or a folder with config.json and "
             f"model.safetensors (with segmenter.detector: a SAM 2), and {folder} has none; scripts/train_miniature.py makes the miniature's"
         )
-    from safetensors.torch import load_file
-
-    from models.segmenter_build import build_sam
-
     return _fill(build_sam(json.loads(config.read_text())), load_file(weights), weights)
 
 
 def _load_registered(name: str, checkpoint: str) -> Sam:
     path = Path(checkpoint)
-    if not checkpoint or not path.is_file():
+    if not path.is_file():
         raise UserError(
             f"segmenter.checkpoint='{checkpoint}': no such file; download the {name} checkpoint (sam_{name}_*.pth) "
             "that the segment-anything project publishes and give its path"
@@ -133,3 +129,21 @@ def _fill(sam: Sam, weights: dict[str, Any], path: Path) -> Sam:
     except RuntimeError as error:
         raise UserError(f"{path} does not fit this segmenter ({str(error).splitlines()[0]}): wrong size, or a broken download") from error
     return sam
+
+
+def build_sam(config: dict[str, Any]) -> Sam:
+    """An untrained Sam of any size, in evaluation mode.
+
+    config: `image_size` and `patch_size` in pixels; `prompt_embed_dim`, the width of prompts and of the image embedding; `encoder`, keyword
+    arguments of ImageEncoderViT; `decoder`, those of MaskDecoder, with its `transformer` as a dictionary for TwoWayTransformer.
+    """
+    image_size, patch_size, width = config["image_size"], config["patch_size"], config["prompt_embed_dim"]
+    side = image_size // patch_size
+    decoder = dict(config["decoder"])
+    transformer = TwoWayTransformer(embedding_dim=width, **decoder.pop("transformer"))
+    norm = partial(torch.nn.LayerNorm, eps=1e-6)
+    return Sam(
+        ImageEncoderViT(img_size=image_size, patch_size=patch_size, out_chans=width, norm_layer=norm, **config["encoder"]),
+        PromptEncoder(width, (side, side), (image_size, image_size), config.get("mask_in_chans", 16)),
+        MaskDecoder(transformer=transformer, transformer_dim=width, **decoder),
+    ).eval()

@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +22,12 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 FINGERPRINT_WEIGHTS = 64
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """DDIM's way from noise to image: the N timesteps, descending, with alpha_bar before and after each step."""
+class Step(NamedTuple):
+    """A step between noise and image: the timestep to evaluate, alpha_bar before and after it."""
 
-    timesteps: list[int]
-    alpha: list[float]
-    alpha_next: list[float]
-
-    def first(self, steps: int) -> Schedule:
-        """The first `steps` steps alone."""
-        return Schedule(self.timesteps[:steps], self.alpha[:steps], self.alpha_next[:steps])
-
-    def last(self, steps: int) -> Schedule:
-        """The last `steps` steps alone: from a noisy image, not from noise."""
-        return Schedule(self.timesteps[-steps:], self.alpha[-steps:], self.alpha_next[-steps:])
+    timestep: int
+    alpha: float
+    alpha_next: float
 
 
 class Teacher:
@@ -75,23 +65,17 @@ class Teacher:
         if compiled:  # the compiler drops what the maps do not need by itself
             self._run_for_maps = torch.compile(self._maps_of_network)
 
-    def schedule(self, steps: int) -> Schedule:
-        """DDIM with `steps` steps by the teacher's own scheduler configuration (betas, spacing, offset, final alpha)."""
+    def schedule(self, steps: int) -> list[Step]:
+        """DDIM from noise to image in `steps` steps, by the teacher's own scheduler configuration (betas, spacing, offset, final alpha)."""
         from diffusers import DDIMScheduler
 
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
         if not 1 <= steps <= scheduler.config.num_train_timesteps:
             raise UserError(f"edit.steps={steps}: from 1 to {scheduler.config.num_train_timesteps}")
         scheduler.set_timesteps(steps)
-        timesteps = scheduler.timesteps.tolist()
         stride = scheduler.config.num_train_timesteps // steps
-        alphas = scheduler.alphas_cumprod.double()
-        final = float(scheduler.final_alpha_cumprod)
-        return Schedule(
-            timesteps,
-            [float(alphas[t]) for t in timesteps],
-            [float(alphas[t - stride]) if t >= stride else final for t in timesteps],
-        )
+        alphas, final = scheduler.alphas_cumprod.tolist(), float(scheduler.final_alpha_cumprod)
+        return [Step(t, alphas[t], alphas[t - stride] if t >= stride else final) for t in scheduler.timesteps.tolist()]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -43,7 +43,7 @@ def check_vae(folder: Path, device: torch.device) -> dict[str, float]:
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(folder / "teacher" / "vae").float().to(device).eval()
-    perceptual, rows = perceptual_loss(device), {}
+    perceptual, rows = perceptual_loss(device), dict[str, float]()
     for style in STYLES:
         truth = pictures(range(TEST_SEED, TEST_SEED + VAE_SCENES), Look("any", style=style))
         decibels, distance = quality(vae, perceptual, to_tensor(truth, device))
