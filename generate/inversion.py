@@ -120,10 +120,8 @@ def draw_shifts(generators: Sequence[torch.Generator], channels_height: Sequence
     """Random shifts r ~ U{1 .. side/2 - 1} for every pyramid level: B x S x O x I x C x L integers."""
     channels, height = channels_height
     shape = (steps, config.outer_iterations, config.inner_iterations, channels)
-    per_image = [
-        torch.stack([torch.randint(1, max(side // 2, 2), shape, generator=g) for side in _pyramid_sides(height)], -1) for g in generators
-    ]
-    return torch.stack(per_image)
+    beyond = [max(side // 2, 2) for side in _pyramid_sides(height)]
+    return torch.stack([torch.stack([torch.randint(1, most, shape, generator=g) for most in beyond], -1) for g in generators])
 
 
 def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor | None, config: Inversion) -> Tensor:
@@ -144,10 +142,8 @@ def symmetric_circulants(noise_BCHW: Tensor, shifts_BxCL: Tensor) -> list[Tensor
 
     A shift of its own for every image and channel would be a gather; as a matrix product it is one batched call on any device.
     """
-    levels = []
-    for level, side in enumerate(_pyramid_sides(noise_BCHW.shape[2])):
-        levels.append(_circulant_table(side, noise_BCHW.device, noise_BCHW.dtype)[shifts_BxCL[..., level]])
-    return levels
+    tables = [_circulant_table(side, noise_BCHW.device, noise_BCHW.dtype) for side in _pyramid_sides(noise_BCHW.shape[2])]
+    return [table[shifts_BxCL[..., level]] for level, table in enumerate(tables)]
 
 
 @lru_cache(maxsize=32)
@@ -162,8 +158,7 @@ def auto_correlation_gradient(noise_BCHW: Tensor, circulants: list[Tensor], pool
     With m = mean(n * roll(n, r)) over N cells: dL/dn = 2 m (roll(n, r) + roll(n, -r)) / N, and the mean is half of mean(n * S_r n), as both
     rolls have the same one. Coarser levels reach the finest through the average pooling: a quarter to each of four cells, times pool_gain.
     """
-    gradients = []
-    level = noise_BCHW
+    gradients, level = [], noise_BCHW
     for index, circulant in enumerate(circulants):
         if index:
             level = F.avg_pool2d(level, 2) * pool_gain

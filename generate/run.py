@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +26,11 @@ from configs.errors import UserError
 from configs.loader import digest, model_files, pairs_dir, scorer_files, to_yaml
 from configs.schema import Config
 from generate.shards import exclusive, is_finished, read_manifest, write_json, write_shard
+from generate.sources import InputSource, open_source
+from models.devices import pick_device, process_group
 
 if TYPE_CHECKING:
     from generate.editors import Editor
-    from generate.sources import InputSource
 
 SECTIONS = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt", "generate", "scorer")
 IDENTITY = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt")
@@ -80,8 +80,6 @@ def generate(config: Config) -> Path:
     Raises UserError where the folder was made with another configuration (unless force=true), where another process writes there, and,
     after all the work is done, where more of the images than source.max_unreadable_share could not be read.
     """
-    from models.devices import process_group
-
     state = process_group()
     folder = pairs_dir(config)
     with exclusive(folder, f"rank{state.process_index}"):
@@ -115,8 +113,6 @@ def generate(config: Config) -> Path:
 
 def input_source(config: Config, look: bool = True) -> InputSource:
     """The run's inputs. look: with source.retrieve.k, look at the images; else it is only a source of as many."""
-    from generate.sources import open_source
-
     k, limit = config.source.retrieve.k, config.generate.pairs
     if k:
         if not config.source.images:
@@ -134,7 +130,6 @@ def _editor(config: Config, for_timing: bool = False) -> Editor:
     """for_timing: with a direction of nothing, which takes no sentences and writes no cache."""
     from generate.directions import EditDirection, edit_direction
     from generate.editors import Editor
-    from models.devices import pick_device
     from models.teacher import Teacher
 
     settings = config.generate
@@ -188,18 +183,13 @@ def _identity_values(config: Config) -> dict[str, Any]:
     for threshold in ("task.clip_gain", "task.overlap"):
         del values[threshold]
     return values | {
-        "teacher.files": _files_digest(config.teacher.path),
+        "teacher.files": digest(model_files(config.teacher.path)),
         "direction.made_of": _direction_digest(config),
         "source.models": digest(model_files(config.source.captioner), scorer_files(config.scorer) if config.source.retrieve.k else ""),
         "seed": config.seed,
         "generate.dtype": config.generate.dtype,
         "generate.pairs_per_shard": config.generate.pairs_per_shard,
     }
-
-
-@lru_cache(maxsize=8)
-def _files_digest(path: str) -> str:
-    return digest(model_files(path))
 
 
 def _direction_digest(config: Config) -> str:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +20,8 @@ from configs.loader import find_file
 from configs.schema import Teacher as TeacherConfig
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-FINGERPRINT_WEIGHTS = 64
+FINGERPRINT_WEIGHTS = 64  # of each tensor
+TEXTS_TOGETHER = 256
 
 
 class Step(NamedTuple):
@@ -50,9 +52,8 @@ class Teacher:
             module.to(device).eval().requires_grad_(False) for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet)
         )
         self.unet.to(memory_format=torch.channels_last)
-        self._safety_checker, self._feature_extractor = pipeline.safety_checker, pipeline.feature_extractor
-        if self._safety_checker is not None:
-            self._safety_checker = self._safety_checker.to(device).eval().requires_grad_(False)
+        self._feature_extractor = pipeline.feature_extractor
+        self._safety_checker = pipeline.safety_checker and pipeline.safety_checker.to(device).eval().requires_grad_(False)
         self._v_prediction = {"epsilon": False, "v_prediction": True}.get(self.scheduler.config.prediction_type)
         if self._v_prediction is None:
             raise UserError(f"{config.path}: prediction_type {self.scheduler.config.prediction_type}; epsilon and v_prediction are known")
@@ -86,8 +87,8 @@ class Teacher:
     @torch.no_grad()
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Latents of images in [-1, 1]: the posterior's mode (deterministic), scaled to unit variance."""
-        posterior = self.vae.encode(image_BCHW.to(self.device, self.dtype)).latent_dist
-        return posterior.mode().float() * self.vae.config.scaling_factor
+        latent_BCHW = self.vae.encode(image_BCHW.to(self.device, self.dtype)).latent_dist.mode()
+        return latent_BCHW.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latent_BCHW: Tensor) -> Tensor:
@@ -96,19 +97,12 @@ class Teacher:
         return image.float().clamp(-1, 1)
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str], batch: int = 256) -> Tensor:
+    def embed(self, texts: Sequence[str]) -> Tensor:
         """Text embeddings B x T x D: the last hidden state after the final layer norm, padded to the tokenizer's full length."""
-        parts = []
-        for start in range(0, len(texts), batch):
-            tokens = self.tokenizer(
-                list(texts[start : start + batch]),
-                padding="max_length",
-                max_length=self.tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            parts.append(self.text_encoder(tokens.to(self.device)).last_hidden_state.float())
-        return torch.cat(parts)
+        length = self.tokenizer.model_max_length
+        token_BT = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        parts = token_BT.to(self.device).split(TEXTS_TOGETHER)
+        return torch.cat([self.text_encoder(part).last_hidden_state.float() for part in parts])
 
     def text_fingerprint(self) -> str:
         """16 hex digits that change with the text encoder's weights or the tokenizer's vocabulary."""
@@ -145,7 +139,7 @@ class Teacher:
         """Which images in [-1, 1] the teacher's safety checker objects to; none where it has none."""
         if self._safety_checker is None:
             return [False] * len(image_BCHW)
-        levels = ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        levels = to_levels(image_BCHW)
         pixels = self._feature_extractor(list(levels), return_tensors="pt").pixel_values.to(self.device, self.dtype)
         # It blackens what it is given as images: something of no use.
         return [bool(flag) for flag in self._safety_checker(images=torch.zeros(len(levels), 1), clip_input=pixels)[1]]
@@ -177,6 +171,11 @@ class Teacher:
             self.unet(sample, timestep, encoder_hidden_states=text, return_dict=False)
         self._attention.maps = None
         return maps
+
+
+def to_levels(image_BCHW: Tensor) -> np.ndarray:
+    """RGB uint8 B x H x W x 3 of images in [-1, 1]."""
+    return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def load_pipeline(path: str, dtype: str = "float32") -> Any:
