@@ -1,7 +1,6 @@
 """<run>/filter.html: every score's histogram with its bounds, the yield, and accepted, rejected and borderline pairs to look at.
 
-One file that opens offline. The page's script (page.html) draws everything from the scores inside it, so bounds can be moved in the page;
-it shows the command that selects the same.
+One file that opens offline; its script (page.html) draws everything from the scores inside it, so bounds can be moved in the page.
 """
 
 from __future__ import annotations

@@ -71,15 +71,14 @@ def split_select(arguments: list[str]) -> tuple[list[str], bool]:
 def score_and_select(config: Config) -> dict[str, Any]:
     """Score the pairs that have no current scores, then select.
 
-    Returns the content of selection.json and, beside it, 'rows' (every score, see score_table.read_scores), 'scored'
-    (pairs scored in this call) and 'seconds' (that took). In processes other than the main one: an empty dict.
-    UserError without pairs, or without a model's weights.
+    Returns selection.json's content and 'rows' (as read_scores gives them), 'asked', 'page', 'scored' (pairs scored in this call) and
+    'seconds' (that took); in other processes than the main one an empty dict. UserError without pairs, or without a model's weights.
     """
     asked = criteria(config)
     wanted = stale_shards(config)
     rank, world, barrier = _processes()
     began = time.perf_counter()
-    scored = _score(config, dict(list(wanted.items())[rank::world]), rank) if wanted else 0
+    scored = _score(config, dict(list(wanted.items())[rank::world]), rank)
     seconds = time.perf_counter() - began
     barrier()
     return {**_select(config, asked), "scored": scored, "seconds": seconds} if rank == 0 else {}
@@ -141,9 +140,7 @@ def print_summary(outcome: Mapping[str, Any]) -> None:
 
 
 def _processes() -> tuple[int, int, Callable[[], None]]:
-    """Rank, number of processes, and a barrier; passes one barrier, so that every process has listed the stale shards
-    before any is scored.
-    """
+    """Rank, number of processes, and a barrier; passes one itself, so that all have listed the stale shards before any is scored."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return 0, 1, lambda: None

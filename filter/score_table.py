@@ -1,10 +1,9 @@
-"""The scores: what there are, and how they lie on disk: one parquet file a shard, every raw score whatever the thresholds, and what the
-scores were made with.
+"""The scores: which there are, and how they lie on disk: one parquet file a shard, every raw score whatever the thresholds.
 
-    scores/000000.parquet   for pairs/000000.tar; its metadata `zero2gan` is the JSON that `identity` gives
+    scores/000000.parquet   for pairs/000000.tar; its metadata `zero2gan` is JSON: the shard's hash, models_identity, library versions
 
-A file whose identity is not today's (another model, text or shard) is stale, and its shard is scored again. The library versions that are
-written down with it do not count: an upgrade is no reason to score 15,000 pairs anew.
+A file made with another model, text or shard is stale, and its shard is scored again. Library versions do not count: an upgrade is no
+reason to score 15,000 pairs anew.
 """
 
 from __future__ import annotations
@@ -131,8 +130,7 @@ def write_scores(path: Path, keys: Sequence[str], scores: Mapping[str, Sequence[
 def read_scores(config: Config) -> list[dict[str, Any]]:
     """One row a pair ('key', SCORES with None for null, 'flags') of every finished shard, in order.
 
-    Whatever models made them: filter/run.py renews the files first. UserError where a shard has no score file, one of other pairs, or an
-    older version's.
+    Whatever models made them. UserError where a shard has no score file, one of other pairs, or an older version's.
     """
     rows: list[dict[str, Any]] = []
     for shard in finished_shards(pairs_dir(config)):

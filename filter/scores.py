@@ -21,9 +21,8 @@ LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 def clip_scores(input_BD: np.ndarray, edit_BD: np.ndarray, source_D: np.ndarray, target_D: np.ndarray) -> dict[str, np.ndarray]:
     """CLIP_SCORES from unit features of the pictures and texts: cosines in [-1, 1], differences of two in [-2, 2].
 
-    clip_gain = cos(edit, target) - cos(input, target) (Parmar et al. 2023, section 3.4). clip_directional = cosine
-    between what changed in the picture and what changes in the text (Brooks et al. 2023, InstructPix2Pix, section
-    3.1.2); NaN where the picture did not change.
+    clip_gain: Parmar et al. 2023, section 3.4. clip_directional: the cosine between what changed in the picture and what changes in the
+    text (Brooks et al. 2023, InstructPix2Pix, section 3.1.2); NaN where the picture did not change.
     """
     scores = {
         "sim_input_source": input_BD @ source_D,
@@ -40,9 +39,7 @@ def clip_scores(input_BD: np.ndarray, edit_BD: np.ndarray, source_D: np.ndarray,
 
 
 def overlap_scores(input_mask: np.ndarray, edit_mask: np.ndarray) -> dict[str, float | None]:
-    """OVERLAP_SCORES of two bool H x W masks, all in [0, 1]; IoU and Dice are None where either mask is empty: no
-    foreground, no score.
-    """
+    """OVERLAP_SCORES of two bool H x W masks, all in [0, 1]; IoU and Dice are None where either mask is empty."""
     both = np.count_nonzero(input_mask & edit_mask)
     size_input, size_edit = np.count_nonzero(input_mask), np.count_nonzero(edit_mask)
     found = size_input > 0 and size_edit > 0

@@ -19,9 +19,8 @@ SYNTAX = "SCORE=LOW, SCORE=LOW:HIGH, SCORE=:HIGH, keep=SHARE or by=SCORE"
 
 @dataclass(frozen=True)
 class Criteria:
-    """What a pair must have: raw scores within bounds, a place among the best `keep` (a share) by a score, and none of the flags `reject`.
-
-    by: '-NAME' where low is good.
+    """What a pair must have: raw scores within bounds, a place among the best `keep` (a share) `by` a score ('-NAME': low is good), and no
+    flag of `reject`.
     """
 
     at_least: Mapping[str, float] = field(default_factory=dict)
@@ -38,9 +37,7 @@ class Criteria:
 
 
 def criteria(config: Config) -> Criteria:
-    """filter.select's, or the task's own thresholds where it is empty. UserError for an unknown score or flag, for what is no number, and
-    for an overlap that the task, without nouns, cannot have.
-    """
+    """filter.select's, or the task's own thresholds where it is empty. UserError for what cannot be selected by."""
     task, settings = config.task, config.filter
     unknown = [flag for flag in settings.reject if flag not in FLAGS]
     if unknown:
@@ -115,9 +112,7 @@ def select(table: Sequence[Row], asked: Criteria) -> tuple[list[str], dict[str, 
 
 
 def best_keys(table: Sequence[Row], asked: Criteria) -> dict[str, float]:
-    """The keys of the best `keep` of all pairs (rounded to whole pairs; of equals the first ones) with the score of each, best first; where
-    no share is asked for, all of them.
-    """
+    """Key to score of the best `keep` of all pairs (of equals the first), best first; where no share is asked for, all, with NaN."""
     if asked.keep is None:
         return dict.fromkeys((row["key"] for row in table), math.nan)
     name, sign = asked.by.removeprefix("-"), 1 if asked.by.startswith("-") else -1

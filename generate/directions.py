@@ -82,9 +82,7 @@ def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) ->
 
 
 def task_banks(task: Task, config: Direction, folder: Path) -> tuple[list[str], list[str]]:
-    """Sentences about the task's source and about its target: from their files, else by the language model (kept in `folder`), else
-    of the built-in grammar.
-    """
+    """Sentences about the source and the target: of their files, else of the language model (kept in `folder`), else of the grammar."""
 
     def bank(name: str, key: str, words: str) -> list[str]:
         if not name and config.language_model:

@@ -1,7 +1,6 @@
 """Cross-attention guidance (Parmar et al. 2023, section 3.3, eq. 5): the edit keeps the attention maps of the reconstruction.
 
-The reference and the edit trajectory go in lockstep, so the maps of one time step are all that is ever held. Reference code stores those of
-all steps: 6.6 GB an image at 50 steps of Stable Diffusion 1.4.
+The two trajectories go in lockstep: the maps of one time step are all that is held; those of Stable Diffusion 1.4's 50 steps are 6.6 GB.
 """
 
 from __future__ import annotations
@@ -101,9 +100,7 @@ def guide_rows(
     teacher: Teacher, edit_BCHW: Tensor, timestep: int, both_BTD: Tensor, maps: list[Tensor], guidance: Guidance
 ) -> tuple[Tensor, Tensor]:
     """The reference code's guidance: each row of classifier-free guidance has a latent of its own, which goes down its own gradient of a
-    distance averaged over the heads of both; the noise is predicted from both, and the unconditional row's latent is kept.
-
-    Returns that latent and the guided noise, each B x C x H x W.
+    distance averaged over the heads of both. Returns the unconditional row's latent and the guided noise, each B x C x H x W.
     """
     rows_BCHW = edit_BCHW.repeat(2, 1, 1, 1)
     rows_BCHW = rows_BCHW - guidance.amount / 2 * attention_gradient(teacher, rows_BCHW, timestep, both_BTD, maps)

@@ -81,7 +81,6 @@ def invert(
 ) -> Inverted:
     """Invert latents, B x C x H x W, under their captions (guidance scale 1), with the maps of the last map_steps steps.
 
-    steps: as steps_upwards or official_steps_upwards give them.
     generators: one CPU generator an image, from which its shifts are drawn, so that a result does not depend on its batch.
     """
     shifts = None
@@ -138,9 +137,8 @@ def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor | None, config: Inversio
 
 
 def symmetric_circulants(noise_BCHW: Tensor, shifts_BxCL: Tensor) -> list[Tensor]:
-    """For each level the matrices S_r with S_r v = roll(v, r) + roll(v, -r), for the shifts given: (..., C, side, side) a level.
-
-    A shift of its own for every image and channel would be a gather; as a matrix product it is one batched call on any device.
+    """For each level the matrices S_r with S_r v = roll(v, r) + roll(v, -r), for the shifts given: (..., C, side, side) a level. With a
+    shift of its own for every image and channel a matrix product is one batched call, where rolls would be a gather.
     """
     tables = [_circulant_table(side, noise_BCHW.device, noise_BCHW.dtype) for side in _pyramid_sides(noise_BCHW.shape[2])]
     return [table[shifts_BxCL[..., level]] for level, table in enumerate(tables)]

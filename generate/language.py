@@ -26,9 +26,8 @@ TIMEOUT_S = 120.0
 
 
 def written_bank(words: str, config: Direction, folder: Path) -> Path:
-    """The file of `config.sentences` sentences about the words; made if it is not there. An interruption keeps what was replied.
-
-    UserError where the model does not load or answer, or has no more to say.
+    """The file of `config.sentences` sentences about the words, made if it is not there (an interruption keeps what was replied). UserError
+    where the model does not load or answer, or has no more to say.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
     path = folder / f"{slug}-{digest(words, config.language_model, config.endpoint, config.sentences)}.txt"

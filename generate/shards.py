@@ -117,10 +117,7 @@ def is_finished(shard: Path) -> bool:
 
 
 def finished_shards(folder: Path) -> list[Path]:
-    """The finished tars of a folder, sorted.
-
-    Raises ShardError where there is none, and where a tar and its manifest disagree (torn or changed).
-    """
+    """The finished tars of a folder, sorted. Raises ShardError where there is none, and where a tar's size is not its manifest's."""
     shards = [shard for shard in sorted(folder.glob("[0-9]*.tar")) if manifest_path(shard).exists()]
     for shard in shards:
         if not is_finished(shard):

@@ -137,8 +137,7 @@ def _photos(config: Source, task: Task, resolution: int, limit: int) -> InputSou
 
 
 def _tars(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
-    """Webdataset tars as img2dataset writes them (KEY.jpg, KEY.txt, KEY.json): one, or several by a glob or {0..9}; local, or at an address
-    that fsspec knows, fetched once into its cache.
+    """Webdataset tars as img2dataset writes them: one, or several by a glob or {0..9}; local, or at an address that fsspec knows.
 
     A caption is in KEY.txt, else in KEY.json's 'caption', and what else is known in KEY.json. A name is TAR/KEY.
     """

@@ -26,8 +26,7 @@ WEIGHTS = "*.safetensors", "*.bin", "*.pth"  # what open_clip itself looks for i
 
 
 class ClipScorer:
-    """Cosine features of images and texts, preprocessed as the model was trained. loaded: an open_clip model and its tokenizer to use.
-
+    """Features of images, preprocessed as the model was trained, and of texts. loaded: an open_clip model and its tokenizer to use.
     UserError where the model is unknown or its weights cannot be found.
     """
 
@@ -53,9 +52,7 @@ class ClipScorer:
 
     @torch.inference_mode()
     def image_features(self, images: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
-        """Unit features B x D (float32, on the scorer's device) of B x 3 x H x W in [0, 1], or of images of any sizes: RGB uint8 H x W x 3,
-        or tensors 3 x H x W in [0, 1].
-        """
+        """Unit features B x D of tensors 3 x H x W in [0, 1], or of RGB uint8 H x W x 3; of one size or, in a list, of any."""
         if isinstance(images, Tensor):
             pixels_BCHW = self._fit(images.to(self.device, torch.float32))
         elif len({image.shape for image in images}) == 1:

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device called 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'cuda:N'.
-
-    With `accelerate launch`, 'auto' and 'cuda' are the process's own GPU; where there are more processes than GPUs
-    (rendering and decoding keep a fast GPU waiting), they share them. UserError for another name or a GPU that is not there.
+    """The torch device called 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'cuda:N'. With `accelerate launch`, 'auto' and 'cuda' are
+    the process's own GPU, shared where there are more processes. UserError for another name or a GPU that is not there.
     """
     import torch
 
@@ -36,9 +34,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def process_group() -> PartialState:
-    """This process's place among those that `accelerate launch` or torchrun started; alone otherwise.
-
-    Several processes only wait for each other here, so they meet over gloo, on the CPU: two may then share a GPU.
+    """This process's place among those that `accelerate launch` or torchrun started. They only wait for each other, over gloo, on the CPU:
+    two may then share a GPU.
     """
     import torch
     from accelerate import PartialState

@@ -15,7 +15,7 @@ import socket
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lpips
 import numpy as np
@@ -127,18 +127,10 @@ def _from_hub() -> dict[str, torch.Tensor]:
 class _ArraysOnly(pickle.Unpickler):
     """Reads a dictionary of numpy arrays; any other class or function in the file is refused, so nothing in it can run."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__(stream)
-        reconstruct = np.empty(0).__reduce__()[0]  # has another module name in each major version of numpy
-        self.admitted = {
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-
     def find_class(self, module: str, name: str) -> Any:
-        """The admitted constructors of arrays; UnpicklingError for anything else."""
-        if (module, name) not in self.admitted:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of weights")
-        return self.admitted[module, name]
+        """The constructors of arrays; UnpicklingError for anything else."""
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]  # has another module name in each major version of numpy
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of weights")

@@ -53,10 +53,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image: the union of the proposed masks that show it.
-
-        All False where no mask shows the noun: there is no foreground then, and no overlap to speak of.
-        """
+        """As NounSegmenter says: the union of the proposed masks that show the noun."""
         nouns = [noun, *(other for other in self.settings.other_nouns if other != noun)]
         texts_ND = self.scorer.text_features(nouns)
         return [self._choose(image, *found, texts_ND) for image, found in zip(images, self.propose(images), strict=True)]
@@ -81,8 +78,7 @@ def masked_crop(image_CHW: torch.Tensor, mask_HW: torch.Tensor, box: Sequence[in
     """The square crop around a mask that the scorer looks at, 3 x S x S, whole levels 0 to 255 as the image's.
 
     box: the mask's left, top, right and bottom pixel. margin: added on each side of the box, as a share of its longer side. outside: how
-    much of the picture beyond the mask remains, 0 (grey) to 1 (untouched): some context tells a crown from a bush, all of it tells nothing
-    about this mask.
+    much of the picture beyond the mask remains, 0 (grey) to 1 (untouched): some context tells a crown from a bush.
     """
     left, top, right, bottom = box[0], box[1], box[2] + 1, box[3] + 1
     side = max(1, round(max(bottom - top, right - left) * (1 + 2 * margin)))

@@ -1,8 +1,6 @@
 """The foreground mask of a noun from transformers: Grounding DINO finds it by its name, SAM 2 draws the mask of each box.
 
-These two rather than SAM 3, which does both at once: their weights are under the Apache licence and free to fetch, SAM 3's must be
-applied for.
-Shapes: B images, H W pixels.
+Not SAM 3, which does both at once: these two's weights are free to fetch (Apache licence), SAM 3's must be applied for.
 """
 
 from __future__ import annotations
@@ -36,10 +34,7 @@ class TextSegmenter:
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image: the union over all boxes of segmenter.min_box_score and more.
-
-        All False where there is no such box: there is no foreground then, and no overlap to speak of.
-        """
+        """As NounSegmenter says: the union over all boxes of segmenter.min_box_score and more."""
         boxes = self._boxes(images, noun)
         masks = [np.zeros(image.shape[:2], dtype=bool) for image in images]
         found = [place for place, ours in enumerate(boxes) if ours]

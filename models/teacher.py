@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from configs.schema import Teacher as TeacherConfig
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FINGERPRINT_WEIGHTS = 64  # of each tensor
 TEXTS_TOGETHER = 256
+# Asked whether a layer is cross-attention and how many pixels it has: None (it runs on the fused kernel), or a function from its
+# probabilities (rows, heads, pixels, keys) to those to use instead.
+AttentionControl = Callable[[bool, int], Callable[[Tensor], Tensor] | None]
 
 
 class Step(NamedTuple):
@@ -120,9 +123,7 @@ class Teacher:
         return self._epsilon(predicted, latent_BCHW, timestep), maps
 
     def maps(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> list[Tensor]:
-        """The cross-attention probabilities alone, differentiable in the latent: what lies behind the last of them is neither run nor,
-        later, gone back through.
-        """
+        """The cross-attention probabilities alone, differentiable in the latent; nothing behind the last of them is run."""
         return self._run_for_maps(*self._inputs(latent_BCHW, timestep, text_BTD))
 
     @contextlib.contextmanager
@@ -192,16 +193,6 @@ def load_pipeline(path: str, dtype: str = "float32") -> Any:
         raise UserError(f"teacher.path={path} does not load as a Stable Diffusion folder: {str(error)[:300]}") from error
 
 
-class AttentionControl(Protocol):
-    """Changes attention probabilities while the network runs."""
-
-    def covers(self, is_cross: bool, pixels: int) -> bool:
-        """Whether it wants to see a layer; the others run on the fused kernel."""
-
-    def __call__(self, probabilities: Tensor, is_cross: bool) -> Tensor:
-        """The probabilities (rows, heads, pixels, keys) to use instead."""
-
-
 class _AllMaps(Exception):
     """Every map is there."""
 
@@ -217,15 +208,15 @@ class Attention:
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         is_cross = encoder_hidden_states is not None
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        context = encoder_hidden_states if is_cross else hidden_states
         batch, pixels = hidden_states.shape[:2]
         query, key, value = (
             x.view(batch, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
         recorded = is_cross and self.maps is not None
-        control = self.control if self.control and self.control.covers(is_cross, pixels) else None
-        if not recorded and control is None:
+        change = self.control(is_cross, pixels) if self.control else None
+        if not recorded and change is None:
             mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         else:
             if attn.upcast_attention:  # Stable Diffusion 2.1: the scores leave float16's range
@@ -235,8 +226,8 @@ class Attention:
                 self.maps.append(probabilities)  # type: ignore[union-attr]
                 if self.leave and len(self.maps) == self.cross_layers:  # type: ignore[arg-type]
                     raise _AllMaps
-            if control is not None:
-                probabilities = control(probabilities, is_cross)
+            if change is not None:
+                probabilities = change(probabilities)
             mixed = probabilities @ value
         mixed = mixed.transpose(1, 2).reshape(batch, pixels, -1)
         return attn.to_out[1](attn.to_out[0](mixed))

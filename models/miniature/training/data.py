@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.lib.format import open_memmap
 
 from models.miniature.captions import caption
 from models.miniature.scenes import Look, render, scene
-from models.miniature.training.loop import Options, log
+from models.miniature.training.loop import Options, log, write_whole
 
 VALIDATION_SEED, TEST_SEED = 2_000_000, 3_000_000
 SEASON_NAMED_SHARE = 0.88  # of the captions; the others must leave the season open
@@ -64,7 +63,7 @@ def _training_picture(sketch_share, seed):
 
 def training_pictures(options: Options) -> np.ndarray:
     """uint8 (N, 128, 128, 3) of the training scenes."""
-    return rendered(options, "pictures", partial(_training_picture, options.sketch_share), options.sketch_share)[0]
+    return rendered(options, ("pictures",), partial(_training_picture, options.sketch_share), options.sketch_share)[0]
 
 
 def cache_path(options: Options, name: str, *key: object) -> Path:
@@ -72,24 +71,16 @@ def cache_path(options: Options, name: str, *key: object) -> Path:
     return Path(options.work) / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npy"
 
 
-def rendered(options: Options, name: str, make_one, *key: object) -> list[np.ndarray]:
-    """The arrays that `make_one(seed)` returns for the training scenes, each stacked over them and kept on disk; `key` says what else they
-    depend on.
-    """
+def rendered(options: Options, names: tuple[str, ...], make_one, *key: object) -> list[np.ndarray]:
+    """The arrays, one a name, of `make_one(seed)` stacked over the training scenes, kept on disk; `key`: what else they depend on."""
     seeds = training_seeds(options)
-    first = make_one(seeds[0])
-    paths = [cache_path(options, f"{name}{index}", seeds, *key) for index in range(len(first))]
+    paths = [cache_path(options, name, seeds, *key) for name in names]
     if not all(path.exists() for path in paths):
-        log(f"making {name} of {len(seeds)} scenes")
-        Path(options.work).mkdir(parents=True, exist_ok=True)
-        unfinished = [path.with_suffix(".tmp") for path in paths]
-        arrays = [open_memmap(path, "w+", part.dtype, (len(seeds), *part.shape)) for path, part in zip(unfinished, first, strict=True)]
+        log(f"making {' and '.join(names)} of {len(seeds)} scenes")
         with multiprocessing.get_context("spawn").Pool(options.workers or os.cpu_count()) as pool:
-            for index, parts in enumerate(pool.imap(make_one, seeds, chunksize=32)):
-                for array, part in zip(arrays, parts, strict=True):
-                    array[index] = part
-        for temporary, path in zip(unfinished, paths, strict=True):
-            os.replace(temporary, path)
+            columns = zip(*pool.imap(make_one, seeds, chunksize=32), strict=True)
+        for path, column in zip(paths, columns, strict=True):
+            write_whole(path, partial(np.save, arr=np.stack(column)))
     return [np.load(path, mmap_mode="r") for path in paths]
 
 

@@ -123,7 +123,7 @@ def train_scorer(options: Options) -> None:
     device, folder = pick_device("auto"), Path(options.out) / "scorer"
     folder.mkdir(parents=True, exist_ok=True)
     seeds = training_seeds(options)
-    pixels, nouns = rendered(options, "objects", _examples, OBJECTS)
+    pixels, nouns = rendered(options, ("crops", "nouns"), _examples, OBJECTS)
     rows = np.argwhere(nouns > -2)
 
     rng = random.Random(4)

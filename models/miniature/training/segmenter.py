@@ -61,9 +61,7 @@ def _loss(masks_NMHW, quality_NM, target_NHW):
 
 
 def _decode(decoder, embedding_BDHW, place, sparse_BPTD, dense_NDHW):
-    """MaskDecoder.predict_masks for the prompts of several images in one call (its own takes one image): masks N x M x H x W, their
-    predicted quality N x M.
-    """
+    """MaskDecoder.predict_masks for several images (its own takes one): masks N x M x H x W, their predicted quality N x M."""
     batch, prompts = sparse_BPTD.shape[:2]
     outputs_TD = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens_NTD = torch.cat([outputs_TD.expand(batch * prompts, -1, -1), sparse_BPTD.flatten(0, 1)], 1)
@@ -78,7 +76,7 @@ def _decode(decoder, embedding_BDHW, place, sparse_BPTD, dense_NDHW):
 def train_segmenter(options: Options) -> None:
     """Train the segmenter in `out`/segmenter."""
     device, folder = pick_device("auto"), Path(options.out) / "segmenter"
-    pictures, labels = rendered(options, "labelled", _example)
+    pictures, labels = rendered(options, ("labelled", "labels"), _example)
     torch.manual_seed(3)
     config = (SHIPPED / "segmenter" / "config.json").read_text()
     sam = build_sam(json.loads(config)).to(device).train()
