@@ -3,8 +3,6 @@
 One file that opens offline; its script (page.html) draws everything from the scores inside it, so bounds can be moved in the page.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -13,8 +13,6 @@ or SCORE=:HIGH bounds any raw score; keep=SHARE by=SCORE keeps the best share of
 with the scoring: filter.select=[overlap=0.7,clip_gain=0.1].
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

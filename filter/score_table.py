@@ -6,8 +6,6 @@ A file made with another model, text or shard is stale, and its shard is scored 
 reason to score 15,000 pairs anew.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence

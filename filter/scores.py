@@ -3,8 +3,6 @@
 Shapes: B pairs, C channels, H W pixels, D feature width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which pairs are good enough: pure arithmetic on the stored scores, so another selection costs nothing."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Inputs to pairs, a batch at a time; and how large a batch may be and how long it takes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Captions by BLIP (Li et al. 2022) for images that bring none."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Edit directions (Parmar et al. 2023, section 3.1): mean embedding of target sentences minus that of source ones, per token position."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

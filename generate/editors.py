@@ -1,7 +1,5 @@
 """An editor: images and captions in, edited images out, by pix2pix-zero or one of the configurations of the paper's Table 2."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence
@@ -94,7 +92,7 @@ class Editor:
                 raise UserError(f"edit.strength={config.edit.strength}: above 0, at most 1")
             self.schedule = self.schedule[-max(1, round(config.edit.strength * config.edit.steps)) :]
 
-    def shortened(self, steps: int) -> Editor:
+    def shortened(self, steps: int) -> "Editor":
         """The same with the noisiest `steps` steps of each pass alone: as much memory, and a share of the work."""
         short = copy(self)
         short.schedule, short.inversion_steps = self.schedule[:steps], self.inversion_steps[-steps:]

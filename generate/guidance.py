@@ -3,8 +3,6 @@
 The two trajectories go in lockstep: the maps of one time step are all that is held; those of Stable Diffusion 1.4's 50 steps are 6.6 GB.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ the KL divergence to a unit Gaussian. Both gradients are in closed form, and eve
 Shapes: B batch, C latent channels, H W latent cells, S steps, O outer and I inner iterations, L pyramid levels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -2,8 +2,6 @@
 endpoint. A bank is a text file that one can read and edit; what is there is not asked for again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 Shapes: B images, H heads, P pixels, T text tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 

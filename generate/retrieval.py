@@ -1,7 +1,5 @@
 """Retrieval (Parmar et al. 2023, section 4): of a large source, the images nearest to the source word by CLIP."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ A tar without its manifest is unfinished and is never read. Bytes are determinis
 taken up again ends with the same files as one that was not.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

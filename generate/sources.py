@@ -1,7 +1,5 @@
 """Where the inputs come from: rendered scenes, photographs, webdataset tars, or prompts alone. Same ids in the same order, every time."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -3,8 +3,6 @@
 Shapes: B images, C channels, H W pixels, N texts, D feature width. A dot product of what leaves is a cosine.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 B batch, C channels, H W pixels, T tokens (the class token and one a patch), D width.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

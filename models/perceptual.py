@@ -7,8 +7,6 @@ The heads come with the `lpips` package, the trunk (torchvision's ImageNet VGG16
 B batch, C channels, H W pixels, O output channels.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import pickle
 import socket
@@ -68,12 +66,12 @@ class Perceptual(nn.Module):
         with torch.autocast(first[0].device.type, enabled=False):
             return [lin((a - b).square()) for lin, a, b in zip(self.lpips.lins, first, second, strict=True)]
 
-    def train(self, mode: bool = True) -> Perceptual:
+    def train(self, mode: bool = True) -> "Perceptual":
         """Stays in evaluation mode: the heads' dropout belongs to their calibration."""
         return super().train(False)
 
 
-def perceptual_loss(device: torch.device | str = "cpu") -> Perceptual:
+def perceptual_loss(device: torch.device | str = "cpu") -> "Perceptual":
     """LPIPS on `device`. UserError where neither weights file is installed nor the hub reachable."""
     with torch.device("meta"), warnings.catch_warnings():  # "meta": random weights that are replaced below are not drawn (5 s)
         warnings.simplefilter("ignore")

@@ -3,8 +3,6 @@
 Shapes: B images, H W pixels, M proposed masks, N nouns, D feature width.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import partial

@@ -6,8 +6,6 @@ the predicted IoU decides before anything is enlarged, masks stay bits on the de
 Shapes: B images, C channels, H W pixels, P points, M masks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Not SAM 3, which does both at once: these two's weights are free to fetch (Apache licence), SAM 3's must be applied for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shapes: B batch, C channels, H W pixels or latent cells, T text tokens, D text width.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
