@@ -58,17 +58,16 @@ def _parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
     for item in items:
         name, _, value = item.partition("=")
         if name == "keep":
-            keep = _number(item, value)
-            if keep is None or not 0 < keep <= 1:
+            keep = _number(item, value or "0")
+            if not 0 < keep <= 1:
                 raise UserError(f"--select {item}: a share above 0 and up to 1, as keep=0.6")
         elif name == "by":
             by = ("-" if value.startswith("-") else "") + _score(value.removeprefix("-"))
         else:
             low, _, high = value.partition(":")
-            bounds = (at_least, _number(item, low)), (at_most, _number(item, high))
-            for limits, limit in bounds:
-                if limit is not None:
-                    limits[_score(name)] = limit
+            for limits, limit in ((at_least, low), (at_most, high)):
+                if limit:
+                    limits[_score(name)] = _number(item, limit)
             if not value.strip(":"):
                 raise UserError(f"--select {item}: it is {SYNTAX}")
     if by and keep is None:
@@ -82,10 +81,9 @@ def _score(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def _number(item: str, text: str) -> float | None:
-    """None for an empty text."""
+def _number(item: str, text: str) -> float:
     try:
-        return float(text) if text else None
+        return float(text)
     except ValueError as error:
         raise UserError(f"--select {item}: '{text}' is no number; it is {SYNTAX}") from error
 
@@ -96,17 +94,8 @@ def select(table: Sequence[Row], asked: Criteria) -> tuple[list[str], dict[str, 
     table: rows with 'key', the scores and optionally 'flags'. A score that is null or NaN passes no bound and is in no share.
     """
     best = best_keys(table, asked)
-    kept: list[str] = []
-    dropped: dict[str, str] = {}
-    for row in table:
-        reason = _reason(row, asked)
-        if not reason and row["key"] not in best:
-            reason = _missing(asked.by.removeprefix("-"), row) or f"not in the best {100 * (asked.keep or 0):g}% by {asked.by}"
-        if reason:
-            dropped[row["key"]] = reason
-        else:
-            kept.append(row["key"])
-    return kept, dropped
+    reasons = {row["key"]: _reason(row, asked, best) for row in table}
+    return [key for key, reason in reasons.items() if not reason], {key: reason for key, reason in reasons.items() if reason}
 
 
 def best_keys(table: Sequence[Row], asked: Criteria) -> dict[str, float]:
@@ -118,16 +107,17 @@ def best_keys(table: Sequence[Row], asked: Criteria) -> dict[str, float]:
     return {row["key"]: row[name] for row in ranked[: round(asked.keep * len(table))]}
 
 
-def _reason(row: Row, asked: Criteria) -> str:
+def _reason(row: Row, asked: Criteria, best: Mapping[str, float]) -> str:
+    """Why the row is dropped; '' where it is kept."""
     for flag in asked.reject:
         if flag in row.get("flags", ()):
             return f"flagged {flag}"
-    for name, low in asked.at_least.items():
-        if _missing(name, row) or row[name] < low:
-            return _missing(name, row) or f"{name} {row[name]:.4f} below {low:g}"
-    for name, high in asked.at_most.items():
-        if _missing(name, row) or row[name] > high:
-            return _missing(name, row) or f"{name} {row[name]:.4f} above {high:g}"
+    for limits, sign, side in ((asked.at_least, 1, "below"), (asked.at_most, -1, "above")):
+        for name, limit in limits.items():
+            if _missing(name, row) or sign * row[name] < sign * limit:
+                return _missing(name, row) or f"{name} {row[name]:.4f} {side} {limit:g}"
+    if row["key"] not in best:
+        return _missing(asked.by.removeprefix("-"), row) or f"not in the best {100 * (asked.keep or 0):g}% by {asked.by}"
     return ""
 
 

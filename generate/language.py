@@ -36,8 +36,8 @@ def written_bank(words: str, config: Direction, folder: Path) -> Path:
     found = part.read_text().splitlines() if part.exists() else []
     ask, replies, idle = _endpoint(config) if config.endpoint else _local(config), 0, 0
     while len(found) < config.sentences:
-        new = [line for line in captions_of(ask(REQUEST.format(words=words), len(found) + replies), words) if line not in found]
-        new = list(dict.fromkeys(new))[: config.sentences - len(found)]
+        captions = captions_of(ask(REQUEST.format(words=words), len(found) + replies), words)
+        new = [line for line in dict.fromkeys(captions) if line not in found][: config.sentences - len(found)]
         replies, idle = replies + 1, 0 if new else idle + 1
         if idle == IDLE_REPLIES:
             raise UserError(
