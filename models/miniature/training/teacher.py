@@ -85,18 +85,17 @@ def train_text(options: Options) -> None:
 @torch.no_grad()
 def _latents(vae, pictures, device):
     """Scaled latent modes, float16 (N, 4, 32, 32)."""
-    chunks = []
+    found = []
     for start in range(0, len(pictures), 64):
         with autocast(device):
             mode = vae.encode(data.to_tensor(pictures[start : start + 64], device)).latent_dist.mode()
-        chunks.append((mode.float() * vae.config.scaling_factor).half().cpu())
-    return torch.cat(chunks).numpy()
+        found.append((mode.float() * vae.config.scaling_factor).half().cpu())
+    return torch.cat(found).numpy()
 
 
 def _training_latents(vae, options, device):
     """_latents of the training pictures, kept on disk."""
-    seeds = data.training_seeds(options)
-    path = data.cache_path(options, "latents", seeds, options.sketch_share, vae.config.scaling_factor)
+    path = data.cache_path(options, "latents", data.training_seeds(options), options.sketch_share, vae.config.scaling_factor)
     if not path.exists():
         log(f"making {path}")
         write_whole(path, partial(np.save, arr=_latents(vae, data.training_pictures(options), device)))
@@ -146,12 +145,10 @@ def train_unet(options: Options) -> None:
     latents = _training_latents(vae, options, device)
     tokens = encode(tokenizer, data.training_sentences(options)).view(len(latents), CAPTIONS, TOKENS)
     empty = encode(tokenizer, [""])
-    signal = scheduler.alphas_cumprod.to(device)
 
     def errors(latent_BCHW, noise_BCHW, time_B, token_BT):
         """The objective of a latent diffusion model: the mean squared error of the predicted noise of each sample (B,)."""
-        share_B111 = signal[time_B][:, None, None, None]
-        noisy_BCHW = share_B111.sqrt() * latent_BCHW + (1 - share_B111).sqrt() * noise_BCHW
+        noisy_BCHW = scheduler.add_noise(latent_BCHW, noise_BCHW, time_B)
         with autocast(device):
             with torch.no_grad():  # the attention mask is all ones, as the pipeline passes none
                 caption_BTD = text_encoder(input_ids=token_BT.to(device)).last_hidden_state
