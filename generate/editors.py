@@ -132,17 +132,13 @@ class Editor:
 
     def _start(self, input_BCHW: Tensor | None, caption_BTD: Tensor, generators: list[torch.Generator]) -> Inverted:
         """The noise that the trajectories leave from: drawn, or the input's."""
-        if input_BCHW is None:
-            return Inverted(self._draw(generators, self.teacher.latent_shape))
-        if self.method.noise not in OF_REAL_IMAGES:
-            drawn = self._draw(generators, input_BCHW.shape[1:])
-            return Inverted(ddim_step(input_BCHW, drawn, 1.0, self.schedule[0].alpha))
-        kept = guided(len(self.schedule), self.guidance) - 1 if self.guidance.maps == "inversion" else 0
-        ways = generators, self.inversion, self.solver, max(kept, 0)
-        return invert(self.teacher, self.inversion_steps, input_BCHW, caption_BTD, *ways)
-
-    def _draw(self, generators: list[torch.Generator], shape: Sequence[int]) -> Tensor:
-        return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators]).to(self.teacher.device)
+        if input_BCHW is not None and self.method.noise in OF_REAL_IMAGES:
+            kept = guided(len(self.schedule), self.guidance) - 1 if self.guidance.maps == "inversion" else 0
+            ways = generators, self.inversion, self.solver, max(kept, 0)
+            return invert(self.teacher, self.inversion_steps, input_BCHW, caption_BTD, *ways)
+        drawn = [torch.randn(self.teacher.latent_shape, generator=generator) for generator in generators]
+        drawn_BCHW = torch.stack(drawn).to(self.teacher.device)
+        return Inverted(drawn_BCHW if input_BCHW is None else ddim_step(input_BCHW, drawn_BCHW, 1.0, self.schedule[0].alpha))
 
 
 def swap_words(caption: str, task: Task) -> str:

@@ -124,6 +124,5 @@ def attention_gradient(teacher: Teacher, latent_BCHW: Tensor, timestep: int, tex
 
 def attention_distance(maps: list[Tensor], reference_maps: list[Tensor]) -> Tensor:
     """Sum over images and layers of the squared map difference: summed over pixels and tokens, averaged over heads."""
-    return torch.stack(
-        [(a.float() - b.float()).square().sum((2, 3)).mean(1).sum() for a, b in zip(maps, reference_maps, strict=True)]
-    ).sum()
+    pairs = zip(maps, reference_maps, strict=True)
+    return torch.stack([(a.float() - b.float()).square().sum((2, 3)).mean(1).sum() for a, b in pairs]).sum()

@@ -40,9 +40,8 @@ def written_bank(words: str, config: Direction, folder: Path) -> Path:
         new = [line for line in dict.fromkeys(captions) if line not in found][: config.sentences - len(found)]
         replies, idle = replies + 1, 0 if new else idle + 1
         if idle == IDLE_REPLIES:
-            raise UserError(
-                f"{config.language_model} has no more captions of {words} than the {len(found)} in {part}: lower direction.sentences"
-            )
+            known = f"the {len(found)} in {part}"
+            raise UserError(f"{config.language_model} has no more captions of {words} than {known}: lower direction.sentences")
         found += new
         part.write_text("".join(f"{line}\n" for line in found))
     part.write_text(f"# {words}, by {config.language_model}; edit it, or delete it to have it made anew\n" + part.read_text())

@@ -1,6 +1,7 @@
 """Where the inputs come from: rendered scenes, photographs, webdataset tars, or prompts alone. Same ids in the same order, every time."""
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -12,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import fsspec
 import numpy as np
+from braceexpand import braceexpand
 from PIL import Image, ImageOps
 
 from configs.errors import UserError
 from configs.schema import Source, Task
+from models.miniature.captions import caption
+from models.miniature.scenes import Look, render, scene
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
@@ -71,9 +76,6 @@ def open_source(config: Source, task: Task, resolution: int, limit: int) -> Inpu
 
 def _scenes(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
     """Scenes rendered by models/miniature, one a seed, in the task's input look."""
-    from models.miniature.captions import caption
-    from models.miniature.scenes import Look, render, scene
-
     if not task.scene_input:
         raise UserError(f"task={task.name} renders no scenes: name the images to edit with source.images=FOLDER")
     look = Look(**task.scene_input)
@@ -139,8 +141,6 @@ def _tars(config: Source, task: Task, resolution: int, limit: int) -> InputSourc
 
     A caption is in KEY.txt, else in KEY.json's 'caption', and what else is known in KEY.json. A name is TAR/KEY.
     """
-    from braceexpand import braceexpand
-
     entries: list[tuple[str, str, dict[str, tuple[int, int]]]] = []  # name, local tar, offset and size by extension
     try:
         for pattern in braceexpand(config.images):
@@ -191,10 +191,6 @@ def _image_part(parts: dict[str, tuple[int, int]]) -> str:
 
 def local_files(pattern: str) -> list[str]:
     """The files that a path or glob names, sorted; those behind an address are fetched into ~/.cache/zero2gan first."""
-    import glob
-
-    import fsspec
-
     if "://" not in pattern:
         return sorted(glob.glob(pattern)) or [pattern]
     found = fsspec.open_local(f"filecache::{pattern}", filecache={"cache_storage": str(Path.home() / ".cache" / "zero2gan")})
@@ -210,13 +206,9 @@ def _json_object(data: bytes) -> dict[str, Any]:
 
 def _photo(config: Source, task: Task, name: str, image: np.ndarray, own: str, origin: str) -> InputImage:
     """The caption: source.caption, else the image's own, from `origin`, else the task's template."""
-    if config.caption:
-        caption, origin = config.caption, "source.caption"
-    elif own.strip():
-        caption = own.strip()
-    else:
-        caption, origin = task.caption.format(source=task.source), "task.caption"
-    return InputImage(photo_key(name), image, caption, origin, {"id": name})
+    text = config.caption or own.strip() or task.caption.format(source=task.source)
+    origin = "source.caption" if config.caption else origin if own.strip() else "task.caption"
+    return InputImage(photo_key(name), image, text, origin, {"id": name})
 
 
 def photo_key(name: str) -> str:
