@@ -144,13 +144,9 @@ def read_manifest(shard: Path) -> dict[str, Any]:
 
 
 def locate(shard: Path) -> list[PairLocation]:
-    """Where each pair of a finished shard lies, in order; reads headers only. ShardError where keys differ from the manifest's."""
-    members: dict[str, dict[str, tuple[int, int]]] = {}
+    """Where each pair of a finished shard lies, in order. ShardError where keys differ from the manifest's."""
     try:
-        with tarfile.open(shard, "r:") as archive:
-            for item in archive:
-                key, _, name = item.name.partition(".")
-                members.setdefault(key, {})[name] = (item.offset_data, item.size)
+        members = tar_members(shard)
     except (tarfile.TarError, OSError) as error:
         raise ShardError(f"{shard} cannot be read ({error}): delete it and its manifest and run generate/run.py again") from error
     if list(members) != read_manifest(shard)["keys"]:
@@ -158,24 +154,34 @@ def locate(shard: Path) -> list[PairLocation]:
     return [PairLocation(key, shard, found) for key, found in members.items()]
 
 
+def tar_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Key -> extension ('input.png', 'json') -> offset and size in bytes of each file of a webdataset tar; reads headers only."""
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    with tarfile.open(path, "r:") as archive:
+        for item in archive:
+            folder, slash, base = item.name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            if item.isfile():
+                members.setdefault(folder + slash + stem, {})[extension.lower()] = (item.offset_data, item.size)
+    return members
+
+
+def read_member(path: Path, place: tuple[int, int]) -> bytes:
+    """The file of a tar at this offset, of this size."""
+    with open(path, "rb") as stream:
+        stream.seek(place[0])
+        return stream.read(place[1])
+
+
 def read_pair(location: PairLocation, names: Iterable[str] = IMAGES) -> Pair:
     """Read one pair: its record and those of the named images and arrays that it has."""
-    images: dict[str, np.ndarray] = {}
-    arrays: dict[str, np.ndarray] = {}
-    with open(location.shard, "rb") as stream:
-
-        def member(name: str) -> bytes:
-            offset, size = location.members[name]
-            stream.seek(offset)
-            return stream.read(size)
-
-        record = json.loads(member("json"))
-        for name in names:
-            if f"{name}.png" in location.members:
-                images[name] = decode_png(member(f"{name}.png"))
-            elif f"{name}.npy" in location.members:
-                arrays[name] = np.load(io.BytesIO(member(f"{name}.npy")), allow_pickle=False)
-    return Pair(location.key, images, record, arrays)
+    pair = Pair(location.key, {}, json.loads(read_member(location.shard, location.members["json"])))
+    for name in names:
+        if place := location.members.get(f"{name}.png"):
+            pair.images[name] = decode_png(read_member(location.shard, place))
+        elif place := location.members.get(f"{name}.npy"):
+            pair.arrays[name] = np.load(io.BytesIO(read_member(location.shard, place)), allow_pickle=False)
+    return pair
 
 
 def read_pairs(folder: Path, names: Iterable[str] = IMAGES) -> Iterator[Pair]:

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from configs.errors import UserError
 from configs.schema import Source, Task
+from generate.shards import read_member, tar_members
 from models.miniature.captions import caption
 from models.miniature.scenes import Look, render, scene
 
@@ -146,18 +147,14 @@ def _tars(config: Source, task: Task, resolution: int, limit: int) -> InputSourc
         for pattern in braceexpand(config.images):
             for path in local_files(pattern):
                 shown = Path(path if "*" in pattern else pattern).name
-                entries += [(f"{shown}/{key}", path, parts) for key, parts in _samples(path).items() if _image_part(parts)]
+                entries += [(f"{shown}/{key}", path, parts) for key, parts in tar_members(Path(path)).items() if _image_part(parts)]
     except (OSError, ValueError, ImportError, tarfile.TarError) as error:
         raise UserError(f"source.images={config.images} cannot be read as webdataset tars: {error}") from error
     entries = entries[:limit]
 
     def member(index: int, extension: str) -> bytes:
         _, path, parts = entries[index]
-        if extension not in parts:
-            return b""
-        with open(path, "rb") as stream:
-            stream.seek(parts[extension][0])
-            return stream.read(parts[extension][1])
+        return read_member(Path(path), parts[extension]) if extension in parts else b""
 
     def load(index: int) -> InputImage:
         name, _, parts = entries[index]
@@ -171,18 +168,6 @@ def _tars(config: Source, task: Task, resolution: int, limit: int) -> InputSourc
         return _json_object(member(index, "json"))
 
     return InputSource([name for name, _, _ in entries], load, metadata)
-
-
-def _samples(path: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """Key -> extension -> offset and size in bytes of each file of a tar."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            folder, slash, base = member.name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            if member.isfile():
-                samples.setdefault(folder + slash + stem, {})[extension.lower()] = (member.offset_data, member.size)
-    return samples
 
 
 def _image_part(parts: dict[str, tuple[int, int]]) -> str:

@@ -92,32 +92,26 @@ def masked_crop(image_CHW: torch.Tensor, mask_HW: torch.Tensor, box: Sequence[in
 def load_sam(segmenter: Settings) -> Sam:
     """The Sam of a registered size with its .pth, or of a folder with config.json and model.safetensors; else UserError."""
     if segmenter.model in REGISTERED:
-        return _load_registered(segmenter.model, segmenter.checkpoint)
-    folder = Path(find_file(segmenter.model))
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    if not config.is_file() or not weights.is_file():
-        raise UserError(
-            f"segmenter.model={segmenter.model}: it is {', '.join(REGISTERED)}, or a folder with config.json and "
-            f"model.safetensors (with segmenter.detector: a SAM 2), and {folder} has none; scripts/train_miniature.py makes the miniature's"
-        )
-    return _fill(build_sam(json.loads(config.read_text())), load_file(weights), weights)
-
-
-def _load_registered(name: str, checkpoint: str) -> Sam:
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise UserError(
-            f"segmenter.checkpoint='{checkpoint}': no such file; download the {name} checkpoint (sam_{name}_*.pth) "
-            "that the segment-anything project publishes and give its path"
-        )
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)  # a plain unpickler would run code from the file
-    except Exception as error:
-        raise UserError(f"{path} is not a plain PyTorch checkpoint ({str(error).splitlines()[0][:120]}): download it again") from error
-    return _fill(sam_model_registry[name](checkpoint=None), weights, path)
-
-
-def _fill(sam: Sam, weights: dict[str, Any], path: Path) -> Sam:
+        path = Path(segmenter.checkpoint)
+        if not path.is_file():
+            raise UserError(
+                f"segmenter.checkpoint='{segmenter.checkpoint}': no such file; download the {segmenter.model} checkpoint "
+                f"(sam_{segmenter.model}_*.pth) that the segment-anything project publishes and give its path"
+            )
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)  # a plain unpickler would run code from the file
+        except Exception as error:
+            raise UserError(f"{path} is not a plain PyTorch checkpoint ({str(error).splitlines()[0][:120]}): download it again") from error
+        sam = sam_model_registry[segmenter.model](checkpoint=None)
+    else:
+        folder = Path(find_file(segmenter.model))
+        config, path = folder / "config.json", folder / "model.safetensors"
+        if not config.is_file() or not path.is_file():
+            raise UserError(
+                f"segmenter.model={segmenter.model}: it is {', '.join(REGISTERED)}, or a folder with config.json and model.safetensors "
+                f"(with segmenter.detector: a SAM 2), and {folder} has none; scripts/train_miniature.py makes the miniature's"
+            )
+        sam, weights = build_sam(json.loads(config.read_text())), load_file(path)
     try:
         sam.load_state_dict(weights)
     except RuntimeError as error:

@@ -14,16 +14,8 @@ from PIL import Image
 from models.devices import pick_device
 from models.miniature.captions import caption
 from models.miniature.scenes import instances, render, scene
-from models.miniature.training.data import (
-    SEASON_NAMED_SHARE,
-    byte_pairs,
-    contrastive,
-    flipped,
-    rendered,
-    to_tensor,
-    training_seeds,
-    varied_look,
-)
+from models.miniature.terrain import DISTANT_NOUNS
+from models.miniature.training import data
 from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, write_weights
 from models.miniature.training.prompts import NOUNS, facts, object_prompt, scene_prompt
 from models.segmenter import masked_crop
@@ -59,7 +51,7 @@ def _part(rng, area):
 
 def _examples(seed):
     """The whole picture and crops of its objects: (uint8 (1 + OBJECTS, 64, 64, 3), nouns; -1 for the whole, -2 for none)."""
-    rng, this, look = random.Random(seed * 41 + 6), scene(seed), varied_look(seed)
+    rng, this, look = random.Random(seed * 41 + 6), scene(seed), data.varied_look(seed)
     picture = np.asarray(render(this, look))
     pixels = np.zeros((1 + OBJECTS, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     nouns = np.full(1 + OBJECTS, -2)
@@ -78,16 +70,16 @@ def _examples(seed):
 
 def _describe(rng, number, seed, noun):
     """(text, claims, facts, the number of the scene if the text is a sentence about it alone, else -1)."""
-    this, look = scene(seed), varied_look(seed)
+    this, look = scene(seed), data.varied_look(seed)
     if noun >= 0:
         shown = facts(this, look, [NOUNS[noun]])
         return (*object_prompt(rng, shown, NOUNS[noun]), shown, -1)
     present = [name for name in ("house", "lake", "path", "fence", "rocks") if getattr(this, name)]
-    distant = {"mountains": ["mountains"], "hills": ["hills"], "treeline": ["distant trees"], "none": []}[this.far]
+    distant = [DISTANT_NOUNS[this.far]] if this.far in DISTANT_NOUNS else []
     shown = facts(this, look, ["tree", "sky", "ground", *present, *distant])
     text, claims = scene_prompt(rng, shown)
     if rng.random() < CAPTION_SHARE:
-        text = caption(this, look, rng.randrange(8), rng.random() < SEASON_NAMED_SHARE)
+        text = caption(this, look, rng.randrange(8), rng.random() < data.SEASON_NAMED_SHARE)
         return text, claims, shown, number
     return text, claims, shown, -1
 
@@ -106,7 +98,7 @@ def make_tokenizer(texts, folder: Path):
     from tokenizers import decoders, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = byte_pairs(sorted(set(texts)), VOCABULARY - 3, unknown="<unk>")
+    tokenizer = data.byte_pairs(sorted(set(texts)), VOCABULARY - 3, unknown="<unk>")
     tokenizer.decoder = decoders.BPEDecoder()
     tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])  # <end> last: open_clip pools at the highest id
     ids = {token: tokenizer.token_to_id(token) for token in ("<start>", "<end>")}
@@ -122,8 +114,8 @@ def train_scorer(options: Options) -> None:
 
     device, folder = pick_device("auto"), Path(options.out) / "scorer"
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = training_seeds(options)
-    pixels, nouns = rendered(options, ("crops", "nouns"), _examples, OBJECTS)
+    seeds = data.training_seeds(options)
+    pixels, nouns = data.rendered(options, ("crops", "nouns"), _examples, OBJECTS)
     rows = np.argwhere(nouns > -2)
 
     rng = random.Random(4)
@@ -143,7 +135,7 @@ def train_scorer(options: Options) -> None:
         described = [_describe(rng, number, seeds[number], nouns[number, part]) for number, part in chosen]
         texts, claims, shown, sentence = zip(*described, strict=True)
         claims_B4, facts_B4 = np.array(claims), np.array(shown)
-        image_BCHW = flipped(to_tensor(pixels[chosen[:, 0], chosen[:, 1]], device))
+        image_BCHW = data.flipped(data.to_tensor(pixels[chosen[:, 0], chosen[:, 1]], device))
         brightness = 1 + 0.1 * torch.randn(len(chosen), 1, 1, 1, device=device)
         image_BCHW = (image_BCHW * brightness + 0.03 * torch.randn_like(image_BCHW)).clamp(-1, 1)
         with autocast(device):
@@ -154,7 +146,7 @@ def train_scorer(options: Options) -> None:
         logits_BB = logits_BB.masked_fill(also_true, float("-inf"))  # neither a match nor a mistake
         with torch.no_grad():
             model.logit_scale.clamp_(max=float(np.log(MAX_LOGIT_SCALE)))
-        return contrastive(logits_BB)
+        return data.contrastive(logits_BB)
 
     fit("scorer", model, loss_of_step, options)
     write_weights(model, folder / "open_clip_model.safetensors")
