@@ -170,11 +170,9 @@ def _shards(config: Config, source: InputSource) -> dict[int, range]:
 
 def _missing(folder: Path, shards: dict[int, range]) -> dict[int, range]:
     """Those that are not there, or hold other inputs."""
-
-    def is_done(shard: Path, ids: range) -> bool:
-        return is_finished(shard) and read_manifest(shard)["ids"] == [ids.start, ids.stop]
-
-    return {index: ids for index, ids in shards.items() if not is_done(folder / f"{index:06d}.tar", ids)}
+    paths = {index: folder / f"{index:06d}.tar" for index in shards}
+    held = {index: read_manifest(path)["ids"] for index, path in paths.items() if is_finished(path)}
+    return {index: ids for index, ids in shards.items() if held.get(index) != [ids.start, ids.stop]}
 
 
 def _identity_values(config: Config) -> dict[str, Any]:

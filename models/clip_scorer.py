@@ -67,11 +67,10 @@ class ClipScorer:
         features_MD = functional.normalize(self.model.encode_text(self.tokenizer(sentences).to(self.device)).float(), dim=-1)
         return functional.normalize(features_MD.unflatten(0, (len(texts), len(self.templates))).mean(dim=1), dim=-1)
 
-    def _pixels(self, images: Sequence[np.ndarray | Tensor]) -> Tensor:
-        tensors = [image for image in images if isinstance(image, Tensor)]
-        if tensors:
-            return torch.stack(tensors).to(self.device, torch.float32)
-        return torch.from_numpy(np.stack([np.asarray(image) for image in images])).to(self.device).permute(0, 3, 1, 2).float() / 255
+    def _pixels(self, images: Sequence[Any]) -> Tensor:
+        if isinstance(images[0], Tensor):
+            return torch.stack(list(images)).to(self.device, torch.float32)
+        return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def _fit(self, images_BCHW: Tensor) -> Tensor:
         """Resize (antialiased, as Pillow does) and crop the centre to the model's own size."""
