@@ -67,7 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         for name in [name for name in STAGES if name != "check"] if stage == "all" else [stage]:
             module, function, values = STAGES[name]
             action = getattr(importlib.import_module(f"models.miniature.training.{module}"), function)
-            action(parse(Options(**values), assignments))
+            options = parse(Options(**values), assignments)
+            action(options)
+            for path in Path(options.out).rglob("*.safetensors"):
+                path.chmod(0o644)  # safetensors writes for its owner alone
     return 0
 
 
