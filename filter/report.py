@@ -1,10 +1,7 @@
 """<run>/filter.html: every score's histogram with its bounds, the yield, and accepted, rejected and borderline pairs to look at.
 
-One file that opens offline. The page's script (page.html) draws everything from the scores inside it, so bounds can be moved in the page;
-it shows the command that selects the same.
+One file that opens offline; its script (page.html) draws everything from the scores inside it, so bounds can be moved in the page.
 """
-
-from __future__ import annotations
 
 import base64
 import hashlib
@@ -20,30 +17,13 @@ from PIL import Image
 
 from configs.loader import pairs_dir, run_dir
 from configs.schema import Config
-from filter.pictures import FLAGS
-from filter.score_table import SCORES
+from filter.score_table import FLAGS, SAYS, SCORES
 from filter.selection import Criteria, best_keys
+from generate.shards import finished_shards, locate, read_pair, whole_file
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SIDE, QUALITY = 160, 80  # of the JPEGs: about 5 kB a picture
 NEAR_SHARE = 1 / 3  # of the pairs shown are those nearest to the bounds
-SAYS = {
-    "sim_input_source": "cosine of input and source text",
-    "sim_input_target": "cosine of input and target text",
-    "sim_edit_source": "cosine of edit and source text",
-    "sim_edit_target": "cosine of edit and target text",
-    "clip_gain": "how much nearer to the target text the edit is than the input",
-    "clip_directional": "cosine of the change in picture and the change in text",
-    "image_image": "cosine of input and edit",
-    "overlap_iou": "foreground masks: intersection over union",
-    "overlap_dice": "foreground masks: twice the intersection over the sum",
-    "area_input": "foreground of the input, share of the picture",
-    "area_edit": "foreground of the edit, share of the picture",
-    "lpips_input_edit": "LPIPS between input and edit",
-    "sharpness_input": "variance of the Laplacian",
-    "sharpness_edit": "variance of the Laplacian",
-    "sharpness_ratio": "sharpness of the edit over that of the input",
-}
 
 
 def write_page(config: Config, rows: Sequence[Mapping[str, Any]], asked: Criteria) -> Path:
@@ -72,9 +52,8 @@ def write_page(config: Config, rows: Sequence[Mapping[str, Any]], asked: Criteri
     page = page.replace("__HASH__", "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
     page = page.replace("__DATA__", json.dumps(data).replace("<", "\\u003c"))  # no text of a caption can end the element
     path = run_dir(config) / "filter.html"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as stream:
+        stream.write(page.encode())
     return path
 
 
@@ -101,8 +80,6 @@ def _rounded(score: float | None) -> float | None:
 
 def _pictures(config: Config, wanted: Mapping[str, int]) -> dict[int, list[str]]:
     """Place of the row -> input and edit as JPEG addresses, and the caption; reads only the pairs in `wanted` (key to place)."""
-    from generate.shards import finished_shards, locate, read_pair
-
     found = {}
     for location in (place for shard in finished_shards(pairs_dir(config)) for place in locate(shard) if place.key in wanted):
         pair = read_pair(location, ("input", "edit"))

@@ -13,8 +13,6 @@ or SCORE=:HIGH bounds any raw score; keep=SHARE by=SCORE keeps the best share of
 with the scoring: filter.select=[overlap=0.7,clip_gain=0.1].
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -24,16 +22,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import CHOICES, known_keys, pairs_dir, run_dir
 from configs.schema import Config
-
-if TYPE_CHECKING:
-    from filter.selection import Criteria
-    from generate.shards import Pair
+from filter.report import write_page
+from filter.score_table import OVERLAP_SCORES, SCORES, is_current, models_identity, read_scores, scores_path, write_scores
+from filter.selection import Criteria, criteria, selection_of
+from generate.shards import Pair, exclusive, finished_shards, locate, read_manifest, read_pair, verify, write_json
+from models.devices import pick_device, process_group
 
 SECTIONS = ("task", "generate", "scorer", "segmenter", "filter")
 QUANTILES = (0.1, 0.5, 0.9)
@@ -68,17 +69,14 @@ def split_select(arguments: list[str]) -> tuple[list[str], bool]:
 def score_and_select(config: Config) -> dict[str, Any]:
     """Score the pairs that have no current scores, then select.
 
-    Returns the content of selection.json and, beside it, 'rows' (every score, see score_table.read_scores), 'scored'
-    (pairs scored in this call) and 'seconds' (that took). In processes other than the main one: an empty dict.
-    UserError without pairs, or without a model's weights.
+    Returns selection.json's content and 'rows' (as read_scores gives them), 'asked', 'page', 'scored' (pairs scored in this call) and
+    'seconds' (that took); in other processes than the main one an empty dict. UserError without pairs, or without a model's weights.
     """
-    from filter.selection import criteria
-
     asked = criteria(config)
     wanted = stale_shards(config)
     rank, world, barrier = _processes()
     began = time.perf_counter()
-    scored = _score(config, dict(list(wanted.items())[rank::world]), rank) if wanted else 0
+    scored = _score(config, dict(list(wanted.items())[rank::world]), rank)
     seconds = time.perf_counter() - began
     barrier()
     return {**_select(config, asked), "scored": scored, "seconds": seconds} if rank == 0 else {}
@@ -86,8 +84,6 @@ def score_and_select(config: Config) -> dict[str, Any]:
 
 def select_again(config: Config) -> dict[str, Any]:
     """Select from the scores that are there, whatever made them; returns as score_and_select. UserError where a shard has none."""
-    from filter.selection import criteria
-
     outcome = _select(config, criteria(config))
     stale = len(stale_shards(config))
     if stale:
@@ -96,11 +92,6 @@ def select_again(config: Config) -> dict[str, Any]:
 
 
 def _select(config: Config, asked: Criteria) -> dict[str, Any]:
-    from filter.report import write_page
-    from filter.score_table import read_scores
-    from filter.selection import selection_of
-    from generate.shards import write_json
-
     rows = read_scores(config)
     selection = selection_of(rows, asked)
     write_json(run_dir(config) / "selection.json", selection)
@@ -108,20 +99,14 @@ def _select(config: Config, asked: Criteria) -> dict[str, Any]:
 
 
 def stale_shards(config: Config) -> dict[Path, dict[str, Any]]:
-    """The finished shards without current scores, each with what its score file must say (score_table.identity)."""
-    from filter.score_table import identity, is_current, models_identity, scores_path
-    from generate.shards import finished_shards
-
+    """The finished shards without current scores, each with what its score file must say to be used as it is."""
     models = models_identity(config)
-    wanted = {shard: identity(models, shard) for shard in finished_shards(pairs_dir(config))}
+    wanted = {shard: {**models, "shard_sha256": read_manifest(shard)["sha256"]} for shard in finished_shards(pairs_dir(config))}
     return {shard: about for shard, about in wanted.items() if not is_current(scores_path(config, shard), about)}
 
 
 def plan(config: Config) -> dict[str, Any]:
     """What --dry-run prints."""
-    from filter.selection import criteria
-    from generate.shards import finished_shards, read_manifest
-
     shards, stale = finished_shards(pairs_dir(config)), stale_shards(config)
     return {
         "pairs": sum(len(read_manifest(shard)["keys"]) for shard in shards),
@@ -134,10 +119,6 @@ def plan(config: Config) -> dict[str, Any]:
 
 def print_summary(outcome: Mapping[str, Any]) -> None:
     """The yield and the distribution of every score, on standard output."""
-    import numpy as np
-
-    from filter.score_table import SCORES
-
     if not outcome:
         return
     print(f"{'score':18}{'pairs':>7}{'mean':>9}" + "".join(f"{f'{share:.0%}':>9}" for share in QUANTILES))
@@ -157,14 +138,10 @@ def print_summary(outcome: Mapping[str, Any]) -> None:
 
 
 def _processes() -> tuple[int, int, Callable[[], None]]:
-    """Rank, number of processes, and a barrier; passes one barrier, so that every process has listed the stale shards
-    before any is scored.
-    """
+    """Rank, number of processes, and a barrier; passes one itself, so that all have listed the stale shards before any is scored."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return 0, 1, lambda: None
-    from models.devices import process_group
-
     state = process_group()
     state.wait_for_everyone()
     return state.process_index, state.num_processes, state.wait_for_everyone
@@ -172,10 +149,6 @@ def _processes() -> tuple[int, int, Callable[[], None]]:
 
 def _score(config: Config, wanted: Mapping[Path, dict[str, Any]], rank: int) -> int:
     """Score the shards and write their files; returns the number of pairs."""
-    from filter.score_table import SCORES, scores_path, write_scores
-    from generate.shards import exclusive
-    from models.devices import pick_device
-
     if not wanted:
         return 0
     score_batch = batch_scorer(config, pick_device(config.filter.device))
@@ -197,8 +170,6 @@ def _score(config: Config, wanted: Mapping[Path, dict[str, Any]], rank: int) -> 
 
 def _read_ahead(config: Config, shards: Sequence[Path] | Mapping[Path, Any], pool: ThreadPoolExecutor) -> Iterator[tuple[Path, list[Pair]]]:
     """The shards' pairs in batches of filter.batch; the next ones are decoded in the pool meanwhile. Every shard is verified first."""
-    from generate.shards import locate, read_pair, verify
-
     waiting: deque[tuple[Path, list[Any]]] = deque()
     for shard in shards:
         verify(shard)
@@ -220,9 +191,7 @@ def batch_scorer(config: Config, device: Any, scorer: Any = None, segmenter: Any
     """
     import torch
 
-    from filter.clip_gain import score_clip
-    from filter.overlap import score_overlap
-    from filter.pictures import score_pictures
+    from filter.scores import clip_scores, overlap_scores, picture_scores
     from models.clip_scorer import ClipScorer
     from models.perceptual import perceptual_loss
 
@@ -238,10 +207,13 @@ def batch_scorer(config: Config, device: Any, scorer: Any = None, segmenter: Any
     def score(pairs: Sequence[Pair]) -> dict[str, Any]:
         inputs, edits = ([pair.images[name] for pair in pairs] for name in ("input", "edit"))
         with torch.autocast(device.type, torch.bfloat16, enabled=dtypes[config.filter.dtype]):
-            found: dict[str, Any] = {**score_clip(scorer, inputs, edits, (task.source, task.target))}
+            pictures_BD = [scorer.image_features(images).double().cpu().numpy() for images in (inputs, edits)]
+            found: dict[str, Any] = clip_scores(*pictures_BD, *scorer.text_features((task.source, task.target)).double().cpu().numpy())
             if segmenter:
-                found |= score_overlap(segmenter, inputs, edits, (task.source_noun, task.target_noun))
-        return found | score_pictures(perceptual, inputs, edits)
+                masks = segmenter.segment(inputs, task.source_noun), segmenter.segment(edits, task.target_noun)
+                overlaps = [overlap_scores(*pair) for pair in zip(*masks, strict=True)]
+                found |= {name: [overlap[name] for overlap in overlaps] for name in OVERLAP_SCORES}
+        return found | picture_scores(perceptual, inputs, edits)
 
     return score
 

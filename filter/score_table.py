@@ -1,18 +1,14 @@
-"""The scores on disk: one parquet file a shard, every raw score whatever the thresholds, and what the scores were
-made with.
+"""The scores: which there are, and how they lie on disk: one parquet file a shard, every raw score whatever the thresholds.
 
-    scores/000000.parquet   for pairs/000000.tar; its metadata `zero2gan` is the JSON that `identity` gives
+    scores/000000.parquet   for pairs/000000.tar; its metadata `zero2gan` is JSON: the shard's hash, models_identity, library versions
 
-A file whose identity is not today's (another model, text or shard) is stale, and its shard is scored again. The library versions that are
-written down with it do not count: an upgrade is no reason to score 15,000 pairs anew.
+A file made with another model, text or shard is stale, and its shard is scored again. Library versions do not count: an upgrade is no
+reason to score 15,000 pairs anew.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,19 +19,59 @@ import pyarrow.parquet
 
 from configs.errors import UserError
 from configs.loader import digest, model_files, pairs_dir, run_dir, scorer_files
-from configs.schema import Config, Scorer, Segmenter
-from filter.clip_gain import CLIP_SCORES
-from filter.overlap import OVERLAP_SCORES
-from filter.pictures import PICTURE_SCORES, flags_of
-from generate.shards import finished_shards, read_manifest
+from configs.schema import Config
+from generate.shards import finished_shards, read_manifest, whole_file
+
+CLIP_SCORES = {
+    "sim_input_source": "cosine of input and source text",
+    "sim_input_target": "cosine of input and target text",
+    "sim_edit_source": "cosine of edit and source text",
+    "sim_edit_target": "cosine of edit and target text",
+    "clip_gain": "how much nearer to the target text the edit is than the input",
+    "clip_directional": "cosine of the change in picture and the change in text",
+    "image_image": "cosine of input and edit",
+}
+OVERLAP_SCORES = {
+    "overlap_iou": "foreground masks: intersection over union",
+    "overlap_dice": "foreground masks: twice the intersection over the sum",
+    "area_input": "foreground of the input, share of the picture",
+    "area_edit": "foreground of the edit, share of the picture",
+}
+PICTURE_SCORES = {
+    "lpips_input_edit": "LPIPS between input and edit",
+    "sharpness_input": "variance of the Laplacian",
+    "sharpness_edit": "variance of the Laplacian",
+    "sharpness_ratio": "sharpness of the edit over that of the input",
+}
+SAYS = CLIP_SCORES | OVERLAP_SCORES | PICTURE_SCORES
+SCORES = tuple(SAYS)
+
+UNCHANGED_LPIPS = 0.02  # JPEG of quality 90 does more (.04 to .09 on the miniature's scenes), its reconstructions .10 and more
+BLANK_SHARPNESS = 1.0  # one colour has 0; the softest of 32 of the miniature's edits has 234
+# What is plainly wrong with a pair. blank: input or edit is of one colour (a safety checker's black picture). unchanged: the edit is the
+# input. no_foreground_*: the segmenter found no such object.
+FLAGS: dict[str, Callable[[Mapping[str, float | None]], bool]] = {
+    "blank": lambda row: _below(row["sharpness_input"], BLANK_SHARPNESS) or _below(row["sharpness_edit"], BLANK_SHARPNESS),
+    "unchanged": lambda row: _below(row["lpips_input_edit"], UNCHANGED_LPIPS),
+    "no_foreground_input": lambda row: row["area_input"] == 0,
+    "no_foreground_edit": lambda row: row["area_edit"] == 0,
+}
 
 FORMAT = 2
 METADATA = b"zero2gan"
 LIBRARIES = ("torch", "open_clip_torch", "segment-anything", "transformers", "lpips")
-SCORES = CLIP_SCORES + OVERLAP_SCORES + PICTURE_SCORES
 SCHEMA = pyarrow.schema(
     [("key", pyarrow.string()), *((name, pyarrow.float64()) for name in SCORES), ("flags", pyarrow.list_(pyarrow.string()))]
 )
+
+
+def flags_of(row: Mapping[str, float | None]) -> list[str]:
+    """The names of FLAGS that a pair's raw scores raise; a score that there is not raises none."""
+    return [name for name, raised in FLAGS.items() if raised(row)]
+
+
+def _below(value: float | None, limit: float) -> bool:
+    return value is not None and value < limit
 
 
 def scores_path(config: Config, shard: Path) -> Path:
@@ -44,9 +80,7 @@ def scores_path(config: Config, shard: Path) -> Path:
 
 
 def models_identity(config: Config) -> dict[str, Any]:
-    """What every score file of this configuration must say of its models and texts. UserError where only one noun is
-    named.
-    """
+    """What every score file of this configuration must say of its models and texts. UserError where only one noun is named."""
     task, scorer, segmenter = config.task, asdict(config.scorer), asdict(config.segmenter)
     if bool(task.source_noun) != bool(task.target_noun):
         raise UserError("task.source_noun and task.target_noun go together: name both or neither")
@@ -55,10 +89,11 @@ def models_identity(config: Config) -> dict[str, Any]:
     weights = {"scorer": scorer_files(config.scorer)}
     if nouns:
         weights |= {name: model_files(segmenter[name]) for name in ("model", "checkpoint", "detector")}
+    segmenter_parts = segmenter["model"], segmenter["checkpoint"], segmenter["detector"]
     return {
         "format": FORMAT,
-        "scorer": _name(config.scorer),
-        "segmenter": _name(config.segmenter) if nouns else None,
+        "scorer": " ".join(filter(None, (scorer["model"], scorer["pretrained"]))),
+        "segmenter": " ".join(filter(None, segmenter_parts)) if nouns else None,
         "texts": [task.source, task.target],
         "nouns": nouns,
         "settings": digest(scorer, segmenter if nouns else None, config.filter.dtype),
@@ -81,29 +116,19 @@ def is_current(path: Path, wanted: Mapping[str, Any]) -> bool:
 
 def write_scores(path: Path, keys: Sequence[str], scores: Mapping[str, Sequence[float | None]], about: Mapping[str, Any]) -> None:
     """Write one score file, whole or not at all. scores: each of SCORES, as long as keys; None and NaN become null; they make the flags."""
-    columns = [pyarrow.array(keys, pyarrow.string())]
-    columns += [pyarrow.array(scores[name], pyarrow.float64(), from_pandas=True) for name in SCORES]  # from_pandas: NaN is null
     flags = [flags_of(dict(zip(SCORES, row, strict=True))) for row in zip(*(scores[name] for name in SCORES), strict=True)]
-    columns.append(pyarrow.array(flags, SCHEMA.field("flags").type))
+    numbers = [pyarrow.array(scores[name], pyarrow.float64(), from_pandas=True) for name in SCORES]  # from_pandas: NaN is null
+    columns = [pyarrow.array(keys, pyarrow.string()), *numbers, pyarrow.array(flags, SCHEMA.field("flags").type)]
     made_with = {**about, "versions": {name: version(name) for name in LIBRARIES}}
     table = pyarrow.Table.from_arrays(columns, schema=SCHEMA.with_metadata({METADATA: json.dumps(made_with, sort_keys=True)}))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            pyarrow.parquet.write_table(table, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as stream:
+        pyarrow.parquet.write_table(table, stream)
 
 
 def read_scores(config: Config) -> list[dict[str, Any]]:
     """One row a pair ('key', SCORES with None for null, 'flags') of every finished shard, in order.
 
-    Whatever models made them: filter/run.py renews the files first. UserError where a shard has no score file, one of other pairs, or an
-    older version's.
+    Whatever models made them. UserError where a shard has no score file, one of other pairs, or an older version's.
     """
     rows: list[dict[str, Any]] = []
     for shard in finished_shards(pairs_dir(config)):
@@ -118,9 +143,3 @@ def read_scores(config: Config) -> list[dict[str, Any]]:
             raise UserError(f"{path} holds {what}: run filter/run.py to score the pairs again")
         rows += found
     return rows
-
-
-def _name(part: Scorer | Segmenter) -> str:
-    return " ".join(
-        filter(None, [part.model, part.pretrained] if isinstance(part, Scorer) else [part.model, part.checkpoint, part.detector])
-    )

@@ -1,7 +1,5 @@
 """Which pairs are good enough: pure arithmetic on the stored scores, so another selection costs nothing."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +8,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.loader import nearest
 from configs.schema import Config
-from filter.overlap import OVERLAP_SCORES
-from filter.pictures import FLAGS
-from filter.score_table import SCORES
+from filter.score_table import FLAGS, OVERLAP_SCORES, SCORES
 
 Row = Mapping[str, Any]
 ALIASES = {"overlap": "overlap_iou"}
@@ -21,9 +17,8 @@ SYNTAX = "SCORE=LOW, SCORE=LOW:HIGH, SCORE=:HIGH, keep=SHARE or by=SCORE"
 
 @dataclass(frozen=True)
 class Criteria:
-    """What a pair must have: raw scores within bounds, a place among the best `keep` (a share) by a score, and none of the flags `reject`.
-
-    by: '-NAME' where low is good.
+    """What a pair must have: raw scores within bounds, a place among the best `keep` (a share) `by` a score ('-NAME': low is good), and no
+    flag of `reject`.
     """
 
     at_least: Mapping[str, float] = field(default_factory=dict)
@@ -40,9 +35,7 @@ class Criteria:
 
 
 def criteria(config: Config) -> Criteria:
-    """filter.select's, or the task's own thresholds where it is empty. UserError for an unknown score or flag, for what is no number, and
-    for an overlap that the task, without nouns, cannot have.
-    """
+    """filter.select's, or the task's own thresholds where it is empty. UserError for what cannot be selected by."""
     task, settings = config.task, config.filter
     unknown = [flag for flag in settings.reject if flag not in FLAGS]
     if unknown:
@@ -65,17 +58,16 @@ def _parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
     for item in items:
         name, _, value = item.partition("=")
         if name == "keep":
-            keep = _number(item, value)
-            if keep is None or not 0 < keep <= 1:
+            keep = _number(item, value or "0")
+            if not 0 < keep <= 1:
                 raise UserError(f"--select {item}: a share above 0 and up to 1, as keep=0.6")
         elif name == "by":
             by = ("-" if value.startswith("-") else "") + _score(value.removeprefix("-"))
         else:
             low, _, high = value.partition(":")
-            bounds = (at_least, _number(item, low)), (at_most, _number(item, high))
-            for limits, limit in bounds:
-                if limit is not None:
-                    limits[_score(name)] = limit
+            for limits, limit in ((at_least, low), (at_most, high)):
+                if limit:
+                    limits[_score(name)] = _number(item, limit)
             if not value.strip(":"):
                 raise UserError(f"--select {item}: it is {SYNTAX}")
     if by and keep is None:
@@ -89,10 +81,9 @@ def _score(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def _number(item: str, text: str) -> float | None:
-    """None for an empty text."""
+def _number(item: str, text: str) -> float:
     try:
-        return float(text) if text else None
+        return float(text)
     except ValueError as error:
         raise UserError(f"--select {item}: '{text}' is no number; it is {SYNTAX}") from error
 
@@ -103,23 +94,12 @@ def select(table: Sequence[Row], asked: Criteria) -> tuple[list[str], dict[str, 
     table: rows with 'key', the scores and optionally 'flags'. A score that is null or NaN passes no bound and is in no share.
     """
     best = best_keys(table, asked)
-    kept: list[str] = []
-    dropped: dict[str, str] = {}
-    for row in table:
-        reason = _reason(row, asked)
-        if not reason and row["key"] not in best:
-            reason = _missing(asked.by.removeprefix("-"), row) or f"not in the best {100 * (asked.keep or 0):g}% by {asked.by}"
-        if reason:
-            dropped[row["key"]] = reason
-        else:
-            kept.append(row["key"])
-    return kept, dropped
+    reasons = {row["key"]: _reason(row, asked, best) for row in table}
+    return [key for key, reason in reasons.items() if not reason], {key: reason for key, reason in reasons.items() if reason}
 
 
 def best_keys(table: Sequence[Row], asked: Criteria) -> dict[str, float]:
-    """The keys of the best `keep` of all pairs (rounded to whole pairs; of equals the first ones) with the score of each, best first; where
-    no share is asked for, all of them.
-    """
+    """Key to score of the best `keep` of all pairs (of equals the first), best first; where no share is asked for, all, with NaN."""
     if asked.keep is None:
         return dict.fromkeys((row["key"] for row in table), math.nan)
     name, sign = asked.by.removeprefix("-"), 1 if asked.by.startswith("-") else -1
@@ -127,16 +107,17 @@ def best_keys(table: Sequence[Row], asked: Criteria) -> dict[str, float]:
     return {row["key"]: row[name] for row in ranked[: round(asked.keep * len(table))]}
 
 
-def _reason(row: Row, asked: Criteria) -> str:
+def _reason(row: Row, asked: Criteria, best: Mapping[str, float]) -> str:
+    """Why the row is dropped; '' where it is kept."""
     for flag in asked.reject:
         if flag in row.get("flags", ()):
             return f"flagged {flag}"
-    for name, low in asked.at_least.items():
-        if _missing(name, row) or row[name] < low:
-            return _missing(name, row) or f"{name} {row[name]:.4f} below {low:g}"
-    for name, high in asked.at_most.items():
-        if _missing(name, row) or row[name] > high:
-            return _missing(name, row) or f"{name} {row[name]:.4f} above {high:g}"
+    for limits, sign, side in ((asked.at_least, 1, "below"), (asked.at_most, -1, "above")):
+        for name, limit in limits.items():
+            if _missing(name, row) or sign * row[name] < sign * limit:
+                return _missing(name, row) or f"{name} {row[name]:.4f} {side} {limit:g}"
+    if row["key"] not in best:
+        return _missing(asked.by.removeprefix("-"), row) or f"not in the best {100 * (asked.keep or 0):g}% by {asked.by}"
     return ""
 
 

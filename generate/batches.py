@@ -1,9 +1,7 @@
 """Inputs to pairs, a batch at a time; and how large a batch may be and how long it takes."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +15,7 @@ from generate.editors import Edited, Editor
 from generate.inversion import noise_statistics
 from generate.shards import Pair
 from generate.sources import InputImage, InputSource, Unreadable
+from models.teacher import to_levels
 
 CPU_BATCH = 16
 LARGEST_BATCH = 64  # beyond it an H100 has been busy for long
@@ -40,7 +39,7 @@ class PairMaker:
                 try:
                     batch.append(item.result())
                 except Unreadable as error:
-                    left_out.append({"id": source.name(index), "why": "unreadable", "reason": str(error)})
+                    left_out.append({"id": source.names[index], "why": "unreadable", "reason": str(error)})
                 if len(batch) == self.config.batch or (batch and place == len(waiting) - 1):
                     yield from self._edit(batch, left_out)
                     done(len(batch))
@@ -48,8 +47,10 @@ class PairMaker:
 
     def _edit(self, inputs: list[InputImage], left_out: list[dict[str, str]]) -> Iterator[Pair]:
         captions = self._captions(inputs)
+        images = [item.image for item in inputs if item.image.size]
+        pixels_BCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1 if images else None
         try:
-            edited = self.editor(_pixels(inputs), [caption for caption, _ in captions], [item.key for item in inputs], self.reconstruct)
+            edited = self.editor(pixels_BCHW, [caption for caption, _ in captions], [item.key for item in inputs], self.reconstruct)
         except torch.OutOfMemoryError as error:
             raise UserError(f"generate.batch={len(inputs)} does not fit into the GPU's memory: lower it; 0 finds the largest") from error
         levels, latents, flagged = self._checked(edited, inputs)
@@ -61,10 +62,9 @@ class PairMaker:
             caption, caption_from = captions[row]
             noise = {name: rows[row] for name, rows in statistics.items()}
             record = {"source": item.about, "caption": caption, "caption_from": caption_from, "noise": noise, **self.common}
-            images = {"input": item.image if item.image.size else levels["input"][row]}
-            images |= {name: picture[row] for name, picture in levels.items() if name != "input"}
+            pictures = {"input": item.image} | {name: picture[row] for name, picture in levels.items()}
             kept = latents if self.config.save_latents else {}
-            yield Pair(item.key, images, record, {f"{name}_latent": latent[row].numpy() for name, latent in kept.items()})
+            yield Pair(item.key, pictures, record, {f"{name}_latent": latent[row].numpy() for name, latent in kept.items()})
 
     def _captions(self, inputs: list[InputImage]) -> list[tuple[str, str]]:
         captions = [(item.caption, item.caption_from) for item in inputs]
@@ -81,20 +81,12 @@ class PairMaker:
             made = [picture for name, picture in edited.pictures.items() if name != "reconstruction"]
             flagged = [any(flags) for flags in zip(*map(self.editor.teacher.flagged, made), strict=True)]
         latents = {name: latent.cpu() for name, latent in edited.latents.items()}
-        finite = torch.stack([latent.isfinite().flatten(1).all(1) for latent in latents.values()]).all(0)
-        finite &= torch.stack([picture.isfinite().flatten(1).all(1).cpu() for picture in edited.pictures.values()]).all(0)
-        if not finite.all():
-            key = inputs[int(finite.int().argmin())].key
+        made_of = [*latents.values(), *edited.pictures.values()]
+        finite_B = torch.stack([tensor.isfinite().flatten(1).all(1).cpu() for tensor in made_of]).all(0)
+        if not finite_B.all():
+            key = inputs[int(finite_B.int().argmin())].key
             raise UserError(f"{key}: the edit is not finite in generate.dtype={self.config.dtype}; take bfloat16 or float32")
-        levels = {
-            name: ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy() for name, x in edited.pictures.items()
-        }
-        return levels, latents, flagged
-
-
-def _pixels(inputs: Sequence[InputImage]) -> torch.Tensor | None:
-    images = [item.image for item in inputs if item.image.size]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1 if images else None
+        return {name: to_levels(picture) for name, picture in edited.pictures.items()}, latents, flagged
 
 
 def largest_batch(editor: Editor, most: int) -> int:

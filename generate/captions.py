@@ -1,7 +1,5 @@
 """Captions by BLIP (Li et al. 2022) for images that bring none."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,9 +22,8 @@ class Captioner:
             self.model = BlipForConditionalGeneration.from_pretrained(find_file(path)).to(device).eval()
         except (OSError, ValueError) as error:
             message = f"source.captioner={path} does not load as a BLIP model: {str(error).splitlines()[0][:200]}"
-            raise UserError(
-                f"{message}. Salesforce/blip-image-captioning-base is one; name a folder where the hub is not reached"
-            ) from error
+            advice = "Salesforce/blip-image-captioning-base is one; name a folder where the hub is not reached"
+            raise UserError(f"{message}. {advice}") from error
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[str]:

@@ -1,13 +1,11 @@
 """Edit directions (Parmar et al. 2023, section 3.1): mean embedding of target sentences minus that of source ones, per token position."""
 
-from __future__ import annotations
-
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from configs.errors import UserError
@@ -15,7 +13,7 @@ from configs.loader import HERE, digest
 from configs.schema import Direction, Task
 from generate.grammar import sentences
 from generate.language import written_bank
-from generate.shards import write_json
+from generate.shards import whole_file, write_json
 from models.teacher import Teacher
 
 FEW_SENTENCES = 0.9  # cosine between the halves of the banks below which the direction is still noise
@@ -71,7 +69,8 @@ def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) ->
             "cosine_between_halves": float(torch.cosine_similarity(even, odd, dim=0)),
             "norm_per_token": value[0].norm(dim=-1).tolist(),
         }
-        _save(path, value, {"source": task.source, "target": task.target})
+        with whole_file(path) as stream:
+            stream.write(save({"direction": value}, {"source": task.source, "target": task.target}))
         write_json(about, about_it)
     found = json.loads(about.read_text())
     report = f"direction '{task.source}' -> '{task.target}': {found['sentences'][0]} + {found['sentences'][1]} sentences"
@@ -81,9 +80,7 @@ def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) ->
 
 
 def task_banks(task: Task, config: Direction, folder: Path) -> tuple[list[str], list[str]]:
-    """Sentences about the task's source and about its target: from their files, else by the language model (kept in `folder`), else
-    of the built-in grammar.
-    """
+    """Sentences about the source and the target: of their files, else of the language model (kept in `folder`), else of the grammar."""
 
     def bank(name: str, key: str, words: str) -> list[str]:
         if not name and config.language_model:
@@ -110,22 +107,11 @@ def _difference(teacher: Teacher, source: list[str], target: list[str]) -> Tenso
     return (teacher.embed(target).mean(0) - teacher.embed(source).mean(0))[None].cpu()
 
 
-def _save(path: Path, value: Tensor, metadata: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"direction": value.contiguous()}, temporary, metadata)
-    temporary.replace(path)
-
-
 def read_embedding(path: str, key: str, shape: tuple[int, ...] | None) -> Tensor:
     """The one tensor of a .safetensors file, or of a .pt file as the reference code publishes them; float32 on the CPU.
 
     UserError for a file that is not such, carries code, or holds another shape than the one asked for.
     """
-    from safetensors.torch import load_file
-
     try:
         if Path(path).suffix == ".pt":
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,12 +1,11 @@
 """An editor: images and captions in, edited images out, by pix2pix-zero or one of the configurations of the paper's Table 2."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from configs.errors import UserError
 from configs.schema import Config, Task
 from generate.directions import EditDirection
 from generate.guidance import Lockstep, Texts, edit_in_lockstep, guided
-from generate.inversion import Inverted, Solver, ddim_step, invert, official_steps_upwards, steps_upwards
+from generate.inversion import Inverted, ddim_step, invert, official_steps_upwards, steps_upwards
 from generate.prompt_to_prompt import align_tokens, edit_by_replacing
 from models.teacher import Teacher
 
@@ -44,7 +43,9 @@ METHODS = {
 }
 OF_REAL_IMAGES = ("ddim", "regularised")  # noises that an image is inverted to
 CHOICES = {
+    "edit.method": tuple(METHODS),
     "edit.mode": ("paper", "official"),
+    "edit.solver": ("ddim", "multistep"),
     "guidance.negative": ("auto", "caption", "empty"),
     "guidance.maps": ("reference", "inversion"),
 }
@@ -66,12 +67,9 @@ class Editor:
     """One method with one teacher and one direction. UserError for a method, mode or solver that there is not."""
 
     def __init__(self, teacher: Teacher, direction: EditDirection, config: Config) -> None:
-        if config.edit.method not in METHODS:
-            raise UserError(f"edit.method={config.edit.method}: there are {', '.join(METHODS)}")
         for key, known in CHOICES.items():
-            section, name = key.split(".")
-            if getattr(getattr(config, section), name) not in known:
-                raise UserError(f"{key}={getattr(getattr(config, section), name)}: there are {', '.join(known)}")
+            if (value := attrgetter(key)(config)) not in known:
+                raise UserError(f"{key}={value}: there are {', '.join(known)}")
         self.method = METHODS[config.edit.method]
         self.teacher, self.direction, self.task, self.seed = teacher, direction, config.task, config.seed
         self.guidance = config.guidance if self.method.guided else replace(config.guidance, amount=0.0)
@@ -82,7 +80,7 @@ class Editor:
         steps = config.inversion.steps or config.edit.steps
         self.inversion_steps = official_steps_upwards(teacher, steps) if self.official else steps_upwards(teacher.schedule(steps))
         self.schedule = teacher.schedule(config.edit.steps)
-        self.solver = Solver(config.edit.solver).name
+        self.solver = config.edit.solver
         if self.official and self.solver != "ddim":
             raise UserError(f"edit.solver={self.solver}: edit.mode=official is DDIM's")
         if not 0 <= config.guidance.until <= 1:
@@ -92,12 +90,12 @@ class Editor:
         if self.method.noise == "partial":
             if not 0 < config.edit.strength <= 1:
                 raise UserError(f"edit.strength={config.edit.strength}: above 0, at most 1")
-            self.schedule = self.schedule.last(max(1, round(config.edit.strength * config.edit.steps)))
+            self.schedule = self.schedule[-max(1, round(config.edit.strength * config.edit.steps)) :]
 
-    def shortened(self, steps: int) -> Editor:
+    def shortened(self, steps: int) -> "Editor":
         """The same with the noisiest `steps` steps of each pass alone: as much memory, and a share of the work."""
         short = copy(self)
-        short.schedule, short.inversion_steps = self.schedule.first(steps), self.inversion_steps[-steps:]
+        short.schedule, short.inversion_steps = self.schedule[:steps], self.inversion_steps[-steps:]
         return short
 
     @torch.no_grad()
@@ -134,17 +132,13 @@ class Editor:
 
     def _start(self, input_BCHW: Tensor | None, caption_BTD: Tensor, generators: list[torch.Generator]) -> Inverted:
         """The noise that the trajectories leave from: drawn, or the input's."""
-        if input_BCHW is None:
-            return Inverted(self._draw(generators, self.teacher.latent_shape))
-        if self.method.noise not in OF_REAL_IMAGES:
-            drawn = self._draw(generators, input_BCHW.shape[1:])
-            return Inverted(ddim_step(input_BCHW, drawn, 1.0, self.schedule.alpha[0]))
-        kept = guided(len(self.schedule.timesteps), self.guidance) - 1 if self.guidance.maps == "inversion" else 0
-        ways = generators, self.inversion, self.solver, max(kept, 0)
-        return invert(self.teacher, self.inversion_steps, input_BCHW, caption_BTD, *ways)
-
-    def _draw(self, generators: list[torch.Generator], shape: Sequence[int]) -> Tensor:
-        return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators]).to(self.teacher.device)
+        if input_BCHW is not None and self.method.noise in OF_REAL_IMAGES:
+            kept = guided(len(self.schedule), self.guidance) - 1 if self.guidance.maps == "inversion" else 0
+            ways = generators, self.inversion, self.solver, max(kept, 0)
+            return invert(self.teacher, self.inversion_steps, input_BCHW, caption_BTD, *ways)
+        drawn = [torch.randn(self.teacher.latent_shape, generator=generator) for generator in generators]
+        drawn_BCHW = torch.stack(drawn).to(self.teacher.device)
+        return Inverted(drawn_BCHW if input_BCHW is None else ddim_step(input_BCHW, drawn_BCHW, 1.0, self.schedule[0].alpha))
 
 
 def swap_words(caption: str, task: Task) -> str:

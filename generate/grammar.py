@@ -4,8 +4,6 @@ The same openings, places and light for every word, so that in the difference of
 direction is not tied to one template (users of template banks found theirs "entangled").
 """
 
-from __future__ import annotations
-
 import random
 from itertools import product
 

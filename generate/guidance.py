@@ -1,13 +1,10 @@
 """Cross-attention guidance (Parmar et al. 2023, section 3.3, eq. 5): the edit keeps the attention maps of the reconstruction.
 
-The reference and the edit trajectory go in lockstep, so the maps of one time step are all that is ever held. Reference code stores those of
-all steps: 6.6 GB an image at 50 steps of Stable Diffusion 1.4.
+The two trajectories go in lockstep: the maps of one time step are all that is held; those of Stable Diffusion 1.4's 50 steps are 6.6 GB.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +12,7 @@ from torch import Tensor
 
 from configs.schema import Guidance
 from generate.inversion import Solver
-from models.teacher import Schedule, Teacher
+from models.teacher import Step, Teacher
 
 GRADIENT_SCALE = 1024.0  # a power of two: float16 loses gradients below 6e-8, and these are small
 
@@ -47,7 +44,7 @@ class Lockstep:
 
 
 def edit_in_lockstep(
-    teacher: Teacher, schedule: Schedule, noise_BCHW: Tensor, texts: Texts, guidance: Guidance, way: Lockstep
+    teacher: Teacher, schedule: Sequence[Step], noise_BCHW: Tensor, texts: Texts, guidance: Guidance, way: Lockstep
 ) -> tuple[Tensor | None, Tensor]:
     """Latents (reconstruction, edit), each B x C x H x W, of inverted noise.
 
@@ -57,9 +54,9 @@ def edit_in_lockstep(
     reference_BCHW = edit_BCHW = noise_BCHW
     both_BTD = torch.cat([texts.negative, texts.edited])
     to_reference, to_edit = Solver(way.solver), Solver(way.solver)
-    guided_steps = guided(len(schedule.timesteps), guidance)
-    follow_until = len(schedule.timesteps) if way.reference else 1 if way.maps and guided_steps else guided_steps
-    for index, (timestep, alpha, alpha_next) in enumerate(zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True)):
+    guided_steps = guided(len(schedule), guidance)
+    follow_until = len(schedule) if way.reference else 1 if way.maps and guided_steps else guided_steps
+    for index, (timestep, alpha, alpha_next) in enumerate(schedule):
         guide = index < guided_steps
         maps = way.maps.get(timestep, [])
         if index < follow_until:
@@ -101,9 +98,7 @@ def guide_rows(
     teacher: Teacher, edit_BCHW: Tensor, timestep: int, both_BTD: Tensor, maps: list[Tensor], guidance: Guidance
 ) -> tuple[Tensor, Tensor]:
     """The reference code's guidance: each row of classifier-free guidance has a latent of its own, which goes down its own gradient of a
-    distance averaged over the heads of both; the noise is predicted from both, and the unconditional row's latent is kept.
-
-    Returns that latent and the guided noise, each B x C x H x W.
+    distance averaged over the heads of both. Returns the unconditional row's latent and the guided noise, each B x C x H x W.
     """
     rows_BCHW = edit_BCHW.repeat(2, 1, 1, 1)
     rows_BCHW = rows_BCHW - guidance.amount / 2 * attention_gradient(teacher, rows_BCHW, timestep, both_BTD, maps)
@@ -129,6 +124,5 @@ def attention_gradient(teacher: Teacher, latent_BCHW: Tensor, timestep: int, tex
 
 def attention_distance(maps: list[Tensor], reference_maps: list[Tensor]) -> Tensor:
     """Sum over images and layers of the squared map difference: summed over pixels and tokens, averaged over heads."""
-    return torch.stack(
-        [(a.float() - b.float()).square().sum((2, 3)).mean(1).sum() for a, b in zip(maps, reference_maps, strict=True)]
-    ).sum()
+    pairs = zip(maps, reference_maps, strict=True)
+    return torch.stack([(a.float() - b.float()).square().sum((2, 3)).mean(1).sum() for a, b in pairs]).sum()

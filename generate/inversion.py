@@ -6,8 +6,6 @@ the KL divergence to a unit Gaussian. Both gradients are in closed form, and eve
 Shapes: B batch, C latent channels, H W latent cells, S steps, O outer and I inner iterations, L pyramid levels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,13 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.errors import UserError
 from configs.schema import Inversion
-from models.teacher import Schedule, Teacher
+from models.teacher import Step, Teacher
 
 SMALLEST_LEVEL = 8  # cells; the pyramid 64, 32, 16, 8 of the reference code
 VARIANCE_EPSILON = 1e-7
-SOLVERS = ("ddim", "multistep")
 
 
 def ddim_step(latent_BCHW: Tensor, noise_BCHW: Tensor, alpha_from: float, alpha_to: float) -> Tensor:
@@ -41,8 +37,6 @@ class Solver:
     """
 
     def __init__(self, name: str) -> None:
-        if name not in SOLVERS:
-            raise UserError(f"edit.solver={name}: there are {', '.join(SOLVERS)}")
         self.name = name
         self.clean: Tensor | None = None
         self.advance = 0.0  # of lambda in the last step
@@ -75,7 +69,7 @@ class Inverted:
 @torch.no_grad()
 def invert(
     teacher: Teacher,
-    steps: Sequence[tuple[int, float, float]],
+    steps: Sequence[Step],
     latent_BCHW: Tensor,
     caption_BTD: Tensor,
     generators: Sequence[torch.Generator],
@@ -85,7 +79,6 @@ def invert(
 ) -> Inverted:
     """Invert latents, B x C x H x W, under their captions (guidance scale 1), with the maps of the last map_steps steps.
 
-    steps: as steps_upwards or official_steps_upwards give them.
     generators: one CPU generator an image, from which its shifts are drawn, so that a result does not depend on its batch.
     """
     shifts = None
@@ -104,31 +97,28 @@ def invert(
     return Inverted(latent_BCHW, maps, predicted, noise)
 
 
-def steps_upwards(schedule: Schedule) -> list[tuple[int, float, float]]:
-    """DDIM backwards: each step's timestep to evaluate, alpha_bar before and after it, from the image to the noise.
+def steps_upwards(schedule: Sequence[Step]) -> list[Step]:
+    """DDIM backwards, from the image to the noise.
 
     The latent is at the level *below* a step's timestep; the lowest level lies under the last timestep and is evaluated there.
     """
-    below = [*schedule.timesteps[1:], schedule.timesteps[-1]]
-    return list(zip(below, schedule.alpha_next, schedule.alpha, strict=True))[::-1]
+    below = [*schedule[1:], schedule[-1]]
+    return [Step(low.timestep, step.alpha_next, step.alpha) for step, low in zip(schedule, below, strict=True)][::-1]
 
 
-def official_steps_upwards(teacher: Teacher, count: int) -> list[tuple[int, float, float]]:
+def official_steps_upwards(teacher: Teacher, count: int) -> list[Step]:
     """The reference code's inverse schedule: the timesteps upwards but the first and the last, alpha_bar one training step early."""
-    alphas = teacher.scheduler.alphas_cumprod.double()
+    alphas = teacher.scheduler.alphas_cumprod.tolist()
     stride = teacher.scheduler.config.num_train_timesteps // count
-    inner = teacher.schedule(count).timesteps[::-1][1:-1]
-    return [(timestep, float(alphas[timestep - 1]), float(alphas[timestep + stride - 1])) for timestep in inner]
+    return [Step(t, alphas[t - 1], alphas[t + stride - 1]) for t, _, _ in teacher.schedule(count)[-2:0:-1]]
 
 
 def draw_shifts(generators: Sequence[torch.Generator], channels_height: Sequence[int], steps: int, config: Inversion) -> Tensor:
     """Random shifts r ~ U{1 .. side/2 - 1} for every pyramid level: B x S x O x I x C x L integers."""
     channels, height = channels_height
     shape = (steps, config.outer_iterations, config.inner_iterations, channels)
-    per_image = [
-        torch.stack([torch.randint(1, max(side // 2, 2), shape, generator=g) for side in _pyramid_sides(height)], -1) for g in generators
-    ]
-    return torch.stack(per_image)
+    beyond = [max(side // 2, 2) for side in _pyramid_sides(height)]
+    return torch.stack([torch.stack([torch.randint(1, most, shape, generator=g) for most in beyond], -1) for g in generators])
 
 
 def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor | None, config: Inversion) -> Tensor:
@@ -145,14 +135,11 @@ def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor | None, config: Inversio
 
 
 def symmetric_circulants(noise_BCHW: Tensor, shifts_BxCL: Tensor) -> list[Tensor]:
-    """For each level the matrices S_r with S_r v = roll(v, r) + roll(v, -r), for the shifts given: (..., C, side, side) a level.
-
-    A shift of its own for every image and channel would be a gather; as a matrix product it is one batched call on any device.
+    """For each level the matrices S_r with S_r v = roll(v, r) + roll(v, -r), for the shifts given: (..., C, side, side) a level. With a
+    shift of its own for every image and channel a matrix product is one batched call, where rolls would be a gather.
     """
-    levels = []
-    for level, side in enumerate(_pyramid_sides(noise_BCHW.shape[2])):
-        levels.append(_circulant_table(side, noise_BCHW.device, noise_BCHW.dtype)[shifts_BxCL[..., level]])
-    return levels
+    tables = [_circulant_table(side, noise_BCHW.device, noise_BCHW.dtype) for side in _pyramid_sides(noise_BCHW.shape[2])]
+    return [table[shifts_BxCL[..., level]] for level, table in enumerate(tables)]
 
 
 @lru_cache(maxsize=32)
@@ -167,8 +154,7 @@ def auto_correlation_gradient(noise_BCHW: Tensor, circulants: list[Tensor], pool
     With m = mean(n * roll(n, r)) over N cells: dL/dn = 2 m (roll(n, r) + roll(n, -r)) / N, and the mean is half of mean(n * S_r n), as both
     rolls have the same one. Coarser levels reach the finest through the average pooling: a quarter to each of four cells, times pool_gain.
     """
-    gradients = []
-    level = noise_BCHW
+    gradients, level = [], noise_BCHW
     for index, circulant in enumerate(circulants):
         if index:
             level = F.avg_pool2d(level, 2) * pool_gain

@@ -2,8 +2,6 @@
 endpoint. A bank is a text file that one can read and edit; what is there is not asked for again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -26,9 +24,8 @@ TIMEOUT_S = 120.0
 
 
 def written_bank(words: str, config: Direction, folder: Path) -> Path:
-    """The file of `config.sentences` sentences about the words; made if it is not there. An interruption keeps what was replied.
-
-    UserError where the model does not load or answer, or has no more to say.
+    """The file of `config.sentences` sentences about the words, made if it is not there (an interruption keeps what was replied). UserError
+    where the model does not load or answer, or has no more to say.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
     path = folder / f"{slug}-{digest(words, config.language_model, config.endpoint, config.sentences)}.txt"
@@ -39,13 +36,12 @@ def written_bank(words: str, config: Direction, folder: Path) -> Path:
     found = part.read_text().splitlines() if part.exists() else []
     ask, replies, idle = _endpoint(config) if config.endpoint else _local(config), 0, 0
     while len(found) < config.sentences:
-        new = [line for line in captions_of(ask(REQUEST.format(words=words), len(found) + replies), words) if line not in found]
-        new = list(dict.fromkeys(new))[: config.sentences - len(found)]
+        captions = captions_of(ask(REQUEST.format(words=words), len(found) + replies), words)
+        new = [line for line in dict.fromkeys(captions) if line not in found][: config.sentences - len(found)]
         replies, idle = replies + 1, 0 if new else idle + 1
         if idle == IDLE_REPLIES:
-            raise UserError(
-                f"{config.language_model} has no more captions of {words} than the {len(found)} in {part}: lower direction.sentences"
-            )
+            known = f"the {len(found)} in {part}"
+            raise UserError(f"{config.language_model} has no more captions of {words} than {known}: lower direction.sentences")
         found += new
         part.write_text("".join(f"{line}\n" for line in found))
     part.write_text(f"# {words}, by {config.language_model}; edit it, or delete it to have it made anew\n" + part.read_text())

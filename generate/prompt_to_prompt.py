@@ -3,8 +3,6 @@
 Shapes: B images, H heads, P pixels, T text tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
@@ -14,12 +12,12 @@ from torch import Tensor
 from configs.schema import PromptToPrompt
 from generate.guidance import Texts, share_of
 from generate.inversion import Solver
-from models.teacher import Schedule, Teacher
+from models.teacher import AttentionControl, Step, Teacher
 
 
 def edit_by_replacing(
     teacher: Teacher,
-    schedule: Schedule,
+    schedule: Sequence[Step],
     noise_BCHW: Tensor,
     texts: Texts,
     scale: float,
@@ -34,14 +32,10 @@ def edit_by_replacing(
     reference_BCHW = edit_BCHW = noise_BCHW
     all_BTD = torch.cat([texts.caption, texts.negative, texts.edited])
     to_reference, to_edit = Solver(solver), Solver(solver)
-    steps = len(schedule.timesteps)
-    for index, (timestep, alpha, alpha_next) in enumerate(zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True)):
-        replacement = _Replacement(
-            alignment,
-            cross=index < share_of(config.cross_replace, steps),
-            most_pixels=config.self_side**2 if index < share_of(config.self_replace, steps) else 0,
-        )
-        with teacher.controlled(replacement):
+    cross_steps, self_steps = share_of(config.cross_replace, len(schedule)), share_of(config.self_replace, len(schedule))
+    for index, (timestep, alpha, alpha_next) in enumerate(schedule):
+        most_pixels = config.self_side**2 if index < self_steps else 0
+        with teacher.controlled(replacement(alignment, index < cross_steps, most_pixels)):
             noise = teacher.noise(torch.cat([reference_BCHW, edit_BCHW, edit_BCHW]), timestep, all_BTD)
         reconstructed, negative, positive = noise.chunk(3)
         reference_BCHW = to_reference.step(reference_BCHW, reconstructed, alpha, alpha_next)
@@ -49,22 +43,21 @@ def edit_by_replacing(
     return reference_BCHW, edit_BCHW
 
 
-class _Replacement:
-    """Rows are thirds: reference, negative, edit; the edit's probabilities become the reference's."""
+def replacement(alignment: tuple[Tensor, Tensor], cross: bool, most_pixels: int) -> AttentionControl:
+    """Of rows that are thirds (reference, negative, edit) the edit's probabilities become the reference's: with `cross` those of the words,
+    in self-attention those of layers of at most so many pixels.
+    """
+    moved_BTT, own_BT = alignment
 
-    def __init__(self, alignment: tuple[Tensor, Tensor], cross: bool, most_pixels: int) -> None:
-        self.moved_BTT, self.own_BT = alignment
-        self.cross, self.most_pixels = cross, most_pixels
-
-    def covers(self, is_cross: bool, pixels: int) -> bool:
-        return self.cross if is_cross else pixels <= self.most_pixels
-
-    def __call__(self, probabilities: Tensor, is_cross: bool) -> Tensor:
+    def words(probabilities: Tensor) -> Tensor:
         reference, negative, edit = probabilities.chunk(3)
-        if not is_cross:
-            return torch.cat([reference, negative, reference])
-        edit = reference @ self.moved_BTT[:, None].to(edit) + edit * self.own_BT[:, None, None].to(edit)
-        return torch.cat([reference, negative, edit])
+        return torch.cat([reference, negative, reference @ moved_BTT[:, None].to(edit) + edit * own_BT[:, None, None].to(edit)])
+
+    def layout(probabilities: Tensor) -> Tensor:
+        reference, negative, _ = probabilities.chunk(3)
+        return torch.cat([reference, negative, reference])
+
+    return lambda is_cross, pixels: words if is_cross and cross else layout if not is_cross and pixels <= most_pixels else None
 
 
 def align_tokens(teacher: Teacher, captions: Sequence[str], swapped: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,5 @@
 """Retrieval (Parmar et al. 2023, section 4): of a large source, the images nearest to the source word by CLIP."""
 
-from __future__ import annotations
-
-import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,57 +9,44 @@ import numpy as np
 from configs.errors import UserError
 from configs.loader import digest, scorer_files
 from configs.schema import Config
-from generate.shards import write_json
+from generate.shards import whole_file, write_json
 from generate.sources import InputImage, InputSource, Unreadable
+from models.clip_scorer import ClipScorer
+from models.devices import pick_device
 
 CHUNK = 1024  # images whose features go into one file: what an interruption can cost
+BATCH = 64  # of which the scorer looks at so many together
 AESTHETICS = ("aesthetic", "aesthetics", "aesthetic_score", "aesthetics_score", "AESTHETIC_SCORE", "similarity_aesthetic")
 
 
-class Nearest:
-    """The k images of a source that are nearest to the task's source words, nearest first; an InputSource.
+def nearest(source: InputSource, config: Config) -> InputSource:
+    """The k images of a source that are nearest to the task's source words, nearest first; a record has its similarity to them.
 
     Features are kept below <runs_dir>/retrieval, a file for each CHUNK of images, for this source and this scorer. Images whose metadata
     has an aesthetics score below source.retrieve.aesthetics are left out, and those that cannot be read.
     """
+    asked = config.source.retrieve
+    folder = Path(config.runs_dir) / "retrieval" / digest(config.source.images, source.names, config.scorer, scorer_files(config.scorer))
+    similarity_N = _similarity(source, config, folder)
+    readable_N = np.isfinite(similarity_N)
+    if not readable_N.all():
+        print(f"retrieval: {np.count_nonzero(~readable_N)} of {len(readable_N)} images could not be read and were passed over", flush=True)
+    fit = np.flatnonzero(readable_N)
+    if asked.aesthetics:  # a look into each image's metadata
+        scores = [aesthetics_of(source.metadata(index)) for index in fit.tolist()]
+        fit = fit[[score is None or score >= asked.aesthetics for score in scores]]
+    if not len(fit):
+        raise UserError(f"source.images={config.source.images}: no readable image of aesthetics {asked.aesthetics:g} or more in it")
+    kept = fit[np.argsort(-similarity_N[fit], kind="stable")][: min(asked.k, config.generate.pairs)].tolist()
+    rows = [{"id": source.names[index], "similarity": round(float(similarity_N[index]), 4)} for index in kept]
+    write_json(folder / f"nearest-{digest(config.task.source)}.json", {"text": config.task.source, "nearest": rows})
 
-    def __init__(self, source: InputSource, config: Config) -> None:
-        asked = config.source.retrieve
-        self.source = source
-        names = [source.name(index) for index in range(len(source))]
-        folder = Path(config.runs_dir) / "retrieval" / digest(config.source.images, names, config.scorer, scorer_files(config.scorer))
-        features_ND, text_D = _features(source, config, folder)
-        similarity = features_ND @ text_D
-        readable = np.isfinite(similarity)
-        if not readable.all():
-            print(f"retrieval: {np.count_nonzero(~readable)} of {len(source)} images could not be read and were passed over", flush=True)
-        fit = np.flatnonzero(readable)
-        if asked.aesthetics:  # a look into each image's metadata
-            scores = [aesthetics_of(source.metadata(index)) for index in fit.tolist()]
-            fit = fit[[score is None or score >= asked.aesthetics for score in scores]]
-        if not len(fit):
-            raise UserError(f"source.images={config.source.images}: no readable image of aesthetics {asked.aesthetics:g} or more in it")
-        self.kept = fit[np.argsort(-similarity[fit], kind="stable")][: min(asked.k, config.generate.pairs)]
-        self.similarity = similarity
-        rows = [{"id": self.source.name(index), "similarity": round(float(similarity[index]), 4)} for index in self.kept]
-        write_json(folder / f"nearest-{digest(config.task.source)}.json", {"text": config.task.source, "nearest": rows})
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def name(self, index: int) -> str:
-        """As the source calls it."""
-        return self.source.name(self.kept[index])
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        """What the source knows of it."""
-        return self.source.metadata(self.kept[index])
-
-    def load(self, index: int) -> InputImage:
-        """Read one; the record has its similarity to the text."""
-        item = self.source.load(self.kept[index])
-        item.about["similarity"] = round(float(self.similarity[self.kept[index]]), 4)
+    def load(place: int) -> InputImage:
+        item = source.load(kept[place])
+        item.about["similarity"] = rows[place]["similarity"]
         return item
+
+    return InputSource([source.names[index] for index in kept], load)
 
 
 def aesthetics_of(metadata: dict[str, Any]) -> float | None:
@@ -71,42 +54,37 @@ def aesthetics_of(metadata: dict[str, Any]) -> float | None:
     return next((float(metadata[key]) for key in AESTHETICS if isinstance(metadata.get(key), int | float)), None)
 
 
-def _features(source: InputSource, config: Config, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Unit features N x D of every image (NaN where it cannot be read), and of the source words, D."""
-    from models.clip_scorer import ClipScorer
-    from models.devices import pick_device
-
+def _similarity(source: InputSource, config: Config, folder: Path) -> np.ndarray:
+    """Cosine of every image and the source words, N; NaN where it cannot be read."""
     scorer = ClipScorer(config.scorer, pick_device(config.generate.device))
     text_D = scorer.text_features([config.task.source])[0].cpu().numpy()
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for start in range(0, len(source), CHUNK):
+    count, parts = len(source.names), []
+    for start in range(0, count, CHUNK):
         path = folder / f"{start // CHUNK:06d}.npy"
         if not path.exists():
-            found = [_embed(scorer, batch, len(text_D)) for batch in _batches(source, range(start, min(start + CHUNK, len(source))))]
-            temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
-            np.save(temporary, np.concatenate(found))
-            temporary.replace(path)
-            print(f"retrieval: {min(start + CHUNK, len(source))} of {len(source)} images looked at", flush=True)
+            stop = min(start + CHUNK, count)
+            features_ND = _features(source, range(start, stop), scorer, len(text_D))
+            with whole_file(path) as stream:
+                np.save(stream, features_ND)
+            print(f"retrieval: {stop} of {count} images looked at", flush=True)
         parts.append(np.load(path, allow_pickle=False))
-    return np.concatenate(parts), text_D
+    return np.concatenate(parts) @ text_D
 
 
-def _batches(source: InputSource, ids: range, size: int = 64) -> Iterator[list[np.ndarray | None]]:
+def _features(source: InputSource, ids: range, scorer: ClipScorer, width: int) -> np.ndarray:
+    """Unit features N x D of these images; NaN where one cannot be read."""
+
     def read(index: int) -> np.ndarray | None:
         try:
             return source.load(index).image
         except Unreadable:
             return None
 
+    features_ND = np.full((len(ids), width), np.nan, np.float32)
     with ThreadPoolExecutor(4) as pool:
-        for start in range(ids.start, ids.stop, size):
-            yield list(pool.map(read, range(start, min(start + size, ids.stop))))
-
-
-def _embed(scorer: Any, images: list[np.ndarray | None], width: int) -> np.ndarray:
-    features = np.full((len(images), width), np.nan, np.float32)
-    readable = [row for row, image in enumerate(images) if image is not None]
-    if readable:
-        features[readable] = scorer.image_features([image for image in images if image is not None]).cpu().numpy()
-    return features
+        for start in range(0, len(ids), BATCH):
+            images = dict(enumerate(pool.map(read, ids[start : start + BATCH]), start))
+            readable = {row: image for row, image in images.items() if image is not None}
+            if readable:
+                features_ND[list(readable)] = scorer.image_features(list(readable.values())).cpu().numpy()
+    return features_ND

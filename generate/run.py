@@ -10,13 +10,13 @@ same command again to go on after an interruption; a larger generate.pairs= adds
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,11 @@ from configs.errors import UserError
 from configs.loader import digest, model_files, pairs_dir, scorer_files, to_yaml
 from configs.schema import Config
 from generate.shards import exclusive, is_finished, read_manifest, write_json, write_shard
+from generate.sources import InputSource, open_source
+from models.devices import pick_device, process_group
 
 if TYPE_CHECKING:
     from generate.editors import Editor
-    from generate.sources import InputSource
 
 SECTIONS = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt", "generate", "scorer")
 IDENTITY = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt")
@@ -44,19 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan(config: Config) -> dict[str, Any]:
     """What a run would do: number of images, pairs and shards, those already there, about how much disk all take, and how long the rest."""
-    import os
-
     source = input_source(config, look=False)
     shards = _shards(config, source)
-    done = sum(_is_done(pairs_dir(config), index, ids) for index, ids in shards.items())
-    left = sum(len(ids) for index, ids in shards.items() if not _is_done(pairs_dir(config), index, ids))
+    missing = _missing(pairs_dir(config), shards)
+    left, count = sum(map(len, missing.values())), len(source.names)
     pictures = 2 + (config.generate.save_reconstruction or config.generate.save_latents)
-    size = len(source) * pictures * 3 * config.teacher.resolution**2  # a lossless PNG of a photograph is a little smaller than its pixels
+    size = count * pictures * 3 * config.teacher.resolution**2  # a lossless PNG of a photograph is a little smaller than its pixels
     return {
         "writes to": pairs_dir(config),
-        "pairs": len(source),
+        "pairs": count,
         "shards": len(shards),
-        "shards already there": done,
+        "shards already there": len(shards) - len(missing),
         "disk for the pictures, about (GB)": round(size / 1e9, 2),
         "time for the rest, about": _time(config, left / int(os.environ.get("WORLD_SIZE", 1))) if left else "none",
     }
@@ -81,8 +80,6 @@ def generate(config: Config) -> Path:
     Raises UserError where the folder was made with another configuration (unless force=true), where another process writes there, and,
     after all the work is done, where more of the images than source.max_unreadable_share could not be read.
     """
-    from models.devices import process_group
-
     state = process_group()
     folder = pairs_dir(config)
     with exclusive(folder, f"rank{state.process_index}"):
@@ -92,11 +89,11 @@ def generate(config: Config) -> Path:
         state.wait_for_everyone()
         if not state.is_main_process:
             source = input_source(config)
-        shards = _shards(config, source)
-        missing = {index: ids for index, ids in shards.items() if not _is_done(folder, index, ids)}
+        count, shards = len(source.names), _shards(config, source)
+        missing = _missing(folder, shards)
         mine = {index: missing[index] for index in list(missing)[state.process_index :: state.num_processes]}
         if state.is_main_process:
-            print(f"pairs: {len(source)} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}", flush=True)
+            print(f"pairs: {count} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}", flush=True)
         if mine:
             _write_shards(config, folder, source, mine, state.process_index)
         state.wait_for_everyone()
@@ -106,8 +103,8 @@ def generate(config: Config) -> Path:
         if not found:
             continue
         first = "; ".join(f"{item['id']} ({item['reason']})" for item in found[:5])
-        message = f"{len(found)} of {len(source)} {meaning} and were left out: {first}"
-        if why == "unreadable" and len(found) > config.source.max_unreadable_share * len(source):
+        message = f"{len(found)} of {count} {meaning} and were left out: {first}"
+        if why == "unreadable" and len(found) > config.source.max_unreadable_share * count:
             raise UserError(f"{message}. Mend or remove them, or raise source.max_unreadable_share")
         if state.is_main_process:
             print(message, flush=True)
@@ -116,25 +113,23 @@ def generate(config: Config) -> Path:
 
 def input_source(config: Config, look: bool = True) -> InputSource:
     """The run's inputs. look: with source.retrieve.k, look at the images; else it is only a source of as many."""
-    from generate.sources import open_source
+    k, limit = config.source.retrieve.k, config.generate.pairs
+    if k:
+        if not config.source.images:
+            raise UserError("source.retrieve.k: name the images to choose from with source.images=")
+        limit = sys.maxsize if look else min(k, limit)
+    source = open_source(config.source, config.task, config.teacher.resolution, limit)
+    if not (k and look):
+        return source
+    from generate.retrieval import nearest
 
-    if not config.source.retrieve.k:
-        return open_source(config.source, config.task, config.teacher.resolution, config.generate.pairs)
-    if not config.source.images:
-        raise UserError("source.retrieve.k: name the images to choose from with source.images=")
-    if not look:
-        most = min(config.source.retrieve.k, config.generate.pairs)
-        return open_source(config.source, config.task, config.teacher.resolution, most)
-    from generate.retrieval import Nearest
-
-    return Nearest(open_source(config.source, config.task, config.teacher.resolution, sys.maxsize), config)
+    return nearest(source, config)
 
 
 def _editor(config: Config, for_timing: bool = False) -> Editor:
     """for_timing: with a direction of nothing, which takes no sentences and writes no cache."""
     from generate.directions import EditDirection, edit_direction
     from generate.editors import Editor
-    from models.devices import pick_device
     from models.teacher import Teacher
 
     settings = config.generate
@@ -152,15 +147,16 @@ def _write_shards(config: Config, folder: Path, source: InputSource, shards: dic
     device = editor.teacher.device
     captioner = Captioner(config.source.captioner, device) if config.source.captioner else None
     settings = replace(config.generate, batch=config.generate.batch or largest_batch(editor, config.generate.pairs_per_shard))
-    common = {"seed": config.seed, "direction": editor.direction.hash, "configuration": made_with, "versions": _versions()}
+    versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    common = {"seed": config.seed, "direction": editor.direction.hash, "configuration": made_with, "versions": versions}
     maker = PairMaker(editor, settings, captioner, common)
-    progress = _Progress(sum(map(len, shards.values())), talk=rank == 0)
+    progress = _progress(sum(map(len, shards.values()))) if rank == 0 else lambda count: None
     if rank == 0:
         print(f"{editor.direction.report}\nbatches of {settings.batch} on {device}", flush=True)
     for index, ids in shards.items():
         began, left_out = time.monotonic(), []  # type: ignore[var-annotated]
         about = {"ids": [ids.start, ids.stop], "left_out": left_out, "configuration": made_with}
-        write_shard(folder, index, maker.pairs(source, ids, left_out, progress.advance), about)
+        write_shard(folder, index, maker.pairs(source, ids, left_out, progress), about)
         took = f"{len(ids) - len(left_out)} pairs, {len(left_out)} left out, {time.monotonic() - began:.1f} s"
         with open(folder / "log.txt", "a") as log:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {index:06d}.tar: {took}, process {rank} on {device}\n")
@@ -168,16 +164,15 @@ def _write_shards(config: Config, folder: Path, source: InputSource, shards: dic
 
 def _shards(config: Config, source: InputSource) -> dict[int, range]:
     size = config.generate.pairs_per_shard
-    return {start // size: range(start, min(start + size, len(source))) for start in range(0, len(source), size)}
+    ids = range(len(source.names))
+    return {start // size: ids[start : start + size] for start in range(0, len(ids), size)}
 
 
-def _is_done(folder: Path, index: int, ids: range) -> bool:
-    shard = folder / f"{index:06d}.tar"
-    return is_finished(shard) and read_manifest(shard)["ids"] == [ids.start, ids.stop]
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+def _missing(folder: Path, shards: dict[int, range]) -> dict[int, range]:
+    """Those that are not there, or hold other inputs."""
+    paths = {index: folder / f"{index:06d}.tar" for index in shards}
+    held = {index: read_manifest(path)["ids"] for index, path in paths.items() if is_finished(path)}
+    return {index: ids for index, ids in shards.items() if held.get(index) != [ids.start, ids.stop]}
 
 
 def _identity_values(config: Config) -> dict[str, Any]:
@@ -186,18 +181,13 @@ def _identity_values(config: Config) -> dict[str, Any]:
     for threshold in ("task.clip_gain", "task.overlap"):
         del values[threshold]
     return values | {
-        "teacher.files": _files_digest(config.teacher.path),
+        "teacher.files": digest(model_files(config.teacher.path)),
         "direction.made_of": _direction_digest(config),
         "source.models": digest(model_files(config.source.captioner), scorer_files(config.scorer) if config.source.retrieve.k else ""),
         "seed": config.seed,
         "generate.dtype": config.generate.dtype,
         "generate.pairs_per_shard": config.generate.pairs_per_shard,
     }
-
-
-@lru_cache(maxsize=8)
-def _files_digest(path: str) -> str:
-    return digest(model_files(path))
 
 
 def _direction_digest(config: Config) -> str:
@@ -226,22 +216,19 @@ def _claim(folder: Path, config: Config) -> None:
     (folder / "config.yaml").write_text(to_yaml(config))
 
 
-class _Progress:
-    """A line a batch: done, rate, time left, and when that is."""
+def _progress(total: int) -> Callable[[int], None]:
+    """Told how many pairs are done, prints a line: how many of all, the rate, the time left, and when that is."""
+    done, began = 0, time.monotonic()
 
-    def __init__(self, total: int, talk: bool) -> None:
-        self.total, self.talk, self.done, self.began = total, talk, 0, time.monotonic()
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        seconds = (time.monotonic() - began) / done
+        left = timedelta(seconds=seconds * (total - done))
+        rest = f"{left.total_seconds() / 60:.1f} min left, until {datetime.now() + left:%a %H:%M}"
+        print(f"  {done}/{total} pairs, {seconds:.2f} s a pair, {rest}", flush=True)
 
-    def advance(self, count: int) -> None:
-        self.done += count
-        seconds = (time.monotonic() - self.began) / self.done
-        left = timedelta(seconds=seconds * (self.total - self.done))
-        if self.talk:
-            end = f"{datetime.now() + left:%a %H:%M}"
-            print(
-                f"  {self.done}/{self.total} pairs, {seconds:.2f} s a pair, {left.total_seconds() / 60:.1f} min left, until {end}",
-                flush=True,
-            )
+    return advance
 
 
 if __name__ == "__main__":

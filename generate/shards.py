@@ -7,8 +7,6 @@ A tar without its manifest is unfinished and is never read. Bytes are determinis
 taken up again ends with the same files as one that was not.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib
@@ -22,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -65,30 +63,21 @@ def write_shard(folder: Path, index: int, pairs: Iterable[Pair], about: dict[str
     import webdataset
 
     path = folder / f"{index:06d}.tar"
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     keys: list[str] = []
-    try:
-        with open(temporary, "wb") as stream:
-            # Encoding goes on beside the making of the next batch; one thread keeps the order.
-            with (
-                webdataset.TarWriter(stream, encoder=False, mtime=0, user="zero2gan", group="zero2gan") as writer,
-                ThreadPoolExecutor(1) as pool,
-            ):
-                writes = []
-                for pair in pairs:
-                    if not KEY.fullmatch(pair.key) or pair.key in keys:
-                        raise ShardError(f"{path}: key '{pair.key}' is repeated or not of [a-z0-9_-]+")
-                    keys.append(pair.key)
-                    writes.append(pool.submit(lambda pair: writer.write(_encode(pair)), pair))
-                for write in writes:
-                    write.result()
-            stream.flush()
-            os.fsync(stream.fileno())
-        manifest = {"format": FORMAT, "keys": keys, **fingerprint(temporary), **about}
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_json(manifest_path(path), manifest)
+    with (
+        whole_file(path) as stream,
+        webdataset.TarWriter(stream, encoder=False, mtime=0, user="zero2gan", group="zero2gan") as writer,
+        ThreadPoolExecutor(1) as pool,  # encoding goes on beside the making of the next batch; one thread keeps the order
+    ):
+        writes = []
+        for pair in pairs:
+            if not KEY.fullmatch(pair.key) or pair.key in keys:
+                raise ShardError(f"{path}: key '{pair.key}' is repeated or not of [a-z0-9_-]+")
+            keys.append(pair.key)
+            writes.append(pool.submit(lambda pair: writer.write(_encode(pair)), pair))
+        for write in writes:
+            write.result()
+    write_json(manifest_path(path), {"format": FORMAT, "keys": keys, **fingerprint(path), **about})
     return path
 
 
@@ -97,17 +86,25 @@ def manifest_path(shard: Path) -> Path:
     return shard.with_suffix(".json")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: whole or not at all."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A stream of bytes that are the file at `path` once the block has ended without an error: whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w") as stream:
-            json.dump(content, stream, indent=1, sort_keys=True)
+        with open(temporary, "wb") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with whole_file(path) as stream:
+        stream.write(json.dumps(content, indent=1, sort_keys=True).encode())
 
 
 def is_finished(shard: Path) -> bool:
@@ -118,14 +115,11 @@ def is_finished(shard: Path) -> bool:
 
 
 def finished_shards(folder: Path) -> list[Path]:
-    """The finished tars of a folder, sorted.
-
-    Raises ShardError where there is none, and where a tar and its manifest disagree (torn or changed).
-    """
-    for shard in sorted(folder.glob("[0-9]*.tar")):
-        if manifest_path(shard).exists() and not is_finished(shard):
+    """The finished tars of a folder, sorted. Raises ShardError where there is none, and where a tar's size is not its manifest's."""
+    shards = [shard for shard in sorted(folder.glob("[0-9]*.tar")) if manifest_path(shard).exists()]
+    for shard in shards:
+        if not is_finished(shard):
             raise ShardError(f"{shard} is not the size its manifest says: delete both and run generate/run.py again to make it anew")
-    shards = [shard for shard in sorted(folder.glob("[0-9]*.tar")) if is_finished(shard)]
     if not shards:
         raise ShardError(f"{folder}: no finished pair shards; make them with generate/run.py")
     return shards
@@ -150,13 +144,9 @@ def read_manifest(shard: Path) -> dict[str, Any]:
 
 
 def locate(shard: Path) -> list[PairLocation]:
-    """Where each pair of a finished shard lies, in order; reads headers only. ShardError where keys differ from the manifest's."""
-    members: dict[str, dict[str, tuple[int, int]]] = {}
+    """Where each pair of a finished shard lies, in order. ShardError where keys differ from the manifest's."""
     try:
-        with tarfile.open(shard, "r:") as archive:
-            for item in archive:
-                key, _, name = item.name.partition(".")
-                members.setdefault(key, {})[name] = (item.offset_data, item.size)
+        members = tar_members(shard)
     except (tarfile.TarError, OSError) as error:
         raise ShardError(f"{shard} cannot be read ({error}): delete it and its manifest and run generate/run.py again") from error
     if list(members) != read_manifest(shard)["keys"]:
@@ -164,24 +154,34 @@ def locate(shard: Path) -> list[PairLocation]:
     return [PairLocation(key, shard, found) for key, found in members.items()]
 
 
+def tar_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Key -> extension ('input.png', 'json') -> offset and size in bytes of each file of a webdataset tar; reads headers only."""
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    with tarfile.open(path, "r:") as archive:
+        for item in archive:
+            folder, slash, base = item.name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            if item.isfile():
+                members.setdefault(folder + slash + stem, {})[extension.lower()] = (item.offset_data, item.size)
+    return members
+
+
+def read_member(path: Path, place: tuple[int, int]) -> bytes:
+    """The file of a tar at this offset, of this size."""
+    with open(path, "rb") as stream:
+        stream.seek(place[0])
+        return stream.read(place[1])
+
+
 def read_pair(location: PairLocation, names: Iterable[str] = IMAGES) -> Pair:
     """Read one pair: its record and those of the named images and arrays that it has."""
-    images: dict[str, np.ndarray] = {}
-    arrays: dict[str, np.ndarray] = {}
-    with open(location.shard, "rb") as stream:
-
-        def member(name: str) -> bytes:
-            offset, size = location.members[name]
-            stream.seek(offset)
-            return stream.read(size)
-
-        record = json.loads(member("json"))
-        for name in names:
-            if f"{name}.png" in location.members:
-                images[name] = decode_png(member(f"{name}.png"))
-            elif f"{name}.npy" in location.members:
-                arrays[name] = np.load(io.BytesIO(member(f"{name}.npy")), allow_pickle=False)
-    return Pair(location.key, images, record, arrays)
+    pair = Pair(location.key, {}, json.loads(read_member(location.shard, location.members["json"])))
+    for name in names:
+        if place := location.members.get(f"{name}.png"):
+            pair.images[name] = decode_png(read_member(location.shard, place))
+        elif place := location.members.get(f"{name}.npy"):
+            pair.arrays[name] = np.load(io.BytesIO(read_member(location.shard, place)), allow_pickle=False)
+    return pair
 
 
 def read_pairs(folder: Path, names: Iterable[str] = IMAGES) -> Iterator[Pair]:
@@ -203,11 +203,18 @@ def exclusive(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """Lossless PNG bytes of an RGB uint8 H x W x 3 image."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG", compress_level=4)
-    return stream.getvalue()
+def _encode(pair: Pair) -> dict[str, Any]:
+    sample: dict[str, Any] = {"__key__": pair.key}
+    for name, image in pair.images.items():
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG", compress_level=4)
+        sample[f"{name}.png"] = stream.getvalue()
+    for name, array in pair.arrays.items():
+        stream = io.BytesIO()
+        np.save(stream, array, allow_pickle=False)
+        sample[f"{name}.npy"] = stream.getvalue()
+    sample["json"] = json.dumps(pair.record, sort_keys=True).encode()
+    return sample
 
 
 def decode_png(data: bytes) -> np.ndarray:
@@ -218,21 +225,10 @@ def decode_png(data: bytes) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
 
 
-def _encode(pair: Pair) -> dict[str, Any]:
-    sample: dict[str, Any] = {"__key__": pair.key}
-    sample.update({f"{name}.png": encode_png(image) for name, image in pair.images.items()})
-    for name, array in pair.arrays.items():
-        stream = io.BytesIO()
-        np.save(stream, array, allow_pickle=False)
-        sample[f"{name}.npy"] = stream.getvalue()
-    sample["json"] = json.dumps(pair.record, sort_keys=True).encode()
-    return sample
-
-
 def fingerprint(path: Path) -> dict[str, Any]:
     """'bytes' and 'sha256' of a file."""
+    hasher = hashlib.sha256()
     with open(path, "rb") as stream:
-        hasher = hashlib.sha256()
-        for block in iter(lambda: stream.read(1 << 20), b""):
+        for block in iter(lambda: stream.read(1 << 20), b""):  # hashlib.file_digest is Python 3.11's
             hasher.update(block)
     return {"bytes": path.stat().st_size, "sha256": hasher.hexdigest()}

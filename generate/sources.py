@@ -1,27 +1,31 @@
 """Where the inputs come from: rendered scenes, photographs, webdataset tars, or prompts alone. Same ids in the same order, every time."""
 
-from __future__ import annotations
-
 import contextlib
+import glob
 import hashlib
 import io
 import json
 import re
 import tarfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
+import fsspec
 import numpy as np
+from braceexpand import braceexpand
 from PIL import Image, ImageOps
 
 from configs.errors import UserError
 from configs.schema import Source, Task
+from generate.shards import read_member, tar_members
+from models.miniature.captions import caption
+from models.miniature.scenes import Look, render, scene
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 KEY_LENGTH = 48
 
 
@@ -42,19 +46,16 @@ class InputImage:
     about: dict[str, Any]
 
 
-class InputSource(Protocol):
-    """A list of inputs that can be read in any order, by any process."""
+@dataclass(frozen=True)
+class InputSource:
+    """A list of inputs that can be read in any order, by any thread or process.
 
-    def __len__(self) -> int: ...
+    names: what a message calls each. load: reads the input at an index; raises Unreadable. metadata: what else is known of it.
+    """
 
-    def name(self, index: int) -> str:
-        """What a message calls the input."""
-
-    def load(self, index: int) -> InputImage:
-        """Read one; raises Unreadable."""
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        """What is known of it beside its caption ({}: nothing)."""
+    names: Sequence[str]
+    load: Callable[[int], InputImage]
+    metadata: Callable[[int], dict[str, Any]] = lambda index: {}
 
 
 def open_source(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
@@ -62,181 +63,119 @@ def open_source(config: Source, task: Task, resolution: int, limit: int) -> Inpu
     if config.prompts and config.images:
         raise UserError("source.images and source.prompts are two sources: name one")
     if config.prompts:
-        return PromptSource(config, task, limit)
+        return _prompts(config, limit)
+    if not config.images:
+        return _scenes(config, task, resolution, limit)
     if config.images.startswith("pipe:"):
         raise UserError(f"source.images={config.images}: a pipe: runs a command and is refused; name files or an address")
-    if config.images.endswith(".tar") or "://" in config.images:
-        return TarSource(config, task, resolution, limit)
-    if config.images:
-        return PhotoSource(config, task, resolution, limit)
-    return SceneSource(config, task, resolution, limit)
+    in_tars = config.images.endswith(".tar") or "://" in config.images
+    source = (_tars if in_tars else _photos)(config, task, resolution, limit)
+    if not source.names:
+        raise UserError(f"source.images={config.images}: no {', '.join(SUFFIXES)} {'member' if in_tars else 'file'} in it")
+    return source
 
 
-class SceneSource:
+def _scenes(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
     """Scenes rendered by models/miniature, one a seed, in the task's input look."""
+    if not task.scene_input:
+        raise UserError(f"task={task.name} renders no scenes: name the images to edit with source.images=FOLDER")
+    look = Look(**task.scene_input)
+    names = [f"scene-{config.first_seed + index}" for index in range(limit)]
 
-    def __init__(self, config: Source, task: Task, resolution: int, limit: int) -> None:
-        from models.miniature.scenes import Look
+    def load(index: int) -> InputImage:
+        seed = config.first_seed + index
+        picture = render(scene(seed), look).resize((resolution, resolution), Image.Resampling.LANCZOS)
+        text = config.caption or caption(scene(seed), look, name_season=True)
+        origin = "source.caption" if config.caption else "scene"
+        return InputImage(names[index], np.asarray(picture), text, origin, {"id": names[index], "scene_seed": seed})
 
-        if not task.scene_input:
-            raise UserError(f"task={task.name} renders no scenes: name the images to edit with source.images=FOLDER")
-        self.look, self.first_seed, self.count, self.resolution = Look(**task.scene_input), config.first_seed, limit, resolution
-        self.caption = config.caption
-
-    def __len__(self) -> int:
-        return self.count
-
-    def name(self, index: int) -> str:
-        """scene-SEED."""
-        return f"scene-{self.first_seed + index}"
-
-    def load(self, index: int) -> InputImage:
-        """The scene in the input look, with a caption in varied words."""
-        from models.miniature.captions import caption
-        from models.miniature.scenes import render, scene
-
-        seed = self.first_seed + index
-        picture = render(scene(seed), self.look).resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
-        text = self.caption or caption(scene(seed), self.look, name_season=True)
-        origin = "source.caption" if self.caption else "scene"
-        return InputImage(self.name(index), np.asarray(picture), text, origin, {"id": self.name(index), "scene_seed": seed})
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+    return InputSource(names, load)
 
 
-class PromptSource:
+def _prompts(config: Source, limit: int) -> InputSource:
     """Inputs that the teacher makes itself: the prompts of a bank in turn, each time from another seed, so no inversion is needed."""
+    from generate.directions import read_bank
 
-    def __init__(self, config: Source, task: Task, limit: int) -> None:
-        from generate.directions import read_bank
+    prompts, bank = read_bank(config.prompts, "source.prompts"), Path(config.prompts).name
+    names = [f"prompt-{index:06d}" for index in range(limit)]  # the seed derives from it
 
-        self.prompts, self.count, self.bank = read_bank(config.prompts, "source.prompts"), limit, Path(config.prompts).name
+    def load(index: int) -> InputImage:
+        nothing = np.empty((0, 0, 3), np.uint8)
+        return InputImage(names[index], nothing, prompts[index % len(prompts)], bank, {"id": names[index]})
 
-    def __len__(self) -> int:
-        return self.count
-
-    def name(self, index: int) -> str:
-        """prompt-INDEX, from which the seed derives."""
-        return f"prompt-{index:06d}"
-
-    def load(self, index: int) -> InputImage:
-        """A prompt and no image."""
-        prompt = self.prompts[index % len(self.prompts)]
-        return InputImage(self.name(index), np.empty((0, 0, 3), np.uint8), prompt, self.bank, {"id": self.name(index)})
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+    return InputSource(names, load)
 
 
-class PhotoSource:
-    """A folder of PNG, JPEG and WebP images (searched through), one image file, or a .txt that lists them, a path a line."""
+def _photos(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
+    """A folder of images (searched through), one image file, or a .txt that lists them, a path a line.
 
-    def __init__(self, config: Source, task: Task, resolution: int, limit: int) -> None:
-        self.config, self.task, self.resolution = config, task, resolution
-        self.root = Path(config.images)
-        if not self.root.exists():
-            raise UserError(f"source.images={config.images}: no such folder or image")
-        if self.root.suffix == ".txt":
-            found = [self.root.parent / line.strip() for line in self.root.read_text().splitlines() if line.strip()]
-            self.root = self.root.parent
-        elif self.root.is_file():
-            found = [self.root]
-        else:
-            found = sorted(path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        self.paths = found[:limit]
-        if not self.paths:
-            raise UserError(f"source.images={config.images}: no {', '.join(sorted(SUFFIXES))} file in it")
+    A caption is in NAME.txt beside the photograph, what else is known of it in NAME.json. A name is the path below the folder.
+    """
+    root = Path(config.images)
+    if not root.exists():
+        raise UserError(f"source.images={config.images}: no such folder or image")
+    if root.suffix == ".txt":
+        found = [root.parent / line.strip() for line in root.read_text().splitlines() if line.strip()]
+        root = root.parent
+    elif root.is_file():
+        found = [root]
+    else:
+        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = found[:limit]
+    names = [path.relative_to(root).as_posix() if path != root and path.is_relative_to(root) else path.name for path in paths]
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        """The file's path below the folder."""
-        path = self.paths[index]
-        return path.relative_to(self.root).as_posix() if path != self.root and path.is_relative_to(self.root) else path.name
-
-    def load(self, index: int) -> InputImage:
-        """The centre square of the photograph; its caption from NAME.txt beside it, else from the task's template."""
-        path, name = self.paths[index], self.name(index)
-        image = read_square(path, self.resolution, self.config.max_pixels)
-        beside = path.with_suffix(".txt")
+    def load(index: int) -> InputImage:
+        image = read_square(paths[index], resolution, config.max_pixels)
+        beside = paths[index].with_suffix(".txt")
         own = (beside.read_text(errors="replace"), beside.name) if beside.is_file() else ("", "")
-        return InputImage(photo_key(name), image, *caption_of(self.config, self.task, *own), {"id": name})
+        return _photo(config, task, names[index], image, *own)
 
-    def metadata(self, index: int) -> dict[str, Any]:
-        """What NAME.json beside the photograph says."""
-        beside = self.paths[index].with_suffix(".json")
+    def metadata(index: int) -> dict[str, Any]:
+        beside = paths[index].with_suffix(".json")
         return _json_object(beside.read_bytes()) if beside.is_file() else {}
 
+    return InputSource(names, load, metadata)
 
-class TarSource:
-    """Webdataset tars as img2dataset writes them (KEY.jpg, KEY.txt, KEY.json): one, or several by a glob or {0..9}; local, or at an address
-    that fsspec knows, fetched once into its cache.
+
+def _tars(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
+    """Webdataset tars as img2dataset writes them: one, or several by a glob or {0..9}; local, or at an address that fsspec knows.
+
+    A caption is in KEY.txt, else in KEY.json's 'caption', and what else is known in KEY.json. A name is TAR/KEY.
     """
+    entries: list[tuple[str, str, dict[str, tuple[int, int]]]] = []  # name, local tar, offset and size by extension
+    try:
+        for pattern in braceexpand(config.images):
+            for path in local_files(pattern):
+                shown = Path(path if "*" in pattern else pattern).name
+                entries += [(f"{shown}/{key}", path, parts) for key, parts in tar_members(Path(path)).items() if _image_part(parts)]
+    except (OSError, ValueError, ImportError, tarfile.TarError) as error:
+        raise UserError(f"source.images={config.images} cannot be read as webdataset tars: {error}") from error
+    entries = entries[:limit]
 
-    def __init__(self, config: Source, task: Task, resolution: int, limit: int) -> None:
-        from braceexpand import braceexpand
+    def member(index: int, extension: str) -> bytes:
+        _, path, parts = entries[index]
+        return read_member(Path(path), parts[extension]) if extension in parts else b""
 
-        self.config, self.task, self.resolution = config, task, resolution
-        self.entries: list[tuple[str, str, dict[str, tuple[int, int]]]] = []  # name, local tar, offset and size by extension
-        try:
-            for pattern in braceexpand(config.images):
-                for path in local_files(pattern):
-                    self._index(path, Path(path if "*" in pattern else pattern).name)
-        except (OSError, ValueError, ImportError, tarfile.TarError) as error:
-            raise UserError(f"source.images={config.images} cannot be read as webdataset tars: {error}") from error
-        self.entries = self.entries[:limit]
-        if not self.entries:
-            raise UserError(f"source.images={config.images}: no {', '.join(sorted(SUFFIXES))} member in it")
-
-    def _index(self, path: str, shown: str) -> None:
-        samples: dict[str, dict[str, tuple[int, int]]] = {}
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                if member.isfile():
-                    samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[extension.lower()] = (member.offset_data, member.size)
-        self.entries += [(f"{shown}/{key}", path, parts) for key, parts in samples.items() if _image_part(parts)]
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def name(self, index: int) -> str:
-        """TAR/KEY."""
-        return self.entries[index][0]
-
-    def load(self, index: int) -> InputImage:
-        """The centre square of the image; its caption from KEY.txt, else from KEY.json's 'caption', else from the task's template."""
-        name, _, parts = self.entries[index]
-        image = read_square(io.BytesIO(self._member(index, _image_part(parts))), self.resolution, self.config.max_pixels)
-        own = self._member(index, "txt").decode(errors="replace"), "txt"
+    def load(index: int) -> InputImage:
+        name, _, parts = entries[index]
+        image = read_square(io.BytesIO(member(index, _image_part(parts))), resolution, config.max_pixels)
+        own = member(index, "txt").decode(errors="replace"), "txt"
         if not own[0].strip():
-            own = str(self.metadata(index).get("caption") or ""), "json"
-        return InputImage(photo_key(name), image, *caption_of(self.config, self.task, *own), {"id": name})
+            own = str(metadata(index).get("caption") or ""), "json"
+        return _photo(config, task, name, image, *own)
 
-    def metadata(self, index: int) -> dict[str, Any]:
-        """What KEY.json says."""
-        return _json_object(self._member(index, "json"))
+    def metadata(index: int) -> dict[str, Any]:
+        return _json_object(member(index, "json"))
 
-    def _member(self, index: int, extension: str) -> bytes:
-        _, path, parts = self.entries[index]
-        if extension not in parts:
-            return b""
-        with open(path, "rb") as stream:
-            stream.seek(parts[extension][0])
-            return stream.read(parts[extension][1])
+    return InputSource([name for name, _, _ in entries], load, metadata)
+
+
+def _image_part(parts: dict[str, tuple[int, int]]) -> str:
+    return next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in parts), "")
 
 
 def local_files(pattern: str) -> list[str]:
     """The files that a path or glob names, sorted; those behind an address are fetched into ~/.cache/zero2gan first."""
-    import glob
-
-    import fsspec
-
     if "://" not in pattern:
         return sorted(glob.glob(pattern)) or [pattern]
     found = fsspec.open_local(f"filecache::{pattern}", filecache={"cache_storage": str(Path.home() / ".cache" / "zero2gan")})
@@ -250,17 +189,11 @@ def _json_object(data: bytes) -> dict[str, Any]:
     return {}
 
 
-def _image_part(parts: Mapping[str, Any]) -> str:
-    return next((suffix[1:] for suffix in sorted(SUFFIXES) if suffix[1:] in parts), "")
-
-
-def caption_of(config: Source, task: Task, own: str, origin: str) -> tuple[str, str]:
-    """(caption, where it is from): source.caption, else the image's own, else the task's template."""
-    if config.caption:
-        return config.caption, "source.caption"
-    if own.strip():
-        return own.strip(), origin
-    return task.caption.format(source=task.source), "task.caption"
+def _photo(config: Source, task: Task, name: str, image: np.ndarray, own: str, origin: str) -> InputImage:
+    """The caption: source.caption, else the image's own, from `origin`, else the task's template."""
+    text = config.caption or own.strip() or task.caption.format(source=task.source)
+    origin = "source.caption" if config.caption else origin if own.strip() else "task.caption"
+    return InputImage(photo_key(name), image, text, origin, {"id": name})
 
 
 def photo_key(name: str) -> str:

@@ -1,10 +1,7 @@
 """The CLIP model that judges edits: unit image and text features from open_clip.
 
-Shapes: B images, C channels, H W pixels, N texts, D feature width. Everything that leaves is of length one, so a dot
-product is a cosine.
+Shapes: B images, C channels, H W pixels, N texts, D feature width. A dot product of what leaves is a cosine.
 """
-
-from __future__ import annotations
 
 import logging
 import warnings
@@ -26,16 +23,8 @@ LOCAL = "local-dir:"
 WEIGHTS = "*.safetensors", "*.bin", "*.pth"  # what open_clip itself looks for in a local-dir
 
 
-def local_folder(model: str) -> Path | None:
-    """The folder of a 'local-dir:FOLDER' model (found from here or from the repository's root), None for a model of open_clip's
-    own list.
-    """
-    return Path(find_file(model.removeprefix(LOCAL))) if model.startswith(LOCAL) else None
-
-
 class ClipScorer:
-    """Cosine features of images and texts, preprocessed as the model was trained. loaded: an open_clip model and its tokenizer to use.
-
+    """Features of images, preprocessed as the model was trained, and of texts. loaded: an open_clip model and its tokenizer to use.
     UserError where the model is unknown or its weights cannot be found.
     """
 
@@ -61,9 +50,7 @@ class ClipScorer:
 
     @torch.inference_mode()
     def image_features(self, images: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
-        """Unit features B x D (float32, on the scorer's device) of B x 3 x H x W in [0, 1], or of images of any sizes: RGB uint8 H x W x 3,
-        or tensors 3 x H x W in [0, 1].
-        """
+        """Unit features B x D of tensors 3 x H x W in [0, 1], or of RGB uint8 H x W x 3; of one size or, in a list, of any."""
         if isinstance(images, Tensor):
             pixels_BCHW = self._fit(images.to(self.device, torch.float32))
         elif len({image.shape for image in images}) == 1:
@@ -75,45 +62,37 @@ class ClipScorer:
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Unit features N x D: each text put into every template, the unit features averaged and made a unit again
-        (Radford et al. 2021, 3.1.4).
-        """
+        """Unit features N x D: each text in every template, averaged and made a unit again (Radford et al. 2021, 3.1.4)."""
         sentences = [template.replace("{}", text) for text in texts for template in self.templates]
         features_MD = functional.normalize(self.model.encode_text(self.tokenizer(sentences).to(self.device)).float(), dim=-1)
         return functional.normalize(features_MD.unflatten(0, (len(texts), len(self.templates))).mean(dim=1), dim=-1)
 
-    def _pixels(self, images: Sequence[np.ndarray | Tensor]) -> Tensor:
-        tensors = [image for image in images if isinstance(image, Tensor)]
-        if tensors:
-            return torch.stack(tensors).to(self.device, torch.float32)
-        return torch.from_numpy(np.stack([np.asarray(image) for image in images])).to(self.device).permute(0, 3, 1, 2).float() / 255
+    def _pixels(self, images: Sequence[Any]) -> Tensor:
+        if isinstance(images[0], Tensor):
+            return torch.stack(list(images)).to(self.device, torch.float32)
+        return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def _fit(self, images_BCHW: Tensor) -> Tensor:
         """Resize (antialiased, as Pillow does) and crop the centre to the model's own size."""
-        high, wide = self.size_HW
-        source_high, source_wide = images_BCHW.shape[-2:]
-        target = (high, wide)
+        (high, wide), (source_high, source_wide) = self.size_HW, images_BCHW.shape[-2:]
+        target = self.size_HW
         if self.resize_mode == "shortest":
             scale = max(high / source_high, wide / source_wide)
             target = (max(high, int(source_high * scale)), max(wide, int(source_wide * scale)))
         if target != (source_high, source_wide):
             images_BCHW = functional.interpolate(images_BCHW, target, mode=self.interpolation, antialias=True).clamp(0, 1)
-        top, left = (
-            round((target[0] - high) / 2),
-            round((target[1] - wide) / 2),
-        )  # rounded as torchvision's CenterCrop does
+        top, left = round((target[0] - high) / 2), round((target[1] - wide) / 2)  # as torchvision's CenterCrop
         return images_BCHW[..., top : top + high, left : left + wide]
 
 
 def _load(scorer: Scorer, device: torch.device) -> tuple[open_clip.CLIP | open_clip.CustomTextCLIP, open_clip.SimpleTokenizer]:
-    name = scorer.model
-    folder = local_folder(name)
-    if folder is not None:
+    name, folder = scorer.model, None
+    if name.startswith(LOCAL):
+        folder = Path(find_file(name.removeprefix(LOCAL)))
         if not (folder / "open_clip_config.json").is_file() or not any(f for kind in WEIGHTS for f in folder.glob(kind)):
             raise UserError(
                 f"scorer.model={name}: no open_clip model in {folder} (open_clip_config.json and weights are needed); "
-                "scripts/train_miniature.py makes the miniature's, "
-                "or set scorer.model=ViT-L-14 scorer.pretrained=openai"
+                "scripts/train_miniature.py makes the miniature's, or set scorer.model=ViT-L-14 scorer.pretrained=openai"
             )
         name = f"{LOCAL}{folder}"
     elif name not in open_clip.list_models():
@@ -127,20 +106,14 @@ def _load(scorer: Scorer, device: torch.device) -> tuple[open_clip.CLIP | open_c
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-            model = open_clip.create_model(
-                name,
-                None if folder else scorer.pretrained,
-                device=device,
-                force_quick_gelu=bool(tag.get("quick_gelu")),
-                require_pretrained=True,
-            )
+            pretrained, quick_gelu = None if folder else scorer.pretrained, bool(tag.get("quick_gelu"))
+            model = open_clip.create_model(name, pretrained, device=device, force_quick_gelu=quick_gelu, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"scorer weights '{scorer.model}' '{scorer.pretrained}' cannot be loaded ({reason}): open_clip fetches "
-            "known tags from the Hugging Face hub once; without a network, download the checkpoint elsewhere and set "
-            "scorer.pretrained=FILE"
+            f"scorer weights '{scorer.model}' '{scorer.pretrained}' cannot be loaded ({reason}): open_clip fetches known tags "
+            "from the Hugging Face hub once; without a network, download the checkpoint elsewhere and set scorer.pretrained=FILE"
         ) from error
     finally:
         logging.disable(chatter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -14,13 +15,9 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device called 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'cuda:N'.
-
-    With `accelerate launch`, 'auto' and 'cuda' are the process's own GPU; where there are more processes than GPUs
-    (rendering and decoding keep a fast GPU waiting), they share them. UserError for another name or a GPU that is not there.
+    """The torch device called 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'cuda:N'. With `accelerate launch`, 'auto' and 'cuda' are
+    the process's own GPU, shared where there are more processes. UserError for another name or a GPU that is not there.
     """
-    import os
-
     import torch
 
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
@@ -37,12 +34,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def process_group() -> PartialState:
-    """This process's place among those that `accelerate launch` or torchrun started; alone otherwise.
-
-    Several processes only wait for each other here, so they meet over gloo, on the CPU: two may then share a GPU.
+    """This process's place among those that `accelerate launch` or torchrun started. They only wait for each other, over gloo, on the CPU:
+    two may then share a GPU.
     """
-    import os
-
     import torch
     from accelerate import PartialState
 

@@ -3,13 +3,12 @@
 B batch, C channels, H W pixels, T tokens (the class token and one a patch), D width.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torchvision.transforms.functional import normalize
 
 from configs.errors import UserError
 
@@ -43,7 +42,7 @@ def load_dino(weights: str, device: torch.device | str = "cpu") -> nn.Module:
 def last_keys(vit: nn.Module, image_BCHW: Tensor) -> Tensor:
     """The last layer's keys, B x T x D, heads side by side, class token first, of images in [-1, 1] of a size the network takes."""
     found: list[Tensor] = []
-    normalised_BCHW = ((image_BCHW + 1) / 2 - _channels(MEAN, image_BCHW)) / _channels(DEVIATION, image_BCHW)
+    normalised_BCHW = normalize((image_BCHW + 1) / 2, MEAN, DEVIATION)
     hook = vit.blocks[-1].attn.qkv.register_forward_hook(lambda _module, _inputs, out_BTD3: found.append(out_BTD3))  # type: ignore[index,union-attr]
     try:
         vit(normalised_BCHW)
@@ -55,7 +54,3 @@ def last_keys(vit: nn.Module, image_BCHW: Tensor) -> Tensor:
 def dino_keys(vit: nn.Module, image_BCHW: Tensor) -> Tensor:
     """last_keys of images in [-1, 1] of any size, resized to DINO's 224 x 224."""
     return last_keys(vit, interpolate(image_BCHW.float(), (SIDE, SIDE), mode="bicubic", antialias=True).clamp(-1, 1))
-
-
-def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=like.dtype).view(3, 1, 1)

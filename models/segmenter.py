@@ -3,17 +3,17 @@
 Shapes: B images, H W pixels, M proposed masks, N nouns, D feature width.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from segment_anything import sam_model_registry
-from segment_anything.modeling import Sam
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from configs.errors import UserError
 from configs.loader import find_file
@@ -51,10 +51,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image: the union of the proposed masks that show it.
-
-        All False where no mask shows the noun: there is no foreground then, and no overlap to speak of.
-        """
+        """As NounSegmenter says: the union of the proposed masks that show the noun."""
         nouns = [noun, *(other for other in self.settings.other_nouns if other != noun)]
         texts_ND = self.scorer.text_features(nouns)
         return [self._choose(image, *found, texts_ND) for image, found in zip(images, self.propose(images), strict=True)]
@@ -79,8 +76,7 @@ def masked_crop(image_CHW: torch.Tensor, mask_HW: torch.Tensor, box: Sequence[in
     """The square crop around a mask that the scorer looks at, 3 x S x S, whole levels 0 to 255 as the image's.
 
     box: the mask's left, top, right and bottom pixel. margin: added on each side of the box, as a share of its longer side. outside: how
-    much of the picture beyond the mask remains, 0 (grey) to 1 (untouched): some context tells a crown from a bush, all of it tells nothing
-    about this mask.
+    much of the picture beyond the mask remains, 0 (grey) to 1 (untouched): some context tells a crown from a bush.
     """
     left, top, right, bottom = box[0], box[1], box[2] + 1, box[3] + 1
     side = max(1, round(max(bottom - top, right - left) * (1 + 2 * margin)))
@@ -94,42 +90,48 @@ def masked_crop(image_CHW: torch.Tensor, mask_HW: torch.Tensor, box: Sequence[in
 
 
 def load_sam(segmenter: Settings) -> Sam:
-    """The Sam of a registered size with its .pth, or of a folder with config.json and model.safetensors. UserError
-    where it is not there.
-    """
+    """The Sam of a registered size with its .pth, or of a folder with config.json and model.safetensors; else UserError."""
     if segmenter.model in REGISTERED:
-        return _load_registered(segmenter.model, segmenter.checkpoint)
-    folder = Path(find_file(segmenter.model))
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    if not config.is_file() or not weights.is_file():
-        raise UserError(
-            f"segmenter.model={segmenter.model}: it is {', '.join(REGISTERED)}, or a folder with config.json and "
-            f"model.safetensors (with segmenter.detector: a SAM 2), and {folder} has none; scripts/train_miniature.py makes the miniature's"
-        )
-    from safetensors.torch import load_file
-
-    from models.segmenter_build import build_sam
-
-    return _fill(build_sam(json.loads(config.read_text())), load_file(weights), weights)
-
-
-def _load_registered(name: str, checkpoint: str) -> Sam:
-    path = Path(checkpoint)
-    if not checkpoint or not path.is_file():
-        raise UserError(
-            f"segmenter.checkpoint='{checkpoint}': no such file; download the {name} checkpoint (sam_{name}_*.pth) "
-            "that the segment-anything project publishes and give its path"
-        )
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)  # a plain unpickler would run code from the file
-    except Exception as error:
-        raise UserError(f"{path} is not a plain PyTorch checkpoint ({str(error).splitlines()[0][:120]}): download it again") from error
-    return _fill(sam_model_registry[name](checkpoint=None), weights, path)
-
-
-def _fill(sam: Sam, weights: dict[str, Any], path: Path) -> Sam:
+        path = Path(segmenter.checkpoint)
+        if not path.is_file():
+            raise UserError(
+                f"segmenter.checkpoint='{segmenter.checkpoint}': no such file; download the {segmenter.model} checkpoint "
+                f"(sam_{segmenter.model}_*.pth) that the segment-anything project publishes and give its path"
+            )
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)  # a plain unpickler would run code from the file
+        except Exception as error:
+            raise UserError(f"{path} is not a plain PyTorch checkpoint ({str(error).splitlines()[0][:120]}): download it again") from error
+        sam = sam_model_registry[segmenter.model](checkpoint=None)
+    else:
+        folder = Path(find_file(segmenter.model))
+        config, path = folder / "config.json", folder / "model.safetensors"
+        if not config.is_file() or not path.is_file():
+            raise UserError(
+                f"segmenter.model={segmenter.model}: it is {', '.join(REGISTERED)}, or a folder with config.json and model.safetensors "
+                f"(with segmenter.detector: a SAM 2), and {folder} has none; scripts/train_miniature.py makes the miniature's"
+            )
+        sam, weights = build_sam(json.loads(config.read_text())), load_file(path)
     try:
         sam.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit this segmenter ({str(error).splitlines()[0]}): wrong size, or a broken download") from error
     return sam
+
+
+def build_sam(config: dict[str, Any]) -> Sam:
+    """An untrained Sam of any size, in evaluation mode.
+
+    config: `image_size` and `patch_size` in pixels; `prompt_embed_dim`, the width of prompts and of the image embedding; `encoder`, keyword
+    arguments of ImageEncoderViT; `decoder`, those of MaskDecoder, with its `transformer` as a dictionary for TwoWayTransformer.
+    """
+    image_size, patch_size, width = config["image_size"], config["patch_size"], config["prompt_embed_dim"]
+    side = image_size // patch_size
+    decoder = dict(config["decoder"])
+    transformer = TwoWayTransformer(embedding_dim=width, **decoder.pop("transformer"))
+    norm = partial(torch.nn.LayerNorm, eps=1e-6)
+    return Sam(
+        ImageEncoderViT(img_size=image_size, patch_size=patch_size, out_chans=width, norm_layer=norm, **config["encoder"]),
+        PromptEncoder(width, (side, side), (image_size, image_size), config.get("mask_in_chans", 16)),
+        MaskDecoder(transformer=transformer, transformer_dim=width, **decoder),
+    ).eval()

@@ -1,13 +1,10 @@
 """segment-anything's automatic masks, as its SamAutomaticMaskGenerator makes them, without what makes that slow.
 
-The masks are the library's. Its time goes into masks that are thrown away: all three of every point are enlarged to the picture before any
-is judged, and what is left is run-length encoded one by one on the CPU and decoded again. Here the predicted IoU decides before anything
-is enlarged, masks stay bits on the device, and several pictures share a pass of the image encoder.
+The library enlarges all three masks of every point before any is judged, and run-length encodes what is left one by one on the CPU. Here
+the predicted IoU decides before anything is enlarged, masks stay bits on the device, and pictures share a pass of the image encoder.
 
 Shapes: B images, C channels, H W pixels, P points, M masks.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
@@ -36,9 +33,7 @@ class MaskProposer:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each RGB uint8 H x W x 3 image bool masks M x H x W and their boxes M x 4 (left, top, right, bottom pixel), M from 0 on: best
-        first, no two of nearly one box.
-        """
+        """For each RGB uint8 H x W x 3 image bool masks M x H x W, best first, and their boxes M x 4 (left, top, right, bottom pixel)."""
         for start in range(0, len(images), self.settings.batch):
             part = images[start : start + self.settings.batch]
             shrunk = [torch.as_tensor(self.transform.apply_image(image)).permute(2, 0, 1) for image in part]

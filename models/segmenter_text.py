@@ -1,17 +1,14 @@
 """The foreground mask of a noun from transformers: Grounding DINO finds it by its name, SAM 2 draws the mask of each box.
 
-These two rather than SAM 3, which does both at once: their weights are under the Apache licence and free to fetch, SAM 3's must be
-applied for.
-Shapes: B images, H W pixels.
+Not SAM 3, which does both at once: these two's weights are free to fetch (Apache licence), SAM 3's must be applied for.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from configs.errors import UserError
 from configs.loader import find_file
@@ -24,31 +21,24 @@ class TextSegmenter:
     """Noun -> mask. UserError where a model or its weights cannot be found."""
 
     def __init__(self, segmenter: Settings, device: torch.device | str = "cpu"):
-        import transformers
-
         self.settings, self.device = segmenter, torch.device(device)
-        self.detector, self.detector_processor = _load(
-            transformers.GroundingDinoForObjectDetection, transformers.GroundingDinoProcessor, "detector", segmenter.detector
-        )
+        detector_classes = transformers.GroundingDinoForObjectDetection, transformers.GroundingDinoProcessor
+        self.detector, self.detector_processor = _load(*detector_classes, "detector", segmenter.detector)
         self.drawer, self.drawer_processor = _load(transformers.Sam2Model, transformers.Sam2Processor, "model", segmenter.model)
         for model in (self.detector, self.drawer):
             model.to(self.device).eval().requires_grad_(False)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image: the union over all boxes of segmenter.min_box_score and more.
-
-        All False where there is no such box: there is no foreground then, and no overlap to speak of.
-        """
+        """As NounSegmenter says: the union over all boxes of segmenter.min_box_score and more."""
         boxes = self._boxes(images, noun)
         masks = [np.zeros(image.shape[:2], dtype=bool) for image in images]
         found = [place for place, ours in enumerate(boxes) if ours]
         if found:
             most = max(len(boxes[place]) for place in found)
             filled = [boxes[place] + boxes[place][:1] * (most - len(boxes[place])) for place in found]  # a union does not mind repeats
-            shown = self.drawer_processor(images=[np.array(images[place]) for place in found], input_boxes=filled, return_tensors="pt").to(
-                self.device
-            )
+            pictures = [np.array(images[place]) for place in found]
+            shown = self.drawer_processor(images=pictures, input_boxes=filled, return_tensors="pt").to(self.device)
             logits = self.drawer(**shown, multimask_output=False).pred_masks.float()
             drawn = self.drawer_processor.post_process_masks(logits, shown["original_sizes"])
             for place, mask in zip(found, drawn, strict=True):
@@ -58,12 +48,10 @@ class TextSegmenter:
     def _boxes(self, images: Sequence[np.ndarray], noun: str) -> list[list[list[float]]]:
         """Left, top, right, bottom in pixels of each box that shows the noun, image by image."""
         text = f"{noun.lower().strip('. ')}."  # the form that Grounding DINO was trained on
-        asked = self.detector_processor(images=[np.array(image) for image in images], text=[text] * len(images), return_tensors="pt").to(
-            self.device
-        )
-        found = self.detector_processor.post_process_grounded_object_detection(
-            self.detector(**asked), asked["input_ids"], self.settings.min_box_score, target_sizes=[image.shape[:2] for image in images]
-        )
+        pictures, sizes = [np.array(image) for image in images], [image.shape[:2] for image in images]
+        asked = self.detector_processor(images=pictures, text=[text] * len(images), return_tensors="pt").to(self.device)
+        measure = self.detector_processor.post_process_grounded_object_detection
+        found = measure(self.detector(**asked), asked["input_ids"], self.settings.min_box_score, target_sizes=sizes)
         return [item["boxes"].tolist() for item in found]
 
 
@@ -77,7 +65,6 @@ def _load(model_class: Any, processor_class: Any, key: str, name: str) -> tuple[
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"segmenter.{key}={name} cannot be loaded ({reason}): {advice}") from error
     if report["missing_keys"]:
-        raise UserError(
-            f"segmenter.{key}={name} lacks weights of {model_class.__name__} ({sorted(report['missing_keys'])[0]}, ...): {advice}"
-        )
+        missing = f"{sorted(report['missing_keys'])[0]}, ..."
+        raise UserError(f"segmenter.{key}={name} lacks weights of {model_class.__name__} ({missing}): {advice}")
     return model, processor

@@ -3,14 +3,12 @@
 Shapes: B batch, C channels, H W pixels or latent cells, T text tokens, D text width.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,24 +18,19 @@ from configs.loader import find_file
 from configs.schema import Teacher as TeacherConfig
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-FINGERPRINT_WEIGHTS = 64
+FINGERPRINT_WEIGHTS = 64  # of each tensor
+TEXTS_TOGETHER = 256
+# Asked whether a layer is cross-attention and how many pixels it has: None (it runs on the fused kernel), or a function from its
+# probabilities (rows, heads, pixels, keys) to those to use instead.
+AttentionControl = Callable[[bool, int], Callable[[Tensor], Tensor] | None]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """DDIM's way from noise to image: the N timesteps, descending, with alpha_bar before and after each step."""
+class Step(NamedTuple):
+    """A step between noise and image: the timestep to evaluate, alpha_bar before and after it."""
 
-    timesteps: list[int]
-    alpha: list[float]
-    alpha_next: list[float]
-
-    def first(self, steps: int) -> Schedule:
-        """The first `steps` steps alone."""
-        return Schedule(self.timesteps[:steps], self.alpha[:steps], self.alpha_next[:steps])
-
-    def last(self, steps: int) -> Schedule:
-        """The last `steps` steps alone: from a noisy image, not from noise."""
-        return Schedule(self.timesteps[-steps:], self.alpha[-steps:], self.alpha_next[-steps:])
+    timestep: int
+    alpha: float
+    alpha_next: float
 
 
 class Teacher:
@@ -60,9 +53,8 @@ class Teacher:
             module.to(device).eval().requires_grad_(False) for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet)
         )
         self.unet.to(memory_format=torch.channels_last)
-        self._safety_checker, self._feature_extractor = pipeline.safety_checker, pipeline.feature_extractor
-        if self._safety_checker is not None:
-            self._safety_checker = self._safety_checker.to(device).eval().requires_grad_(False)
+        self._feature_extractor = pipeline.feature_extractor
+        self._safety_checker = pipeline.safety_checker and pipeline.safety_checker.to(device).eval().requires_grad_(False)
         self._v_prediction = {"epsilon": False, "v_prediction": True}.get(self.scheduler.config.prediction_type)
         if self._v_prediction is None:
             raise UserError(f"{config.path}: prediction_type {self.scheduler.config.prediction_type}; epsilon and v_prediction are known")
@@ -75,23 +67,17 @@ class Teacher:
         if compiled:  # the compiler drops what the maps do not need by itself
             self._run_for_maps = torch.compile(self._maps_of_network, dynamic=False)
 
-    def schedule(self, steps: int) -> Schedule:
-        """DDIM with `steps` steps by the teacher's own scheduler configuration (betas, spacing, offset, final alpha)."""
+    def schedule(self, steps: int) -> list[Step]:
+        """DDIM from noise to image in `steps` steps, by the teacher's own scheduler configuration (betas, spacing, offset, final alpha)."""
         from diffusers import DDIMScheduler
 
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
         if not 1 <= steps <= scheduler.config.num_train_timesteps:
             raise UserError(f"edit.steps={steps}: from 1 to {scheduler.config.num_train_timesteps}")
         scheduler.set_timesteps(steps)
-        timesteps = scheduler.timesteps.tolist()
         stride = scheduler.config.num_train_timesteps // steps
-        alphas = scheduler.alphas_cumprod.double()
-        final = float(scheduler.final_alpha_cumprod)
-        return Schedule(
-            timesteps,
-            [float(alphas[t]) for t in timesteps],
-            [float(alphas[t - stride]) if t >= stride else final for t in timesteps],
-        )
+        alphas, final = scheduler.alphas_cumprod.tolist(), float(scheduler.final_alpha_cumprod)
+        return [Step(t, alphas[t], alphas[t - stride] if t >= stride else final) for t in scheduler.timesteps.tolist()]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -102,8 +88,8 @@ class Teacher:
     @torch.no_grad()
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Latents of images in [-1, 1]: the posterior's mode (deterministic), scaled to unit variance."""
-        posterior = self.vae.encode(image_BCHW.to(self.device, self.dtype)).latent_dist
-        return posterior.mode().float() * self.vae.config.scaling_factor
+        latent_BCHW = self.vae.encode(image_BCHW.to(self.device, self.dtype)).latent_dist.mode()
+        return latent_BCHW.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latent_BCHW: Tensor) -> Tensor:
@@ -112,19 +98,12 @@ class Teacher:
         return image.float().clamp(-1, 1)
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str], batch: int = 256) -> Tensor:
+    def embed(self, texts: Sequence[str]) -> Tensor:
         """Text embeddings B x T x D: the last hidden state after the final layer norm, padded to the tokenizer's full length."""
-        parts = []
-        for start in range(0, len(texts), batch):
-            tokens = self.tokenizer(
-                list(texts[start : start + batch]),
-                padding="max_length",
-                max_length=self.tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            parts.append(self.text_encoder(tokens.to(self.device)).last_hidden_state.float())
-        return torch.cat(parts)
+        length = self.tokenizer.model_max_length
+        token_BT = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        parts = token_BT.to(self.device).split(TEXTS_TOGETHER)
+        return torch.cat([self.text_encoder(part).last_hidden_state.float() for part in parts])
 
     def text_fingerprint(self) -> str:
         """16 hex digits that change with the text encoder's weights or the tokenizer's vocabulary."""
@@ -142,9 +121,7 @@ class Teacher:
         return self._epsilon(predicted, latent_BCHW, timestep), maps
 
     def maps(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> list[Tensor]:
-        """The cross-attention probabilities alone, differentiable in the latent: what lies behind the last of them is neither run nor,
-        later, gone back through.
-        """
+        """The cross-attention probabilities alone, differentiable in the latent; nothing behind the last of them is run."""
         return self._run_for_maps(*self._inputs(latent_BCHW, timestep, text_BTD))
 
     @contextlib.contextmanager
@@ -161,7 +138,7 @@ class Teacher:
         """Which images in [-1, 1] the teacher's safety checker objects to; none where it has none."""
         if self._safety_checker is None:
             return [False] * len(image_BCHW)
-        levels = ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        levels = to_levels(image_BCHW)
         pixels = self._feature_extractor(list(levels), return_tensors="pt").pixel_values.to(self.device, self.dtype)
         # It blackens what it is given as images: something of no use.
         return [bool(flag) for flag in self._safety_checker(images=torch.zeros(len(levels), 1), clip_input=pixels)[1]]
@@ -195,6 +172,11 @@ class Teacher:
         return maps
 
 
+def to_levels(image_BCHW: Tensor) -> np.ndarray:
+    """RGB uint8 B x H x W x 3 of images in [-1, 1]."""
+    return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def load_pipeline(path: str, dtype: str = "float32") -> Any:
     """The StableDiffusionPipeline of a folder or hub name, with its safety checker if it has one. UserError where there is none."""
     from diffusers import StableDiffusionPipeline
@@ -207,16 +189,6 @@ def load_pipeline(path: str, dtype: str = "float32") -> Any:
         return StableDiffusionPipeline.from_pretrained(find_file(path), dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
         raise UserError(f"teacher.path={path} does not load as a Stable Diffusion folder: {str(error)[:300]}") from error
-
-
-class AttentionControl(Protocol):
-    """Changes attention probabilities while the network runs."""
-
-    def covers(self, is_cross: bool, pixels: int) -> bool:
-        """Whether it wants to see a layer; the others run on the fused kernel."""
-
-    def __call__(self, probabilities: Tensor, is_cross: bool) -> Tensor:
-        """The probabilities (rows, heads, pixels, keys) to use instead."""
 
 
 class _AllMaps(Exception):
@@ -234,15 +206,15 @@ class Attention:
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         is_cross = encoder_hidden_states is not None
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        context = encoder_hidden_states if is_cross else hidden_states
         batch, pixels = hidden_states.shape[:2]
         query, key, value = (
             x.view(batch, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
         recorded = is_cross and self.maps is not None
-        control = self.control if self.control and self.control.covers(is_cross, pixels) else None
-        if not recorded and control is None:
+        change = self.control(is_cross, pixels) if self.control else None
+        if not recorded and change is None:
             mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         else:
             if attn.upcast_attention:  # Stable Diffusion 2.1: the scores leave float16's range
@@ -252,8 +224,8 @@ class Attention:
                 self.maps.append(probabilities)  # type: ignore[union-attr]
                 if self.leave and len(self.maps) == self.cross_layers:  # type: ignore[arg-type]
                     raise _AllMaps
-            if control is not None:
-                probabilities = control(probabilities, is_cross)
+            if change is not None:
+                probabilities = change(probabilities)
             mixed = probabilities @ value
         mixed = mixed.transpose(1, 2).reshape(batch, pixels, -1)
         return attn.to_out[1](attn.to_out[0](mixed))

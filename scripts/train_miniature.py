@@ -50,25 +50,27 @@ def write_banks(folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    stage, *assignments = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if stage not in (*STAGES, "all", "banks", "-h", "--help", "help"):
-        raise SystemExit(f"unknown stage {stage!r}: one of {', '.join((*STAGES, 'all', 'banks'))}")
-    if stage == "banks":
-        write_banks(REPOSITORY / "configs" / "banks")
-        return 0
     from models.miniature.training.loop import Options, parse
 
+    stage, *assignments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if stage in ("-h", "--help", "help"):
         print(f"{__doc__}\nkeys and their common defaults:")
         for key, value in vars(Options()).items():
             print(f"  {key}={value}")
         for name, (*_, values) in STAGES.items():
             print(f"{name}: " + " ".join(f"{key}={value}" for key, value in values.items()))
-        return 0
-    for name in [name for name in STAGES if name != "check"] if stage == "all" else [stage]:
-        module, function, values = STAGES[name]
-        action = getattr(importlib.import_module(f"models.miniature.training.{module}"), function)
-        action(parse(Options(**values), assignments))
+    elif stage == "banks":
+        write_banks(REPOSITORY / "configs" / "banks")
+    elif stage not in (*STAGES, "all"):
+        raise SystemExit(f"unknown stage {stage!r}: one of {', '.join((*STAGES, 'all', 'banks'))}")
+    else:
+        for name in [name for name in STAGES if name != "check"] if stage == "all" else [stage]:
+            module, function, values = STAGES[name]
+            action = getattr(importlib.import_module(f"models.miniature.training.{module}"), function)
+            options = parse(Options(**values), assignments)
+            action(options)
+            for path in Path(options.out).rglob("*.safetensors"):
+                path.chmod(0o644)  # safetensors writes for its owner alone
     return 0
 
 

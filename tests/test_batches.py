@@ -85,7 +85,7 @@ def image(key):
 def test_an_edit_that_is_not_finite_is_an_error(tiny_teacher):
     editor = Editor(tiny_teacher, EditDirection(torch.full((1, 32, 32), torch.nan), "", ""), load(["edit.steps=2"]))
     maker = PairMaker(editor, Generate(batch=2), None, {})
-    source = SimpleNamespace(load=lambda index: image(f"tree-{index}"), name=str)
+    source = SimpleNamespace(load=lambda index: image(f"tree-{index}"), names=range(2))
     with pytest.raises(UserError, match="tree-0: the edit is not finite in generate.dtype=float16; take bfloat16 or float32"):
         list(maker.pairs(source, range(2), [], lambda count: None))
 

@@ -117,25 +117,25 @@ def test_maps_that_are_there_need_no_reference_pass(tiny_teacher):
     texts = Texts(*(tiny_teacher.embed(words) for words in (["a tree"] * 2, ["a pine tree"] * 2, ["a tree"] * 2)))
     guidance = Guidance(300.0, 3.0)
     maps, reference = {}, latent
-    for timestep, alpha, alpha_next in zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True):
+    for timestep, alpha, alpha_next in schedule:
         with torch.no_grad():
             noise, maps[timestep] = tiny_teacher.noise_and_maps(reference, timestep, texts.caption)
         reference = ddim_step(reference, noise, alpha, alpha_next)
-    del maps[schedule.timesteps[0]]
+    del maps[schedule[0].timestep]
     expected = edit_in_lockstep(tiny_teacher, schedule, latent, texts, guidance, Lockstep())[1]
     calls = []
     original = tiny_teacher.noise_and_maps
     tiny_teacher.noise_and_maps = lambda *inputs: calls.append(inputs[1]) or original(*inputs)
     found = edit_in_lockstep(tiny_teacher, schedule, latent, texts, guidance, Lockstep(reference=False, maps=maps))[1]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    assert calls == schedule.timesteps[:1]
+    assert calls == [schedule[0].timestep]
 
 
 def test_the_inversion_keeps_the_maps_that_guidance_asks_for(tiny_teacher):
     schedule = tiny_teacher.schedule(6)
     latent, text = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), tiny_teacher.embed(["a tree"])
     found = invert(tiny_teacher, steps_upwards(schedule), latent, text, [torch.Generator()], Inversion(), map_steps=3)
-    assert list(found.maps) == schedule.timesteps[3:0:-1] and len(found.maps[schedule.timesteps[1]]) > 3
+    assert list(found.maps) == [step.timestep for step in schedule[3:0:-1]] and len(found.maps[schedule[1].timestep]) > 3
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     arguments = ["edit.steps=6", "guidance.maps=inversion", "guidance.until=0.6"]
     assert set(edit(tiny_teacher, arguments, image, reconstruct=False).latents) == {"input", "inverted", "edit"}

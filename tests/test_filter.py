@@ -14,9 +14,8 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.loader import load
-from filter.clip_gain import CLIP_SCORES, clip_scores
-from filter.overlap import overlap_scores
-from filter.pictures import PICTURE_SCORES, flags_of, score_pictures
+from filter.score_table import CLIP_SCORES, PICTURE_SCORES, flags_of
+from filter.scores import clip_scores, overlap_scores, picture_scores
 from filter.selection import Criteria, criteria, select, selection_of
 from models.perceptual import perceptual_loss
 
@@ -34,7 +33,7 @@ def test_clip_scores_by_hand() -> None:
     source, target = unit(1, 0, 0), unit(0, 1, 0)
     inputs, edits = [unit(3, 1, 1), unit(1, 2, 2)], [unit(1, 3, 1), unit(0, 2, -1)]
     scores = clip_scores(np.stack(inputs), np.stack(edits), source, target)
-    assert tuple(scores) == CLIP_SCORES
+    assert tuple(scores) == tuple(CLIP_SCORES)
     for row, (picture, edit) in enumerate(zip(inputs, edits, strict=True)):
         wanted = {
             "sim_input_source": cosine(picture, source),
@@ -103,13 +102,13 @@ def test_picture_scores_against_the_lpips_package_and_a_loop() -> None:
     reference.load_state_dict(perceptual.lpips.state_dict(), assign=True)
     inputs, edits = smooth_pictures(4)[:2], smooth_pictures(4)[2:]
     inputs[1], edits[1] = smooth_pictures(1, 48)[0], np.full((48, 48, 3), 77, np.uint8)  # another size, and one colour
-    scores = score_pictures(perceptual, inputs, edits)
+    scores = picture_scores(perceptual, inputs, edits)
     for row, (picture, edit) in enumerate(zip(inputs, edits, strict=True)):
         tensors = [torch.from_numpy(image / 127.5 - 1).float().permute(2, 0, 1)[None] for image in (picture, edit)]
         before, after = laplacian_variance(picture), laplacian_variance(edit)
         wanted = dict(zip(PICTURE_SCORES, (float(reference(*tensors)), before, after, after / before), strict=True))
         assert {name: values[row] for name, values in scores.items()} == pytest.approx(wanted, rel=1e-4, abs=1e-6)
-    backwards = score_pictures(perceptual, edits[1:], inputs[1:])
+    backwards = picture_scores(perceptual, edits[1:], inputs[1:])
     assert backwards["sharpness_ratio"] == [None] and backwards["sharpness_input"][0] == pytest.approx(0, abs=1e-6)
 
 

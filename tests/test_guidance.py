@@ -86,13 +86,13 @@ def test_lockstep_is_the_two_pass_algorithm(setting):
     schedule = teacher.schedule(3)
     amount, scale = 50.0, 3.0
     stored, x = [], latent
-    for t, a, b in zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True):
+    for t, a, b in schedule:
         with torch.no_grad():
             noise, maps = teacher.noise_and_maps(x, t, caption)
         stored.append(maps)
         x = b**0.5 * (x - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - b) ** 0.5 * noise
     y = latent
-    for t, a, b, maps in zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, stored, strict=True):
+    for (t, a, b), maps in zip(schedule, stored, strict=True):
         variable = y.clone().requires_grad_()
         current = teacher.noise_and_maps(variable, t, edited)[1]
         loss = sum(((p - q) ** 2).sum((2, 3)).mean(1).sum() for p, q in zip(current, maps, strict=True))

@@ -17,7 +17,7 @@ from generate.inversion import (
     steps_upwards,
     symmetric_circulants,
 )
-from models.teacher import Schedule
+from models.teacher import Step
 
 
 def auto_correlation_loss(noise_BCHW, shifts_BCL, pool_gain):
@@ -76,9 +76,9 @@ def test_shifts_stay_in_range_and_belong_to_the_image():
     assert torch.equal(alone[0], shifts[1])
 
 
-def cosine_schedule(steps: int) -> Schedule:
+def cosine_schedule(steps: int) -> list[Step]:
     levels = torch.cos(torch.linspace(0.02, 0.49, steps + 1) * torch.pi).square().tolist()
-    return Schedule(list(range(steps, 0, -1)), levels[:0:-1], levels[-2::-1])
+    return list(map(Step, range(steps, 0, -1), levels[:0:-1], levels[-2::-1]))
 
 
 def test_inversion_and_sampling_are_inverse_for_an_exact_denoiser():
@@ -86,24 +86,23 @@ def test_inversion_and_sampling_are_inverse_for_an_exact_denoiser():
     torch.manual_seed(0)
     schedule = cosine_schedule(9)
     point, white = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    alpha_at = dict(zip(schedule.timesteps, schedule.alpha, strict=True))
+    alpha_at = {step.timestep: step.alpha for step in schedule}
 
     def noise(latent, timestep, _):
         alpha = alpha_at[timestep]
         return (latent - alpha**0.5 * point) / (1 - alpha) ** 0.5
 
     # The first inversion step evaluates the lowest level at the last timestep, so the trajectory starts there.
-    start = schedule.alpha_next[-1]
-    alpha_low = schedule.alpha[-1]
+    alpha_low, start = schedule[-1][1:]
     latent = alpha_low**0.5 * point + (1 - alpha_low) ** 0.5 * white
-    schedule = Schedule(schedule.timesteps, schedule.alpha, [*schedule.alpha_next[:-1], alpha_low])
+    schedule[-1] = schedule[-1]._replace(alpha_next=alpha_low)
     assert start > alpha_low
     teacher = SimpleNamespace(noise=noise)
     inverted = invert(teacher, steps_upwards(schedule), latent, None, [], Inversion(lambda_ac=0, lambda_kl=0)).noise
-    alpha = schedule.alpha[0]
+    alpha = schedule[0].alpha
     torch.testing.assert_close(inverted, alpha**0.5 * point + (1 - alpha) ** 0.5 * white, rtol=1e-4, atol=1e-4)
     sampled = inverted
-    for timestep, alpha, alpha_next in zip(schedule.timesteps, schedule.alpha, schedule.alpha_next, strict=True):
+    for timestep, alpha, alpha_next in schedule:
         sampled = ddim_step(sampled, noise(sampled, timestep, None), alpha, alpha_next)
     torch.testing.assert_close(sampled, latent, rtol=1e-4, atol=1e-4)
 
@@ -115,12 +114,12 @@ def test_ddim_step_is_diffusers(tiny_teacher):
     library = DDIMScheduler.from_config(tiny_teacher.scheduler.config)
     library.set_timesteps(7)
     schedule = tiny_teacher.schedule(7)
-    assert schedule.timesteps == library.timesteps.tolist()
+    assert [step.timestep for step in schedule] == library.timesteps.tolist()
     torch.manual_seed(0)
     for index in (0, 3, 6):
         latent, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
         expected = library.step(noise, library.timesteps[index], latent, eta=0.0).prev_sample
-        found = ddim_step(latent, noise, schedule.alpha[index], schedule.alpha_next[index])
+        found = ddim_step(latent, noise, *schedule[index][1:])
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -171,7 +171,7 @@ def test_the_segmenter_finds_a_tree_from_a_point():
     from safetensors.torch import load_file
     from segment_anything import SamPredictor
 
-    from models.segmenter_build import build_sam
+    from models.segmenter import build_sam
 
     sam = build_sam(json.loads((FOLDER / "segmenter" / "config.json").read_text()))
     sam.load_state_dict(load_file(FOLDER / "segmenter" / "model.safetensors"))

@@ -7,7 +7,7 @@ from configs.schema import PromptToPrompt
 from generate.directions import EditDirection
 from generate.editors import Editor
 from generate.guidance import Texts
-from generate.prompt_to_prompt import _Replacement, align_tokens, edit_by_replacing
+from generate.prompt_to_prompt import align_tokens, edit_by_replacing, replacement
 
 
 def tokens(teacher, text):
@@ -40,7 +40,8 @@ def test_the_edit_gets_the_references_probabilities(tiny_teacher):
     torch.manual_seed(0)
     cross = torch.rand(3, 2, 5, 32)  # reference, negative, edit; heads, pixels, tokens
     moved, own = align_tokens(tiny_teacher, ["a tree"], ["a tree, winter"])
-    changed = _Replacement((moved, own), True, 16)(cross, True)
+    control = replacement((moved, own), True, 16)
+    changed = control(True, 5)(cross)
     assert torch.equal(changed[:2], cross[:2])
     new = own[0].bool()
     assert torch.equal(changed[2][..., new], cross[2][..., new])
@@ -48,7 +49,7 @@ def test_the_edit_gets_the_references_probabilities(tiny_teacher):
         if not new[token]:
             torch.testing.assert_close(changed[2, ..., token], cross[0] @ moved[0, :, token])
     self_attention = torch.rand(3, 2, 16, 16)
-    assert torch.equal(_Replacement((moved, own), True, 16)(self_attention, False)[2], self_attention[0])
+    assert torch.equal(control(False, 16)(self_attention)[2], self_attention[0]) and control(False, 17) is None
 
 
 def test_all_attention_replaced_leaves_only_the_values(tiny_teacher):

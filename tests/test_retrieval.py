@@ -38,7 +38,7 @@ def test_the_nearest_to_the_source_words_are_kept(many, tmp_path, capsys):
     images = {path.name: np.asarray(Image.open(path)) for path in sorted(many.glob("*[0-9].png"))}
     cosines = {name: float(scorer.image_features([image])[0] @ text) for name, image in images.items()}
     best = sorted(cosines, key=lambda name: -cosines[name])
-    assert [found.name(index) for index in range(len(found))] == best[:3]
+    assert list(found.names) == best[:3]
     assert found.load(0).about["similarity"] == pytest.approx(cosines[best[0]], abs=1e-3)
     (listing,) = (tmp_path / "retrieval").rglob("nearest-*.json")
     assert [row["id"] for row in json.loads(listing.read_text())["nearest"]] == best[:3]
@@ -47,16 +47,16 @@ def test_the_nearest_to_the_source_words_are_kept(many, tmp_path, capsys):
 def test_an_aesthetics_score_is_asked_for_where_there_is_one(many, tmp_path):
     arguments = ["task=tree2winter", f"source.images={many}", "source.retrieve.k=9", "source.retrieve.aesthetics=9", f"runs_dir={tmp_path}"]
     found = input_source(load(arguments))
-    names = {found.name(index) for index in range(len(found))}
+    names = set(found.names)
     assert names == {"summer1.png", "summer2.png", "winter0.png", "winter1.png", "winter2.png"}
 
 
 def test_images_are_looked_at_once(many, tmp_path, monkeypatch):
     arguments = ["task=tree2winter", f"source.images={many}", "source.retrieve.k=2", f"runs_dir={tmp_path}"]
-    names = [(found := input_source(load(arguments))).name(index) for index in range(2)]
+    names = input_source(load(arguments)).names
     monkeypatch.setattr(ClipScorer, "image_features", lambda *_: pytest.fail("looked again"))
     found = input_source(load(arguments))
-    assert [found.name(index) for index in range(2)] == names
+    assert found.names == names and len(names) == 2
 
 
 def test_blip_captions_what_has_none(tiny_run, many, tmp_path):

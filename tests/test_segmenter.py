@@ -25,8 +25,7 @@ from configs.schema import Segmenter as Settings
 from models.clip_scorer import ClipScorer
 from models.miniature.scenes import Look, render
 from models.miniature.scenes import scene as scene_of
-from models.segmenter import Segmenter, load_sam, masked_crop
-from models.segmenter_build import build_sam
+from models.segmenter import Segmenter, build_sam, load_sam, masked_crop
 from models.segmenter_masks import MaskProposer
 
 TINY = {

@@ -75,7 +75,7 @@ def test_a_folder_is_searched_in_a_fixed_order_with_its_captions(tmp_path):
             save(Image.new("RGB", (8, 8)), tmp_path / name)
     (tmp_path / "b.txt").write_text(" two trees by a lake \n")
     source = open_source(Source(images=str(tmp_path)), TASK, 8, 10)
-    assert [source.name(index) for index in range(len(source))] == ["a.webp", "b.jpg", "sub/A b.png"]
+    assert list(source.names) == ["a.webp", "b.jpg", "sub/A b.png"]
     images = [source.load(index) for index in range(3)]
     assert [(image.caption, image.caption_from) for image in images] == [
         ("a photo of a tree", "task.caption"),
@@ -123,13 +123,13 @@ def tars(folder, shards=2):
 def test_tars_of_img2dataset(tmp_path, pattern):
     tars(tmp_path)
     source = open_source(Source(images=f"{tmp_path}/{pattern}"), TASK, 16, 100)
-    loaded = [source.load(index) for index in range(len(source))]
+    loaded = [source.load(index) for index in range(len(source.names))]
     assert [tuple(item.image[8, 8]) for item in loaded] == [(shard * 100, index * 100, 0) for shard in range(2) for index in range(3)]
     assert [item.caption for item in loaded[:2]] == ["from json 0", "from txt 1"]
     assert [item.caption_from for item in loaded[:2]] == ["json", "txt"]
     assert len({item.key for item in loaded}) == 6 and all(KEY.fullmatch(item.key) for item in loaded)
     assert loaded[4].about == {"id": "00001.tar/000010001"}
-    assert len(open_source(Source(images=f"{tmp_path}/{pattern}"), TASK, 16, 4)) == 4
+    assert len(open_source(Source(images=f"{tmp_path}/{pattern}"), TASK, 16, 4).names) == 4
 
 
 def test_a_tar_behind_an_address(tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_tar_behind_an_address(tmp_path, monkeypatch):
     with fsspec.open("memory://bucket/00000.tar", "wb") as stream:
         stream.write((tmp_path / "00000.tar").read_bytes())
     source = open_source(Source(images="memory://bucket/00000.tar"), TASK, 16, 100)
-    assert source.load(2).caption == "from txt 2" and source.name(2) == "00000.tar/000000002"
+    assert source.load(2).caption == "from txt 2" and source.names[2] == "00000.tar/000000002"
 
 
 @pytest.mark.parametrize("images", ["pipe:rm x.tar", "nowhere.tar", "broken.tar", "empty.tar", "file:///nowhere/x.tar"])
@@ -160,5 +160,5 @@ def test_a_list_of_images(tmp_path):
         save(Image.new("RGB", (20, 20), RED), tmp_path / "deep" / f"{name}.png")
     (tmp_path / "list.txt").write_text("deep/b.png\n\ndeep/a.png\n")
     source = open_source(Source(images=str(tmp_path / "list.txt")), TASK, 16, 100)
-    assert [source.name(index) for index in range(len(source))] == ["deep/b.png", "deep/a.png"]
+    assert list(source.names) == ["deep/b.png", "deep/a.png"]
     assert tuple(source.load(0).image[0, 0]) == RED

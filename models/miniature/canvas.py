@@ -23,12 +23,12 @@ class Canvas:
 
     def begin(self, noun):
         """Start a new object: what follows belongs to it."""
+        self._label = len(self.nouns)
         self.nouns.append(noun)
-        self._label = len(self.nouns) - 1
 
     def resume(self, noun):
-        """Go on with the last object of that name."""
-        self._label = len(self.nouns) - 1 - self.nouns[::-1].index(noun)
+        """Go on with the one object of that name."""
+        self._label = self.nouns.index(noun)
 
     def _draw(self, shape, place, colour, *width):
         """Draw ImageDraw's `shape` at `place`, points or a box (left, top, right, bottom) in canvas pixels."""

@@ -21,23 +21,14 @@ ADJECTIVES = {
 PINE_ADJECTIVES = ADJECTIVES | {"summer": ("summer", "green"), "autumn": ("autumn", "fall")}
 BARE = ("with bare branches", "covered in snow", "without leaves")
 FOLIAGE = {
-    "oak": {
-        "summer": ("with green leaves", "with lush foliage"),
-        "autumn": ("with orange leaves", "with red leaves", "with autumn foliage"),
-        "winter": BARE,
-    },
-    "birch": {
-        "summer": ("with green leaves", "with fresh foliage"),
-        "autumn": ("with yellow leaves", "with golden leaves"),
-        "winter": BARE,
-    },
-    "pine": {
-        "summer": ("with green needles", "that is evergreen"),
-        "autumn": ("with dark green needles",),
-        "winter": ("covered in snow", "with snowy branches"),
-    },
-}
-MIXED_FOLIAGE = {"summer": ("with green foliage",), "autumn": ("",), "winter": ("covered in snow",)}
+    "oak": {"summer": ("with green leaves", "with lush foliage"),
+            "autumn": ("with orange leaves", "with red leaves", "with autumn foliage"), "winter": BARE},
+    "birch": {"summer": ("with green leaves", "with fresh foliage"),
+              "autumn": ("with yellow leaves", "with golden leaves"), "winter": BARE},
+    "pine": {"summer": ("with green needles", "that is evergreen"),
+             "autumn": ("with dark green needles",), "winter": ("covered in snow", "with snowy branches")},
+    "mixed": {"summer": ("with green foliage",), "autumn": ("",), "winter": ("covered in snow",)},
+}  # fmt: skip
 LANDS = ("meadow", "field", "landscape", "hill", "countryside")
 SNOWY_LANDS = ("field", "landscape", "hill", "countryside", "scene")
 LAND_ADJECTIVES = {
@@ -68,32 +59,17 @@ BANK_SEED = 10_000_000  # far from the seeds of every picture
 
 
 def caption(scene: Scene, look: Look, variant: int = 0, name_season: bool = True) -> str:
-    """One English sentence about the scene in that look; `variant` chooses among wordings.
-
-    The season is named unless `name_season` is False; a species that the look names is always named; a sketch is called one.
-    """
+    """A sentence about the scene; `variant` chooses the wording. It names the look's species and style, and its season if `name_season`."""
     return _sentence(scene, look, random.Random(scene.seed * 17 + 3 + 7_919 * (variant + 1)), name_season)
 
 
-def bank(look: Look, count: int, seed: int = 0) -> list[str]:
+def bank(look: Look, count: int) -> list[str]:
     """`count` sentences about scenes in that look; the same scenes, in the same order, for every look."""
-    return [_sentence(scene(BANK_SEED + seed * 1000 + index), look, random.Random(seed * 1000 + index), True) for index in range(count)]
+    return [_sentence(scene(BANK_SEED + index), look, random.Random(index), True) for index in range(count)]
 
 
 def _an(text):
     return "an " + text[2:] if text.startswith("a ") and text[2:3] in "aeiou" else text
-
-
-def _surroundings(scene, season):
-    found = [phrase for what, phrases in SURROUNDINGS.items() if getattr(scene, what, scene.far == what) for phrase in phrases]
-    return ["near a frozen lake" if phrase == "near a lake" and season == "winter" else phrase for phrase in found]
-
-
-def _foliage(rng, species, present, season):
-    """Words for the leaves of trees of one species, or (None) of a mixed group."""
-    if species:
-        return rng.choice(FOLIAGE[species][season])
-    return rng.choice(MIXED_FOLIAGE[season] if "pine" in present else FOLIAGE["oak"][season])
 
 
 def _sentence(scene, look, rng, name_season):
@@ -105,7 +81,7 @@ def _sentence(scene, look, rng, name_season):
     number = rng.choice(NUMBERS[count])
     if count == 3 and number != "three" and rng.random() < 0.5:
         number = "three"
-    surroundings = _surroundings(scene, season)
+    surroundings = [phrase for what, phrases in SURROUNDINGS.items() if getattr(scene, what, scene.far == what) for phrase in phrases]
     form = rng.random()
     opening = rng.choice(OPENINGS[look.style])
     if form < 0.34:  # a photo of an oak tree in winter
@@ -114,7 +90,8 @@ def _sentence(scene, look, rng, name_season):
         adjectives = (PINE_ADJECTIVES if "pine" in present else ADJECTIVES)[season]
         parts = [f"{number} {rng.choice(adjectives)} {noun}" if name_season else f"{number} {noun}"]
     elif form < 0.76:  # an oak tree with bare branches (in winter)
-        foliage = _foliage(rng, species, present, season) if name_season else ""
+        leaves = species or ("mixed" if "pine" in present else "oak")
+        foliage = rng.choice(FOLIAGE[leaves][season]) if name_season else ""
         if count > 1 and foliage == "that is evergreen":
             foliage = "with green needles"
         parts = [f"{number} {noun}", foliage, rng.choice(WHEN[season]) if name_season and rng.random() < 0.55 else ""]
@@ -124,7 +101,8 @@ def _sentence(scene, look, rng, name_season):
         place = f"{'on' if land == 'hill' else 'in'} a {kind}"  # two trees on a snowy hill, or a summer landscape with a birch tree
         parts = [f"{number} {noun}", place] if form < 0.9 else [f"a {kind} with {number} {noun}"]
     if surroundings and rng.random() < 0.6:
-        parts.append(rng.choice(surroundings))
+        place = rng.choice(surroundings)
+        parts.append("near a frozen lake" if place == "near a lake" and season == "winter" else place)
     if rng.random() < 0.22:
         parts.append(rng.choice(TIMES[scene.time]))
     words = " ".join([opening, *map(_an, parts)]).split()

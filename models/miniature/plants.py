@@ -9,14 +9,8 @@ from models.miniature.textures import CANVAS, CLUMP_RADII, textures
 
 SPECIES = ("oak", "birch", "pine")
 LEAF_COLOURS = {
-    "oak": {
-        "summer": ((46, 104, 36), (58, 118, 40), (40, 98, 50)),
-        "autumn": ((206, 92, 28), (190, 62, 30), (222, 138, 34)),
-    },
-    "birch": {
-        "summer": ((92, 150, 56), (108, 160, 62), (82, 146, 70)),
-        "autumn": ((236, 186, 48), (228, 166, 40), (240, 200, 74)),
-    },
+    "oak": {"summer": ((46, 104, 36), (58, 118, 40), (40, 98, 50)), "autumn": ((206, 92, 28), (190, 62, 30), (222, 138, 34))},
+    "birch": {"summer": ((92, 150, 56), (108, 160, 62), (82, 146, 70)), "autumn": ((236, 186, 48), (228, 166, 40), (240, 200, 74))},
 }
 SNOW = (244, 248, 253)
 
@@ -45,8 +39,7 @@ class _Wood:
 
 def draw_tree(canvas, tree, season, light):
     """Draw the tree onto the canvas; `light` is -1 or 1, the side that the light comes from."""
-    draw = _draw_pine if tree.species == "pine" else _draw_broadleaf
-    draw(canvas, tree, season, light)
+    (_draw_pine if tree.species == "pine" else _draw_broadleaf)(canvas, tree, season, light)
 
 
 def _branch(rng, x, y, angle, length, width, depth, wood, spread, upward):
@@ -94,19 +87,15 @@ def _grow(rng, tree):
     return wood
 
 
-def _draw_trunk(canvas, wood, colour, light):
+def _draw_wood(canvas, wood, bark, twig, light):
     x, y, x2, y2, width = wood.segments[0]
     half, waist = width * 0.5, y - wood.trunk_height * 0.25
     left = [(x - half * 1.35, y + 2), (x - half * 0.95, waist), (x2 - half * 0.8, y2)]
     right = [(x2 + half * 0.8, y2), (x + half * 0.95, waist), (x + half * 1.35, y + 2)]
-    canvas.polygon(left + right, shade(colour, 0.82))
+    canvas.polygon(left + right, shade(bark, 0.82))
     lit = half * 0.35 * light
     face = [(x - half * 0.6 + lit, y + 1), (x2 - half * 0.45 + lit, y2), (x2 + half * 0.4 + lit, y2), (x + half * 0.6 + lit, y + 1)]
-    canvas.polygon(face, colour)
-
-
-def _draw_wood(canvas, wood, bark, twig, light):
-    _draw_trunk(canvas, wood, bark, light)
+    canvas.polygon(face, bark)
     for x, y, x2, y2, width in wood.segments[1:]:
         colour = bark if width > wood.trunk_width * 0.45 else twig
         pixels = max(1, int(round(width)))

@@ -23,8 +23,7 @@ def fractal_noise(rng, size, base, octaves, gain):
         cells = min(size, base * 2**octave)
         grid = Image.fromarray(rng.rand(cells, cells).astype(np.float32))
         field += amplitude * np.asarray(grid.resize((size, size), Image.BICUBIC))
-        total += amplitude
-        amplitude *= gain
+        total, amplitude = total + amplitude, amplitude * gain
     field /= total
     return (field - field.mean()) / field.std()
 
@@ -35,12 +34,9 @@ def _grey(values):
 
 def _ridge(rng):
     heights = np.zeros(RIDGE_POINTS)
-    amplitude = 1.0
     for octave in range(6):
         knots = 3 * 2**octave
-        places = np.linspace(0, knots, RIDGE_POINTS)
-        heights += amplitude * np.interp(places, np.arange(knots + 1), rng.randn(knots + 1))
-        amplitude *= 0.5
+        heights += 0.5**octave * np.interp(np.linspace(0, knots, RIDGE_POINTS), np.arange(knots + 1), rng.randn(knots + 1))
     return (heights - heights.mean()) / np.abs(heights).max()
 
 
@@ -58,30 +54,28 @@ def _clump(rng, radius, leaves):
     return stamp
 
 
-def _speckle(rng):
-    """Dots on the ground that grow towards the viewer: fallen leaves, flowers."""
+def _strewn(rng, count, mark):
+    """A mask of `count` marks on the ground, each by mark(pen, rng, x, y, nearness): they grow towards the viewer."""
     layer = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(layer)
-    for _ in range(420):
+    for _ in range(count):
         y = CANVAS * (0.45 + 0.55 * rng.random())
         x = CANVAS * rng.random()
-        radius = 0.7 + 2.0 * (y / CANVAS - 0.45)
-        pen.ellipse((x - radius, y - radius * 0.6, x + radius, y + radius * 0.6), fill=255)
+        mark(pen, rng, x, y, y / CANVAS - 0.45)
     return layer
 
 
-def _tuft(rng):
-    """Tufts of three blades of grass that grow towards the viewer."""
-    layer = Image.new("L", (CANVAS, CANVAS))
-    pen = ImageDraw.Draw(layer)
-    for _ in range(330):
-        y = CANVAS * (0.45 + 0.55 * rng.random())
-        x = CANVAS * rng.random()
-        height = 2 + 9 * (y / CANVAS - 0.45)
-        for blade in range(3):
-            foot = x + 1.6 * blade
-            pen.line((foot, y, foot + rng.uniform(-2, 2), y - height * rng.uniform(0.6, 1.1)), fill=255)
-    return layer
+def _dot(pen, rng, x, y, nearness):
+    """A fallen leaf or a flower."""
+    radius = 0.7 + 2.0 * nearness
+    pen.ellipse((x - radius, y - radius * 0.6, x + radius, y + radius * 0.6), fill=255)
+
+
+def _tuft(pen, rng, x, y, nearness):
+    """Three blades of grass."""
+    height = 2 + 9 * nearness
+    for foot in (x, x + 1.6, x + 3.2):
+        pen.line((foot, y, foot + rng.uniform(-2, 2), y - height * rng.uniform(0.6, 1.1)), fill=255)
 
 
 def _snowfall(rng):
@@ -116,8 +110,8 @@ def textures() -> SimpleNamespace:
             density: {radius: [_clump(shapes, radius, int(leaves * (radius / 14) ** 1.6)) for _ in range(10)] for radius in CLUMP_RADII}
             for density, leaves in CLUMP_LEAVES.items()
         },
-        speckles=[_speckle(shapes) for _ in range(8)],
-        tufts=[_tuft(shapes) for _ in range(6)],
+        speckles=[_strewn(shapes, 420, _dot) for _ in range(8)],
+        tufts=[_strewn(shapes, 330, _tuft) for _ in range(6)],
         flakes=[_snowfall(shapes) for _ in range(4)],
         ramps=[_ramp(start / 32) for start in range(28)],
     )

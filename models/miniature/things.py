@@ -87,23 +87,19 @@ def _draw_fence(canvas, rng, scene, season, sky_top, ground):
 
 
 def _draw_rocks(canvas, rng, scene, season, sky_top, ground):
-    for _ in range(rng.randint(2, 4)):
-        _draw_rock(canvas, rng, scene, season)
-
-
-def _draw_rock(canvas, rng, scene, season):
     horizon = scene.horizon * CANVAS
-    x, y = rng.uniform(0.08, 0.92) * CANVAS, horizon + rng.uniform(0.3, 0.9) * (CANVAS - horizon)
-    size = rng.uniform(10, 18)
-    outline = []
-    for angle in np.linspace(0, math.pi, 8):
-        u = x + size * math.cos(angle) * rng.uniform(0.85, 1.1)
-        outline.append((u, y - size * 0.8 * math.sin(angle) * rng.uniform(0.85, 1.1)))
-    colour = jitter(rng, (136, 134, 132), 12)
-    canvas.polygon(outline, shade(colour, 0.8))
-    canvas.polygon([(u + scene.light, v * 0.82 + (y - size * 0.5) * 0.18) for u, v in outline], colour)
-    if season == "winter":
-        canvas.polygon([(u, min(v, y - size * 0.3) - 1) for u, v in outline], (244, 248, 253))
+    for _ in range(rng.randint(2, 4)):
+        x, y = rng.uniform(0.08, 0.92) * CANVAS, horizon + rng.uniform(0.3, 0.9) * (CANVAS - horizon)
+        size = rng.uniform(10, 18)
+        outline = []
+        for angle in np.linspace(0, math.pi, 8):
+            u = x + size * math.cos(angle) * rng.uniform(0.85, 1.1)
+            outline.append((u, y - size * 0.8 * math.sin(angle) * rng.uniform(0.85, 1.1)))
+        colour = jitter(rng, (136, 134, 132), 12)
+        canvas.polygon(outline, shade(colour, 0.8))
+        canvas.polygon([(u + scene.light, v * 0.82 + (y - size * 0.5) * 0.18) for u, v in outline], colour)
+        if season == "winter":
+            canvas.polygon([(u, min(v, y - size * 0.3) - 1) for u, v in outline], (244, 248, 253))
 
 
 DRAWN = {"path": _draw_path, "lake": _draw_lake, "house": _draw_house, "fence": _draw_fence, "rocks": _draw_rocks}

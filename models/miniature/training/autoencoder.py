@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
+from models.devices import pick_device
 from models.miniature.scenes import STYLES, Look
 from models.miniature.training.data import VALIDATION_SEED, flipped, pictures, to_tensor, training_pictures
-from models.miniature.training.loop import Options, autocast, device_of, fit, log, save_half, untrained
+from models.miniature.training.loop import Options, autocast, fit, log, untrained
 from models.perceptual import perceptual_loss
 
 L1_WEIGHT, L2_WEIGHT, KL_WEIGHT = 3.0, 20.0, 2e-3
@@ -30,7 +31,7 @@ def train_vae(options: Options) -> None:
     """Train the autoencoder of `out`/teacher."""
     from diffusers import AutoencoderKL
 
-    device, folder = device_of(options), Path(options.out) / "teacher" / "vae"
+    device, folder = pick_device("auto"), Path(options.out) / "teacher" / "vae"
     vae = untrained(AutoencoderKL, "teacher/vae", options.init)
     vae.to(device, memory_format=torch.channels_last).train()
     perceptual = perceptual_loss(device)
@@ -55,12 +56,10 @@ def train_vae(options: Options) -> None:
             divergence = posterior.kl().mean() / posterior.mean[0].numel()
             decoded_BCHW = vae.decode(posterior.sample()).sample.float()
         error = decoded_BCHW - truth_BCHW
-        loss = L1_WEIGHT * error.abs().mean() + L2_WEIGHT * error.square().mean() + KL_WEIGHT * divergence
-        if options.perceptual:
-            top, left = torch.randint(truth_BCHW.shape[-1] - PERCEPTUAL_CROP + 1, (2,)).tolist()
-            crop = (..., slice(top, top + PERCEPTUAL_CROP), slice(left, left + PERCEPTUAL_CROP))
-            loss = loss + options.perceptual * perceptual(decoded_BCHW[crop], truth_BCHW[crop]).mean()
-        return loss
+        top, left = torch.randint(truth_BCHW.shape[-1] - PERCEPTUAL_CROP + 1, (2,)).tolist()
+        crop = (..., slice(top, top + PERCEPTUAL_CROP), slice(left, left + PERCEPTUAL_CROP))
+        distance = perceptual(decoded_BCHW[crop], truth_BCHW[crop]).mean()
+        return L1_WEIGHT * error.abs().mean() + L2_WEIGHT * error.square().mean() + KL_WEIGHT * divergence + distance
 
     fit("vae", vae, loss_of_step, options, measure)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -68,4 +67,4 @@ def train_vae(options: Options) -> None:
         spread = torch.cat([vae.encode(part).latent_dist.mode() for part in sample]).std()
     vae.register_to_config(scaling_factor=1 / float(spread))
     log(f"vae: {measure()}")
-    save_half(vae, folder)
+    vae.half().save_pretrained(folder)

@@ -9,17 +9,19 @@ import torch
 
 from configs.schema import Scorer, Segmenter
 from models.clip_scorer import ClipScorer
+from models.devices import pick_device
 from models.miniature.captions import bank
 from models.miniature.scenes import SEASONS, STYLES, Look, instances, mask, scene
 from models.miniature.training.autoencoder import quality
 from models.miniature.training.data import TEST_SEED, pictures, to_tensor
-from models.miniature.training.loop import Options, device_of, log
+from models.miniature.training.loop import Options, log
 from models.miniature.training.prompts import NOUNS, indefinite
 from models.miniature.training.scorer import SMALLEST_OBJECT, object_crop
 from models.miniature.training.segmenter import SMALLEST_OBJECT as SMALLEST_PROMPTED
 from models.perceptual import perceptual_loss
 from models.segmenter import load_sam
 
+VAE_SCENES, SCORER_SCENES, SEGMENTER_SCENES, AUTOMATIC_SCENES = 64, 200, 60, 12
 BANK_SENTENCES = 100
 PROMPTS = (
     "a photo of an oak tree in summer",
@@ -36,29 +38,27 @@ CROP_MARGIN, CROP_OUTSIDE = 0.1, 0.3  # as the filter crops by default
 GRID_ROWS, GRID_STEPS, GRID_GUIDANCE = 4, 25, 4.0
 
 
-def _seeds(count):
-    return range(TEST_SEED, TEST_SEED + count)
-
-
-def check_vae(folder: Path, device: torch.device, count: int = 64) -> dict[str, float]:
+def check_vae(folder: Path, device: torch.device) -> dict[str, float]:
     """Mean PSNR in dB and LPIPS of reconstructed photos and sketches."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(folder / "teacher" / "vae").float().to(device).eval()
     perceptual, rows = perceptual_loss(device), dict[str, float]()
     for style in STYLES:
-        found = quality(vae, perceptual, to_tensor(pictures(_seeds(count), Look("any", style=style)), device))
-        rows |= dict(zip((f"VAE, {style}: PSNR in dB", f"VAE, {style}: LPIPS (VGG)"), found, strict=True))
+        truth = pictures(range(TEST_SEED, TEST_SEED + VAE_SCENES), Look("any", style=style))
+        decibels, distance = quality(vae, perceptual, to_tensor(truth, device))
+        rows |= {f"VAE, {style}: PSNR in dB": decibels, f"VAE, {style}: LPIPS (VGG)": distance}
     return rows
 
 
-def check_scorer(folder: Path, device: torch.device, count: int = 200) -> dict[str, float]:
+def check_scorer(folder: Path, device: torch.device) -> dict[str, float]:
     """Shares of test scenes whose season, species or style the scorer names rightly."""
     judge = ClipScorer(Scorer(model=f"local-dir:{folder / 'scorer'}", templates=["{}"]), device)
+    seeds = range(TEST_SEED, TEST_SEED + SCORER_SCENES)
 
     @functools.cache
     def features(look):
-        return judge.image_features(list(pictures(_seeds(count), look)))
+        return judge.image_features(list(pictures(seeds, look)))
 
     def texts(groups):
         """One unit vector for each group of sentences."""
@@ -83,8 +83,7 @@ def check_scorer(folder: Path, device: torch.device, count: int = 200) -> dict[s
         rows[f"scorer, {name}"] = float(torch.cat(right).float().mean())
 
     crops, truth = [], []
-    for seed in _seeds(count):
-        picture = pictures(range(seed, seed + 1), Look("any"))[0]
+    for seed, picture in zip(seeds, pictures(seeds, Look("any")), strict=True):
         for noun, area in instances(scene(seed), Look("any")):
             if area.sum() >= SMALLEST_OBJECT:
                 crops.append(object_crop(picture, area, CROP_MARGIN, CROP_OUTSIDE))
@@ -101,7 +100,7 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
     return float((first & second).sum() / max(1, (first | second).sum()))
 
 
-def check_segmenter(folder: Path, device: torch.device, count: int = 60) -> dict[str, float]:
+def check_segmenter(folder: Path, device: torch.device) -> dict[str, float]:
     """Mean IoU from one point inside the object: the mask that the model itself expects to be best, of its three."""
     from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
@@ -109,9 +108,9 @@ def check_segmenter(folder: Path, device: torch.device, count: int = 60) -> dict
     predictor, rng = SamPredictor(sam), np.random.default_rng(0)
     generator = SamAutomaticMaskGenerator(sam, points_per_side=12, pred_iou_thresh=0.8, stability_score_thresh=0.8)
     found = defaultdict(list)
-    for number, seed in enumerate(_seeds(count)):
-        look = Look("any", style="sketch" if number % 4 == 3 else "photo")
-        picture = pictures(range(seed, seed + 1), look)[0]
+    for number in range(SEGMENTER_SCENES):
+        seed, look = TEST_SEED + number, Look("any", style="sketch" if number % 4 == 3 else "photo")
+        (picture,) = pictures(range(seed, seed + 1), look)
         predictor.set_image(picture)
         for noun, area in instances(scene(seed), look):
             if area.sum() >= SMALLEST_PROMPTED:
@@ -119,13 +118,12 @@ def check_segmenter(folder: Path, device: torch.device, count: int = 60) -> dict
                 masks, quality_M, _ = predictor.predict(np.array([[column + 0.5, row + 0.5]]), np.array([1]))
                 kind = f"{noun}, {look.style}" if noun == "tree" else "another object"
                 found[f"segmenter, {kind}: IoU from one point"].append(iou(masks[quality_M.argmax()], area))
-        if number < 12:
-            trees = mask(scene(seed), look, "tree")
-            proposals = [entry["segmentation"] for entry in generator.generate(picture)]
-            inside = [area for area in proposals if (area & trees).sum() > 0.5 * area.sum()]
-            found["segmenter, trees by automatic masks: IoU of their union"].append(
-                iou(np.any([np.zeros_like(trees), *inside], axis=0), trees)
-            )
+        if number < AUTOMATIC_SCENES:
+            trees, union = mask(scene(seed), look, "tree"), np.zeros((128, 128), bool)
+            for proposal in generator.generate(picture):
+                area = proposal["segmentation"]
+                union |= area & ((area & trees).sum() > 0.5 * area.sum())
+            found["segmenter, trees by automatic masks: IoU of their union"].append(iou(union, trees))
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
 
 
@@ -134,8 +132,7 @@ def draw_grid(folder: Path, path: Path, device: torch.device) -> None:
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import make_image_grid
 
-    teacher = folder / "teacher"
-    pipe = StableDiffusionPipeline.from_pretrained(teacher, torch_dtype=torch.float32, safety_checker=None).to(device)
+    pipe = StableDiffusionPipeline.from_pretrained(folder / "teacher", torch_dtype=torch.float32, safety_checker=None).to(device)
     pipe.set_progress_bar_config(disable=True)
     columns = []
     for column, prompt in enumerate(PROMPTS):
@@ -147,11 +144,9 @@ def draw_grid(folder: Path, path: Path, device: torch.device) -> None:
 
 def check(options: Options) -> None:
     """Print every figure as a Markdown table and write the grid to `work`/grid.png."""
-    device, folder = device_of(options), Path(options.out)
-    rows = check_vae(folder, device) | check_scorer(folder, device) | check_segmenter(folder, device)
+    device, folder, path = pick_device("auto"), Path(options.out), Path(options.work) / "grid.png"
     print("| measured on held-out scenes | |\n|---|---|")
-    for name, value in rows.items():
+    for name, value in (check_vae(folder, device) | check_scorer(folder, device) | check_segmenter(folder, device)).items():
         print(f"| {name} | {value:.3f} |")
-    path = Path(options.work) / "grid.png"
     draw_grid(folder, path, device)
     log(f"wrote {path}: columns are {'; '.join(PROMPTS)}")

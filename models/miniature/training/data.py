@@ -6,15 +6,15 @@ import os
 import random
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.lib.format import open_memmap
 
 from models.miniature.captions import caption
 from models.miniature.scenes import Look, render, scene
-from models.miniature.training.loop import Options, log
+from models.miniature.training.loop import Options, log, write_whole
 
 VALIDATION_SEED, TEST_SEED = 2_000_000, 3_000_000
 SEASON_NAMED_SHARE = 0.88  # of the captions; the others must leave the season open
@@ -22,7 +22,7 @@ CAPTIONS = 4  # wordings per training picture
 
 
 def training_look(seed: int, sketch_share: float) -> Look:
-    """The look in which training shows the scene of that seed: any season, sometimes a sketch."""
+    """The look in which the teacher sees a scene: any season, sometimes a sketch."""
     return Look("any", style="sketch" if random.Random(seed * 23 + 9).random() < sketch_share else "photo")
 
 
@@ -63,33 +63,39 @@ def _training_picture(sketch_share, seed):
 
 def training_pictures(options: Options) -> np.ndarray:
     """uint8 (N, 128, 128, 3) of the training scenes."""
-    return rendered(options, "pictures", partial(_training_picture, options.sketch_share), options.sketch_share)[0]
+    return rendered(options, ("pictures",), partial(_training_picture, options.sketch_share), options.sketch_share)[0]
 
 
 def cache_path(options: Options, name: str, *key: object) -> Path:
-    """The file of an array named after `name` and a hash of `key`."""
+    """The file of the array of that name made with `key`."""
     return Path(options.work) / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npy"
 
 
-def rendered(options: Options, name: str, make_one, *key: object) -> list[np.ndarray]:
-    """The arrays that `make_one(seed)` returns for the training scenes, each stacked over them and kept on disk; `key` says what else they
-    depend on.
-    """
+def rendered(options: Options, names: tuple[str, ...], make_one, *key: object) -> list[np.ndarray]:
+    """The arrays, one a name, of `make_one(seed)` stacked over the training scenes, kept on disk; `key`: what else they depend on."""
     seeds = training_seeds(options)
-    first = make_one(seeds[0])
-    paths = [cache_path(options, f"{name}{index}", seeds, *key) for index in range(len(first))]
+    paths = [cache_path(options, name, seeds, *key) for name in names]
     if not all(path.exists() for path in paths):
-        log(f"making {name} of {len(seeds)} scenes")
-        Path(options.work).mkdir(parents=True, exist_ok=True)
-        unfinished = [path.with_suffix(".tmp") for path in paths]
-        arrays = [open_memmap(path, "w+", part.dtype, (len(seeds), *part.shape)) for path, part in zip(unfinished, first, strict=True)]
+        log(f"making {' and '.join(names)} of {len(seeds)} scenes")
         with multiprocessing.get_context("spawn").Pool(options.workers or os.cpu_count()) as pool:
-            for index, parts in enumerate(pool.imap(make_one, seeds, chunksize=32)):
-                for array, part in zip(arrays, parts, strict=True):
-                    array[index] = part
-        for temporary, path in zip(unfinished, paths, strict=True):
-            os.replace(temporary, path)
+            columns = zip(*pool.imap(make_one, seeds, chunksize=32), strict=True)
+        for path, column in zip(paths, columns, strict=True):
+            write_whole(path, partial(np.save, arr=np.stack(column)))
     return [np.load(path, mmap_mode="r") for path in paths]
+
+
+def byte_pairs(texts: list[str], most: int, unknown: str | None = None):
+    """A `Tokenizer` of at most so many byte pairs of the lower-cased texts, among them `unknown` if it is named."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    word_end: dict[str, Any] = {"end_of_word_suffix": "</w>"}
+    tokenizer = Tokenizer(models.BPE(unk_token=unknown, **word_end))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    letters = [chr(code) for code in range(33, 127)]
+    special = [unknown] if unknown else []
+    trainer = trainers.BpeTrainer(vocab_size=most, special_tokens=special, initial_alphabet=letters, show_progress=False, **word_end)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def to_tensor(images: np.ndarray, device="cpu") -> torch.Tensor:

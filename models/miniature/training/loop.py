@@ -5,9 +5,9 @@ A step's data and noise follow from its number, so a checkpoint needs no random 
 
 import math
 import os
-import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,9 +33,7 @@ class Options:
     warmup: int = 200  # steps
     ema: float = 0.999  # decay of the averaged weights that are kept
     weight_decay: float = 0.01
-    perceptual: float = 1.0  # weight of LPIPS in the autoencoder's loss
     compile: bool = False  # worth its minute or two at the start on a GPU
-    threads: int = 0  # of torch on a CPU; 0: all
     workers: int = 0  # processes that render; 0: one a core
     save_minutes: float = 3.0  # between checkpoints
     log_steps: int = 50
@@ -52,16 +50,6 @@ def parse(defaults: Options, assignments: list[str]) -> Options:
         raise SystemExit(f"{str(error).splitlines()[0]}: expected key=value with one of {', '.join(vars(defaults))}") from error
 
 
-def device_of(options: Options) -> torch.device:
-    """The GPU if there is one, else the CPU with the threads asked for."""
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        return torch.device("cuda")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    return torch.device("cpu")
-
-
 def autocast(device: torch.device):
     """bfloat16 on a GPU, float32 on a CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -72,40 +60,30 @@ def untrained(kind, part: str, init: str):
     return kind.from_pretrained(init).float() if init else kind.from_config(kind.load_config(SHIPPED / part))
 
 
-def write_atomically(path: Path, write) -> None:
+def write_whole(path: Path, write) -> None:
     """Call `write(temporary path)`, then rename: the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     write(temporary)
-    temporary.chmod(0o644)  # safetensors writes for its owner alone
     os.replace(temporary, path)
 
 
 def write_weights(module: torch.nn.Module, path: Path) -> None:
     """The module's state as fp16 safetensors."""
-    state = {name: (value.half() if value.is_floating_point() else value).contiguous().cpu() for name, value in module.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(state, temporary))
-
-
-def save_half(module, folder: Path) -> None:
-    """Write a diffusers or transformers model as fp16 safetensors with its config, each file whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        module.half().save_pretrained(temporary)
-        for path in Path(temporary).iterdir():
-            os.replace(path, folder / path.name)
-            (folder / path.name).chmod(0o644)
+    state = {name: value.contiguous().cpu() for name, value in module.half().state_dict().items()}
+    write_whole(path, partial(save_file, state))
 
 
 def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options, report=None) -> None:
-    """Train the module's parameters that require a gradient, and leave their moving average in them.
+    """Train the module, and leave the moving average of its weights in it.
 
     `loss_of_step(step)` returns a scalar; torch is reseeded before each call. `report()` is called with the averaged weights in place after
     every checkpoint and returns a line to log. Raises RuntimeError on a non-finite gradient, before the update.
     """
     if not options.steps and not options.minutes:
         raise SystemExit("neither steps nor minutes: training would never end; give steps=N or minutes=N")
-    weights: list[torch.Tensor] = [weight for weight in module.parameters() if weight.requires_grad]
+    torch.backends.cuda.matmul.allow_tf32 = True
+    weights = list[torch.Tensor](module.parameters())
     average = [weight.detach().clone() for weight in weights]
     plain = [weight for weight in weights if weight.ndim <= 1]  # biases and norms do not decay
     groups: list[dict] = [{"params": [weight for weight in weights if weight.ndim > 1]}, {"params": plain, "weight_decay": 0.0}]
@@ -121,7 +99,7 @@ def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options, repo
 
     def save():
         state = {"module": module.state_dict(), "average": average, "optimiser": optimiser.state_dict(), "step": step, "seconds": seconds}
-        write_atomically(checkpoint, lambda temporary: torch.save(state, temporary))
+        write_whole(checkpoint, partial(torch.save, state))
 
     losses, saved, started = [], time.monotonic(), time.monotonic() - seconds
     while (progress := max(step / (options.steps or math.inf), seconds / (60 * options.minutes or math.inf))) < 1:

@@ -6,16 +6,17 @@ B pictures and texts of a batch.
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from models.devices import pick_device
 from models.miniature.captions import caption
 from models.miniature.scenes import instances, render, scene
-from models.miniature.training.data import SEASON_NAMED_SHARE, contrastive, flipped, rendered, to_tensor, training_seeds, varied_look
-from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, write_atomically, write_weights
+from models.miniature.terrain import DISTANT_NOUNS
+from models.miniature.training import data
+from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, write_weights
 from models.miniature.training.prompts import NOUNS, facts, object_prompt, scene_prompt
 from models.segmenter import masked_crop
 
@@ -50,7 +51,7 @@ def _part(rng, area):
 
 def _examples(seed):
     """The whole picture and crops of its objects: (uint8 (1 + OBJECTS, 64, 64, 3), nouns; -1 for the whole, -2 for none)."""
-    rng, this, look = random.Random(seed * 41 + 6), scene(seed), varied_look(seed)
+    rng, this, look = random.Random(seed * 41 + 6), scene(seed), data.varied_look(seed)
     picture = np.asarray(render(this, look))
     pixels = np.zeros((1 + OBJECTS, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     nouns = np.full(1 + OBJECTS, -2)
@@ -69,16 +70,16 @@ def _examples(seed):
 
 def _describe(rng, number, seed, noun):
     """(text, claims, facts, the number of the scene if the text is a sentence about it alone, else -1)."""
-    this, look = scene(seed), varied_look(seed)
+    this, look = scene(seed), data.varied_look(seed)
     if noun >= 0:
         shown = facts(this, look, [NOUNS[noun]])
         return (*object_prompt(rng, shown, NOUNS[noun]), shown, -1)
     present = [name for name in ("house", "lake", "path", "fence", "rocks") if getattr(this, name)]
-    distant = {"mountains": ["mountains"], "hills": ["hills"], "treeline": ["distant trees"], "none": []}[this.far]
+    distant = [DISTANT_NOUNS[this.far]] if this.far in DISTANT_NOUNS else []
     shown = facts(this, look, ["tree", "sky", "ground", *present, *distant])
     text, claims = scene_prompt(rng, shown)
     if rng.random() < CAPTION_SHARE:
-        text = caption(this, look, rng.randrange(8), rng.random() < SEASON_NAMED_SHARE)
+        text = caption(this, look, rng.randrange(8), rng.random() < data.SEASON_NAMED_SHARE)
         return text, claims, shown, number
     return text, claims, shown, -1
 
@@ -94,18 +95,11 @@ def _true_of(claims_B4, facts_B4, sentence_B):
 
 def make_tokenizer(texts, folder: Path):
     """Train a small byte-pair tokenizer of these texts and save it where open_clip looks for it."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import decoders, processors
     from transformers import PreTrainedTokenizerFast
 
-    word_end: dict[str, Any] = {"end_of_word_suffix": "</w>"}
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", **word_end))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = data.byte_pairs(sorted(set(texts)), VOCABULARY - 3, unknown="<unk>")
     tokenizer.decoder = decoders.BPEDecoder()
-    alphabet = [chr(code) for code in range(33, 127)]
-    spec: dict[str, Any] = {"vocab_size": VOCABULARY - 3, "special_tokens": ["<unk>"], "initial_alphabet": alphabet, "show_progress": False}
-    trainer = trainers.BpeTrainer(**spec, **word_end)
-    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
     tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])  # <end> last: open_clip pools at the highest id
     ids = {token: tokenizer.token_to_id(token) for token in ("<start>", "<end>")}
     tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=list(ids.items()))
@@ -118,10 +112,10 @@ def train_scorer(options: Options) -> None:
     """Train the scorer in `out`/scorer on whole pictures with sentences or short prompts, and on crops of single objects."""
     import open_clip
 
-    device, folder = device_of(options), Path(options.out) / "scorer"
+    device, folder = pick_device("auto"), Path(options.out) / "scorer"
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = training_seeds(options)
-    pixels, nouns = rendered(options, "objects", _examples, OBJECTS)
+    seeds = data.training_seeds(options)
+    pixels, nouns = data.rendered(options, ("crops", "nouns"), _examples, OBJECTS)
     rows = np.argwhere(nouns > -2)
 
     rng = random.Random(4)
@@ -130,8 +124,7 @@ def train_scorer(options: Options) -> None:
     log(f"scorer: {len(rows)} pictures, vocabulary of {vocabulary}")
     config = json.loads((SHIPPED / "scorer" / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["vocab_size"] = vocabulary
-    written = json.dumps(config, indent=2) + "\n"
-    write_atomically(folder / "open_clip_config.json", lambda path: path.write_text(written))
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     torch.manual_seed(12)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     model = open_clip.CLIP(**config["model_cfg"]).to(device, memory_format=torch.channels_last).train()
@@ -142,7 +135,7 @@ def train_scorer(options: Options) -> None:
         described = [_describe(rng, number, seeds[number], nouns[number, part]) for number, part in chosen]
         texts, claims, shown, sentence = zip(*described, strict=True)
         claims_B4, facts_B4 = np.array(claims), np.array(shown)
-        image_BCHW = flipped(to_tensor(pixels[chosen[:, 0], chosen[:, 1]], device))
+        image_BCHW = data.flipped(data.to_tensor(pixels[chosen[:, 0], chosen[:, 1]], device))
         brightness = 1 + 0.1 * torch.randn(len(chosen), 1, 1, 1, device=device)
         image_BCHW = (image_BCHW * brightness + 0.03 * torch.randn_like(image_BCHW)).clamp(-1, 1)
         with autocast(device):
@@ -153,7 +146,7 @@ def train_scorer(options: Options) -> None:
         logits_BB = logits_BB.masked_fill(also_true, float("-inf"))  # neither a match nor a mistake
         with torch.no_grad():
             model.logit_scale.clamp_(max=float(np.log(MAX_LOGIT_SCALE)))
-        return contrastive(logits_BB)
+        return data.contrastive(logits_BB)
 
     fit("scorer", model, loss_of_step, options)
     write_weights(model, folder / "open_clip_model.safetensors")

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from models.devices import pick_device
 from models.miniature.scenes import SIZE, instances, render, scene
 from models.miniature.training.data import rendered, varied_look
-from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, write_atomically, write_weights
-from models.segmenter_build import build_sam
+from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, write_weights
+from models.segmenter import build_sam
 
 SMALLEST_OBJECT = 24  # px
 TREE = 128  # added to the label of a tree
@@ -60,9 +61,7 @@ def _loss(masks_NMHW, quality_NM, target_NHW):
 
 
 def _decode(decoder, embedding_BDHW, place, sparse_BPTD, dense_NDHW):
-    """MaskDecoder.predict_masks for the prompts of several images in one call (its own takes one image): masks N x M x H x W, their
-    predicted quality N x M.
-    """
+    """MaskDecoder.predict_masks for several images (its own takes one): masks N x M x H x W, their predicted quality N x M."""
     batch, prompts = sparse_BPTD.shape[:2]
     outputs_TD = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens_NTD = torch.cat([outputs_TD.expand(batch * prompts, -1, -1), sparse_BPTD.flatten(0, 1)], 1)
@@ -76,8 +75,8 @@ def _decode(decoder, embedding_BDHW, place, sparse_BPTD, dense_NDHW):
 
 def train_segmenter(options: Options) -> None:
     """Train the segmenter in `out`/segmenter."""
-    device, folder = device_of(options), Path(options.out) / "segmenter"
-    pictures, labels = rendered(options, "labelled", _example)
+    device, folder = pick_device("auto"), Path(options.out) / "segmenter"
+    pictures, labels = rendered(options, ("labelled", "labels"), _example)
     torch.manual_seed(3)
     config = (SHIPPED / "segmenter" / "config.json").read_text()
     sam = build_sam(json.loads(config)).to(device).train()
@@ -112,4 +111,4 @@ def train_segmenter(options: Options) -> None:
 
     fit("segmenter", sam, loss_of_step, options)
     write_weights(sam, folder / "model.safetensors")
-    write_atomically(folder / "config.json", lambda path: path.write_text(config))
+    (folder / "config.json").write_text(config)

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.devices import pick_device
 from models.miniature.scenes import STYLES, Look
 from models.miniature.training import data
 from models.miniature.training.data import CAPTIONS, VALIDATION_SEED
-from models.miniature.training.loop import SHIPPED, Options, autocast, device_of, fit, log, save_half, untrained, write_atomically
+from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, untrained, write_whole
 
 TOKENS = 32
 VOCABULARY = 1200  # at most; the captions have fewer pairs to merge
@@ -27,15 +28,10 @@ def encode(tokenizer, texts: list[str]) -> torch.Tensor:
 
 def make_tokenizer(texts: list[str], folder: Path):
     """Train CLIP's kind of byte-pair tokenizer on the captions and save it; returns the CLIPTokenizer."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer, learner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    letters = [chr(code) for code in range(33, 127)]
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator(texts, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    merges = [tuple(pair) for pair in json.loads(data.byte_pairs(texts, VOCABULARY).to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # all 256 bytes
     entries = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     entries += ["<|startoftext|>", "<|endoftext|>"]
@@ -59,7 +55,7 @@ def train_text(options: Options) -> None:
     """Train tokenizer and text encoder of `out`/teacher contrastively on pictures and captions."""
     from transformers import CLIPTextModel
 
-    device, folder = device_of(options), Path(options.out) / "teacher"
+    device, folder = pick_device("auto"), Path(options.out) / "teacher"
     pictures = data.training_pictures(options)
     texts = data.training_sentences(options)
     tokenizer = make_tokenizer(texts, folder / "tokenizer")
@@ -83,28 +79,26 @@ def train_text(options: Options) -> None:
     names = encoder.state_dict().keys()  # releases of transformers differ in whether these carry a prefix
     prefix = "text_model." if next(iter(names)).startswith("text_model.") else ""
     encoder.load_state_dict({prefix + name: tensor for name, tensor in state.items() if prefix + name in names})
-    save_half(encoder, folder / "text_encoder")
+    encoder.half().save_pretrained(folder / "text_encoder")
 
 
 @torch.no_grad()
 def _latents(vae, pictures, device):
     """Scaled latent modes, float16 (N, 4, 32, 32)."""
-    chunks = []
+    found = []
     for start in range(0, len(pictures), 64):
         with autocast(device):
             mode = vae.encode(data.to_tensor(pictures[start : start + 64], device)).latent_dist.mode()
-        chunks.append((mode.float() * vae.config.scaling_factor).half().cpu())
-    return torch.cat(chunks).numpy()
+        found.append((mode.float() * vae.config.scaling_factor).half().cpu())
+    return torch.cat(found).numpy()
 
 
 def _training_latents(vae, options, device):
     """_latents of the training pictures, kept on disk."""
-    seeds = data.training_seeds(options)
-    path = data.cache_path(options, "latents", seeds, options.sketch_share, vae.config.scaling_factor)
+    path = data.cache_path(options, "latents", data.training_seeds(options), options.sketch_share, vae.config.scaling_factor)
     if not path.exists():
         log(f"making {path}")
-        latents = _latents(vae, data.training_pictures(options), device)
-        write_atomically(path, lambda temporary: np.save(temporary, latents))
+        write_whole(path, partial(np.save, arr=_latents(vae, data.training_pictures(options), device)))
     return np.load(path, mmap_mode="r")
 
 
@@ -137,7 +131,7 @@ def train_unet(options: Options) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    device, folder = device_of(options), Path(options.out) / "teacher"
+    device, folder = pick_device("auto"), Path(options.out) / "teacher"
     for part, stage in (("vae", "vae"), ("tokenizer", "text"), ("text_encoder", "text")):
         if not (folder / part).is_dir():
             raise SystemExit(f"{folder / part} is not there: run the stage {stage} first, with the same out")
@@ -151,12 +145,10 @@ def train_unet(options: Options) -> None:
     latents = _training_latents(vae, options, device)
     tokens = encode(tokenizer, data.training_sentences(options)).view(len(latents), CAPTIONS, TOKENS)
     empty = encode(tokenizer, [""])
-    signal = scheduler.alphas_cumprod.to(device)
 
     def errors(latent_BCHW, noise_BCHW, time_B, token_BT):
         """The objective of a latent diffusion model: the mean squared error of the predicted noise of each sample (B,)."""
-        share_B111 = signal[time_B][:, None, None, None]
-        noisy_BCHW = share_B111.sqrt() * latent_BCHW + (1 - share_B111).sqrt() * noise_BCHW
+        noisy_BCHW = scheduler.add_noise(latent_BCHW, noise_BCHW, time_B)
         with autocast(device):
             with torch.no_grad():  # the attention mask is all ones, as the pipeline passes none
                 caption_BTD = text_encoder(input_ids=token_BT.to(device)).last_hidden_state
@@ -178,7 +170,7 @@ def train_unet(options: Options) -> None:
 
     fit("unet", unet, loss_of_step, options, measure)
     log(f"unet: {measure()}")
-    save_half(unet, folder / "unet")
+    unet.half().save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
     parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
     pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False)
