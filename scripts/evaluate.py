@@ -74,8 +74,7 @@ HELD_OUT_SEED = 2_000_000  # scenes below it may have trained the shipped genera
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    named = bool(arguments) and arguments[0].isalnum()
-    table = arguments.pop(0) if named else "sweep"
+    table = arguments.pop(0) if arguments and arguments[0].isalnum() else "sweep"
     if table not in TABLES:
         print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)
         return 2
@@ -102,31 +101,28 @@ def _images_name(config: Config) -> str:
 
 def variants(config: Config, table: str = "sweep") -> dict[str, Config]:
     """Each row's method at its setting, as a configuration of its own, by the row's name. Both tables and the sweep share their edits."""
-    swept, found = config.evaluate, {}
+    swept = config.evaluate
+    strength, scale, amount = config.direction.strength, config.guidance.scale, config.guidance.amount
     if table == "sweep":
-        amounts, scales = swept.amounts or [config.guidance.amount], swept.scales or [config.guidance.scale]
-        strengths = swept.strengths or [config.direction.strength]
-        for method, strength, scale, amount in product(swept.methods, strengths, scales, amounts):
-            name, variant = _variant(config, replace(config.edit, method=method), strength, scale, amount)
-            found[name] = variant
-        return found
-    rows = [(f"SDEdit {strength:g}", replace(config.edit, method="sdedit", strength=strength)) for strength in swept.sdedit_strengths]
-    rows = [] if table == "table2" else rows
-    rows += [(LABELS.get(method, method), replace(config.edit, method=method)) for method in METHODS_OF[table]]
-    for label, edit in rows:
-        found[label] = _variant(config, edit, config.direction.strength, config.guidance.scale, config.guidance.amount)[1]
-    return found
+        settings = product(swept.methods, swept.strengths or [strength], swept.scales or [scale], swept.amounts or [amount])
+        return dict(_variant(config, replace(config.edit, method=method), *setting) for method, *setting in settings)
+    edits = {}
+    if table == "table1":
+        edits = {f"SDEdit {part:g}": replace(config.edit, method="sdedit", strength=part) for part in swept.sdedit_strengths}
+    edits |= {LABELS[method]: replace(config.edit, method=method) for method in METHODS_OF[table]}
+    return {label: _variant(config, edit, strength, scale, amount)[1] for label, edit in edits.items()}
 
 
 def _variant(config: Config, edit: Edit, strength: float, scale: float, amount: float) -> tuple[str, Config]:
     """One method at one setting: a name that tells it apart, and its configuration, which says where its edits lie."""
     from generate.editors import METHODS
 
-    parts, photographs = METHODS.get(edit.method), bool(config.source.images)
+    photographs = bool(config.source.images)
+    parts = METHODS.get(edit.method, METHODS["B"])  # the editor refuses an unknown one
     name = f"{edit.method} scale {scale:g}"
-    name += f" part {edit.strength:g}" if parts and parts.noise == "partial" else ""
-    name += f" amount {amount:g}" if parts and parts.guided else ""
-    name += f" strength {strength:g}" if parts and parts.text == "direction" else ""
+    name += f" part {edit.strength:g}" if parts.noise == "partial" else ""
+    name += f" amount {amount:g}" if parts.guided else ""
+    name += f" strength {strength:g}" if parts.text == "direction" else ""
     variant = replace(
         config,
         edit=edit,
@@ -139,7 +135,7 @@ def _variant(config: Config, edit: Edit, strength: float, scale: float, amount: 
     generating = replace(
         config.generate,
         pairs=max(config.evaluate.scenes, config.generate.pairs) if runs_own else config.evaluate.scenes,
-        save_reconstruction=runs_own or bool(parts and parts.guided),
+        save_reconstruction=runs_own or parts.guided,
         out=str(pairs_dir(config) if runs_own else run_dir(config) / "evaluate" / _images_name(config) / name.replace(" ", "-")),
     )
     return name, replace(variant, generate=generating)
@@ -220,23 +216,15 @@ def generators(config: Config, keys: Collection[str], side: int) -> dict[str, An
     """The run's exported generator and the shipped one by name, as far as they are there, fit, and never saw the images of these keys."""
     from distill.translate import Translator
 
-    files, found = {"distilled": run_dir(config) / "export" / "generator.onnx"}, {}
-    if files["distilled"].is_file() and _trained_on(config, keys):
+    files = {"distilled": run_dir(config) / "export" / "generator.onnx"}
+    finished = [shard for shard in pairs_dir(config).glob("[0-9]*.tar") if is_finished(shard)]
+    if files["distilled"].is_file() and any(key in keys for shard in finished for key in read_manifest(shard)["keys"]):
         print(f"{files['distilled']} learned from some of these images: it gets no row")
         del files["distilled"]
     if config.distill.init and (config.source.images or config.evaluate.first_seed >= HELD_OUT_SEED):
         files["distilled, shipped"] = Path(find_file(config.distill.init)).with_suffix(".onnx")
-    for name, onnx in files.items():
-        translator = Translator(onnx) if onnx.is_file() else None
-        if translator and translator.side == side:
-            found[name] = translator
-    return found
-
-
-def _trained_on(config: Config, keys: Collection[str]) -> bool:
-    """Whether any of the images is an input of the run's pairs, which its generator was made from."""
-    shards = [shard for shard in pairs_dir(config).glob("[0-9]*.tar") if is_finished(shard)]
-    return any(key in keys for shard in shards for key in read_manifest(shard)["keys"])
+    translators = {name: Translator(onnx) for name, onnx in files.items() if onnx.is_file()}
+    return {name: translator for name, translator in translators.items() if translator.side == side}
 
 
 def print_tables(found: Mapping[str, Any], table: str) -> None:

@@ -69,7 +69,8 @@ class Judges:
         if masks and truth is not None:
             of_truth = scene_masks(records, task.scene_truth, side, self.nouns[1])
             for name, found in masks.items():
-                columns[name] |= {"mask_found": found.any((1, 2)), "iou_true": metrics.mask_iou(found, of_truth)}
+                columns[name]["mask_found"] = found.mean((1, 2)) > 0
+                columns[name]["iou_true"] = metrics.mask_iou(found, of_truth)
         return columns
 
     def against_teacher(self, edits: np.ndarray, teacher: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
