@@ -8,26 +8,30 @@ writes <run>/report.html. Each stage takes up what is there: a second run only w
 
 from __future__ import annotations
 
-import statistics
 import time
-import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from configs.cli import entry
 from configs.loader import run_dir
 from configs.schema import Config
+from distill.export import export
+from distill.train import train
+from distill.translate import Translator
+from filter.run import print_summary, score_and_select
 from generate import run as generate_run
 from generate.shards import Pair, read_pairs, write_json
+from scripts.evaluate import generator_seconds, true_edit
+from scripts.report import write_report
 
 SECTIONS = ("task", "teacher", "generate", "distill", "demo")
 # Of the pictures that scikit-image installs with itself, those that are photographs.
 PHOTOGRAPHS = ("coffee.png", "astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "grass.png")
-TIMED_CALLS = 50
 COMPARED = {
     "input to the truth": ("input", "truth"),
     "teacher's edit to the truth": ("edit", "truth"),
@@ -49,12 +53,6 @@ def plan(config: Config) -> dict[str, Any]:
 
 def demo(config: Config) -> Path:
     """Every stage in turn; returns the path of the report."""
-    from distill.export import export
-    from distill.train import train
-    from distill.translate import Translator
-    from filter.run import print_summary, score_and_select
-    from scripts.report import write_report
-
     timings: dict[str, float] = {}
 
     def stage(name: str, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -94,11 +92,6 @@ def edit_held_out(config: Config, name: str, **source: Any) -> list[Pair]:
     return pairs
 
 
-def generator_seconds(translator: Any, image: np.ndarray) -> float:
-    """Median seconds of one edit by the exported generator, one image at a time."""
-    return statistics.median(timeit.repeat(lambda: translator(image), number=1, repeat=TIMED_CALLS))
-
-
 def distances(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:
     """What is COMPARED, its mean PSNR (dB) and its mean LPIPS, over the rows that have a true edit."""
     from models.perceptual import perceptual_loss
@@ -114,7 +107,6 @@ def distances(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:
 
 def _sample_photographs(folder: Path) -> Path:
     """A folder of jpg made of the photographs that scikit-image carries."""
-    from PIL import Image
     from skimage import data
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,10 +117,8 @@ def _sample_photographs(folder: Path) -> Path:
     return folder
 
 
-def _row(config: Config, translator: Any, pair: Pair) -> dict[str, Any]:
+def _row(config: Config, translator: Translator, pair: Pair) -> dict[str, Any]:
     """One row of the report: teacher and generator side by side, and the true edit where the image is a rendered scene."""
-    from scripts.evaluate import true_edit
-
     source, images = pair.record["source"], {**pair.images, "generator": translator(pair.images["input"])}
     if "scene_seed" not in source:
         return {"title": source["id"], "images": images}

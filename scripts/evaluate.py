@@ -12,8 +12,10 @@ picture grid go to <run>/evaluate/<table>/<first seed>; edits that are there are
 from __future__ import annotations
 
 import csv
+import statistics
 import sys
 import textwrap
+import timeit
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, product
@@ -21,14 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import find_file, pairs_dir, run_dir
 from configs.schema import Config, Edit
+from distill.translate import Translator
 from generate.run import generate
 from generate.shards import Pair, is_finished, read_manifest, read_pairs, write_json
-from scripts.demo import generator_seconds
+from generate.sources import photo_key
+from models.devices import pick_device
+from models.miniature.scenes import Look, render, scene
 
 SECTIONS = ("task", "teacher", "source", "inversion", "edit", "guidance", "generate", "scorer", "segmenter", "evaluate")
 COLUMNS = {  # title and digits after the point
@@ -68,6 +74,7 @@ GRID_ROWS = 12
 GRID_SIDE = 192  # px of a picture in the grid, at most
 MIN_GRID_SIDE = 96  # px: a name must fit above it
 FONT_SIZE, LINE_HEIGHT, CHARACTER_WIDTH = 12, 15, 6.5  # px of the names
+TIMED_CALLS = 50
 HELD_OUT_SEED = 2_000_000  # scenes below it may have trained the shipped generator (models/miniature/README.md)
 
 
@@ -94,8 +101,6 @@ def folder(config: Config, table: str) -> Path:
 
 
 def _images_name(config: Config) -> str:
-    from generate.sources import photo_key
-
     return photo_key(config.source.images) if config.source.images else str(config.evaluate.first_seed)
 
 
@@ -146,7 +151,6 @@ def evaluate(config: Config, table: str = "sweep") -> dict[str, Any]:
 
     Also written as table.json, table.csv and grid.png. UserError where weights are missing, before any edit is made.
     """
-    from models.devices import pick_device
     from scripts.judges import Judges
     from scripts.metrics import psnr
 
@@ -204,18 +208,12 @@ def _summary(config: Config, row: Mapping[str, np.ndarray]) -> dict[str, dict[st
 
 def true_edit(config: Config, about: Mapping[str, Any], side: int) -> np.ndarray:
     """The true edit of a rendered scene (`about`: its record's source), RGB uint8 side x side x 3."""
-    from PIL import Image
-
-    from models.miniature.scenes import Look, render, scene
-
     picture = render(scene(about["scene_seed"]), Look(**config.task.scene_truth))
     return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS))
 
 
-def generators(config: Config, keys: Collection[str], side: int) -> dict[str, Any]:
+def generators(config: Config, keys: Collection[str], side: int) -> dict[str, Translator]:
     """The run's exported generator and the shipped one by name, as far as they are there, fit, and never saw the images of these keys."""
-    from distill.translate import Translator
-
     files = {"distilled": run_dir(config) / "export" / "generator.onnx"}
     finished = [shard for shard in pairs_dir(config).glob("[0-9]*.tar") if is_finished(shard)]
     if files["distilled"].is_file() and any(key in keys for shard in finished for key in read_manifest(shard)["keys"]):
@@ -225,6 +223,11 @@ def generators(config: Config, keys: Collection[str], side: int) -> dict[str, An
         files["distilled, shipped"] = Path(find_file(config.distill.init)).with_suffix(".onnx")
     translators = {name: Translator(onnx) for name, onnx in files.items() if onnx.is_file()}
     return {name: translator for name, translator in translators.items() if translator.side == side}
+
+
+def generator_seconds(translator: Translator, image: np.ndarray) -> float:
+    """Median seconds of one edit by the exported generator, one image at a time."""
+    return statistics.median(timeit.repeat(lambda: translator(image), number=1, repeat=TIMED_CALLS))
 
 
 def print_tables(found: Mapping[str, Any], table: str) -> None:
@@ -261,10 +264,8 @@ def _write(where: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndar
     print(f"table and grid: {where}")
 
 
-def picture_grid(pictures: Mapping[str, np.ndarray]) -> Any:
-    """A PIL image as the paper's figures: a row a scene, a column a method with its name above."""
-    from PIL import Image, ImageDraw, ImageFont
-
+def picture_grid(pictures: Mapping[str, np.ndarray]) -> Image.Image:
+    """As the paper's figures: a row a scene, a column a method with its name above."""
     count = min(GRID_ROWS, *(len(stack) for stack in pictures.values()))
     side = min(GRID_SIDE, max(MIN_GRID_SIDE, *(stack.shape[1] for stack in pictures.values())))
     titles = [textwrap.fill(name, int(side / CHARACTER_WIDTH)) for name in pictures]

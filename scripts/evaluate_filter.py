@@ -19,6 +19,11 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import pairs_dir, run_dir
 from configs.schema import Config
+from filter.score_table import read_scores
+from filter.selection import Criteria, criteria, select
+from generate.shards import read_pairs, write_json
+from models.devices import pick_device
+from scripts.evaluate import true_edit
 
 SECTIONS = ("task", "teacher", "generate", "scorer", "segmenter", "filter")
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.3)  # of the best by CLIP gain
@@ -44,10 +49,6 @@ def evaluate_filter(config: Config) -> dict[str, Any]:
     A row has 'selection', 'kept' (share), 'precision', 'recall' and the means 'lpips_kept', 'lpips_dropped', 'psnr_kept', 'psnr_dropped';
     None of an empty set. UserError without a true edit or scores.
     """
-    from filter.score_table import read_scores
-    from filter.selection import Criteria, criteria, select
-    from generate.shards import write_json
-
     if not config.task.scene_truth:
         raise UserError(f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against")
     asked, table = criteria(config), read_scores(config)
@@ -72,10 +73,7 @@ def evaluate_filter(config: Config) -> dict[str, Any]:
 
 def _distances_to_truth(config: Config) -> np.ndarray:
     """To each pair's true edit: LPIPS of the edit and of the input, PSNR of the edit in dB; 3 x N. UserError for pairs of photographs."""
-    from generate.shards import read_pairs
-    from models.devices import pick_device
     from models.perceptual import perceptual_loss
-    from scripts.evaluate import true_edit
     from scripts.metrics import lpips_distance, psnr
 
     perceptual = perceptual_loss(pick_device(config.filter.device))

@@ -23,7 +23,8 @@ from configs.errors import UserError
 from configs.loader import pairs_dir, run_dir, to_yaml
 from configs.schema import Config
 from filter.report import SAYS
-from generate.shards import encode_png
+from filter.score_table import read_scores
+from generate.shards import encode_png, read_pair
 from scripts.report_charts import TEMPLATES, Series, histogram, line_chart, smoothed
 
 SECTIONS = ("task", "generate", "scorer")
@@ -58,8 +59,6 @@ def write_report(
     rows: held-out scenes {'title': str, 'images': {name: RGB uint8 H x W x 3}} with the names of COLUMNS. distances: what was compared, its
     PSNR in dB and its LPIPS. timings: seconds of each stage. *_seconds: of one image; 0 where it was not timed.
     """
-    from filter.score_table import read_scores
-
     run = run_dir(config)
     if not run.is_dir():
         raise UserError(f"{run}: no such run; make its pairs with generate/run.py")
@@ -116,7 +115,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _groups(config: Config, rows: Sequence[Mapping], selection: Mapping) -> dict[str, tuple[int, list[dict]]]:
     """Title -> (how many pairs there are, those shown with what the template says of them); reads only the images shown."""
     from distill.pairs import find_pairs
-    from generate.shards import read_pair
 
     groups = {}
     for title, keys in (("Accepted pairs", set(selection["kept"])), ("Rejected pairs", selection["dropped"])):
