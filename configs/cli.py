@@ -62,6 +62,5 @@ def describe_keys(sections: Sequence[str]) -> str:
     lines = []
     for key, item in known_keys().items():
         if "." not in key or key.split(".")[0] in sections:
-            default = item.default_factory() if callable(item.default_factory) else item.default
-            lines.append(f"  {key + '=' + str(default):44} {item.metadata['help']}")
+            lines.append(f"  {key + '=' + str(item.default_factory()):44} {item.metadata['help']}")
     return "\n".join(lines)

@@ -157,8 +157,7 @@ def pairs_dir(config: Config) -> Path:
 
 def digest(*parts: Any) -> str:
     """A hash (16 hex digits) of dataclasses or JSON values: equal exactly when their contents are."""
-    plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
 
 
 def find_file(path: str) -> str:

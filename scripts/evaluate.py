@@ -189,7 +189,7 @@ def evaluate(config: Config, table: str = "sweep") -> dict[str, Any]:
             summary[name] |= _summary(config, of_images) | {column: {"mean": value} for column, value in of_sets.items()}
         summary[name]["seconds"] = {"mean": generator_seconds(translator, inputs[0])}
     found = {"images": len(inputs), "measured_by": judges.measured_by, "rows": summary}
-    _write(folder(config, table), found, {"input": inputs, **{name: stack for name, stack in images.items() if name != "input unchanged"}})
+    _write(folder(config, table), found, {"input": images.pop("input unchanged"), **images})
     return found
 
 
