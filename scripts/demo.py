@@ -98,8 +98,10 @@ def distances(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:
     from scripts.metrics import lpips_distance, psnr
 
     with_truth = [row["images"] for row in rows if "truth" in row["images"]]
+    if not with_truth:
+        return []
     perceptual, found = perceptual_loss("cpu"), []
-    for what, names in COMPARED.items() if with_truth else ():
+    for what, names in COMPARED.items():
         stacks = [np.stack([images[name] for images in with_truth]) for name in names]
         found.append((what, float(psnr(*stacks).mean()), float(lpips_distance(perceptual, *stacks).mean())))
     return found
