@@ -235,6 +235,7 @@ class Distill:
     save_every_images: int = _opt(20_000, "checkpoint, validation and sample grid each so many images")
     keep_checkpoints: int = _opt(2, "newest checkpoints kept")
     workers: int = _opt(2, "decoding processes")
+    cache_gb: float = _opt(4.0, "keep the decoded training pictures in memory where all are at most so many GB a process; 0: never")
     dtype: str = _opt("float32", "float32 or bfloat16 autocast")
     compile: bool = _opt(False, "run the networks through torch.compile: minutes at the start, less time a step")
     tracker: str = _opt("auto", "tracker of accelerate (tensorboard, wandb, ...); auto: tensorboard where it is installed; empty: none")
@@ -264,6 +265,15 @@ class Evaluate:
     amounts: list[float] = _opt([], "guidance amounts to sweep; empty: guidance.amount")
     scales: list[float] = _opt([], "guidance scales to sweep; empty: guidance.scale")
     strengths: list[float] = _opt([], "direction strengths to sweep; empty: direction.strength")
+
+
+@dataclass
+class Compare:
+    """scripts/compare.py: the same training in several ways."""
+
+    jobs: int = _opt(1, "trainings at once; more than one share the GPU, and images a second is then each one's share")
+    few_pairs: int = _opt(256, "augment: pairs to train on, the first of the selection")
+    init: str = _opt("models/miniature/generator/generator.safetensors", "transfer: the trained generator to start from")
 
 
 @dataclass
@@ -308,6 +318,7 @@ class Config:
     distill: Distill = field(default_factory=Distill)
     export: Export = field(default_factory=Export)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    compare: Compare = field(default_factory=Compare)
     benchmark: Benchmark = field(default_factory=Benchmark)
     demo: Demo = field(default_factory=Demo)
     runs_dir: str = _opt("runs", "everything is written below <runs_dir>/<task>/<teacher>")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,16 +22,38 @@ from generate.shards import PairLocation, finished_shards, locate, read_pair
 
 
 class PairDataset(Dataset):
-    """Pairs by position: (position, input, edit), the images uint8 3 x H x W; read from the shards in place, nothing is copied."""
+    """Pairs by position: (position, input, edit), the images uint8 3 x H x W; read from the shards in place.
 
-    def __init__(self, locations: Sequence[PairLocation], resolution: int) -> None:
+    Where all of them, decoded, are at most cache_gb, each is decoded once: the worker processes fill and read one memory. What they get
+    are views of it, not to be written to.
+    """
+
+    def __init__(self, locations: Sequence[PairLocation], resolution: int, cache_gb: float = 0.0) -> None:
         self.locations = list(locations)
         self.resolution = resolution
+        self.cache_N2CHW: torch.Tensor | None = None
+        size = (len(self.locations), 2, 3, resolution, resolution)
+        if math.prod(size) <= cache_gb * 1e9:
+            try:
+                self.cache_N2CHW = torch.empty(size, dtype=torch.uint8).share_memory_()
+                self.cached_N = torch.zeros(len(self.locations), dtype=torch.bool).share_memory_()
+            except RuntimeError as error:  # a container may have little: then as without
+                self.cache_N2CHW = None
+                print(f"warning: decoded pictures are not kept ({str(error).splitlines()[0]})", file=sys.stderr)
 
     def __len__(self) -> int:
         return len(self.locations)
 
     def __getitem__(self, position: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+        if self.cache_N2CHW is None:
+            return position, *self._decode(position)
+        if not self.cached_N[position]:
+            for place, image_CHW in zip(self.cache_N2CHW[position], self._decode(position), strict=True):
+                place.copy_(image_CHW)
+            self.cached_N[position] = True  # only now: another process may look
+        return position, *self.cache_N2CHW[position]
+
+    def _decode(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         pair = read_pair(self.locations[position], ("input", "edit"))
         side = self.resolution
         for name in ("input", "edit"):
@@ -39,7 +63,7 @@ class PairDataset(Dataset):
                     f"teacher.resolution={side} asks for {(side, side, 3)}"
                 )
         input_CHW, edit_CHW = (torch.from_numpy(pair.images[name].transpose(2, 0, 1).copy()) for name in ("input", "edit"))
-        return position, input_CHW, edit_CHW
+        return input_CHW, edit_CHW
 
 
 def selected_keys(run: Path) -> list[str]:

@@ -30,7 +30,8 @@ from models.perceptual import perceptual_loss
 
 LOG_EVERY_S = 10.0  # a line of progress
 EMA_RAMP = 0.05  # the half-life is at most this share of the images seen, so that the start is soon forgotten (Karras et al. 2020)
-FREE_KEYS = ("images", "save_every_images", "keep_checkpoints", "max_validation_pairs", "workers", "tracker")  # change no weight
+# these change no weight
+FREE_KEYS = ("images", "save_every_images", "keep_checkpoints", "max_validation_pairs", "workers", "cache_gb", "tracker")
 
 
 class TrainingState:
@@ -44,7 +45,7 @@ class TrainingState:
         resolution = config.teacher.resolution
         locations = pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config)))
         training, held_out = pairs.split(pairs.source_ids(locations), self.config.validation_share, self.seed)
-        self.training = pairs.PairDataset([locations[place] for place in training], resolution)
+        self.training = pairs.PairDataset([locations[place] for place in training], resolution, self.config.cache_gb)
         self.held_out = pairs.PairDataset([locations[place] for place in held_out][: self.config.max_validation_pairs], resolution)
 
         torch.manual_seed(self.seed)
@@ -84,6 +85,8 @@ class TrainingState:
         }
         self._resume(config)
         if self.config.compile:
+            if self.device.type == "cuda":
+                self.generator.write_as_sums()
             for module in (self.generator, self.perceptual, *([self.adversary.discriminator] if self.adversary else [])):
                 module.compile()
         self.model = accelerator.prepare_model(self.generator)

@@ -32,7 +32,7 @@ SAYS = {
     "sim_input_target": "cosine of input and target text",
     "sim_edit_source": "cosine of edit and source text",
     "sim_edit_target": "cosine of edit and target text",
-    "clip_gain": "cosine to the target text: edit less input",
+    "clip_gain": "how much nearer to the target text the edit is than the input",
     "clip_directional": "cosine of the change in picture and the change in text",
     "image_image": "cosine of input and edit",
     "overlap_iou": "foreground masks: intersection over union",

@@ -64,7 +64,10 @@ class Dense(nn.Module):
 
 
 class Blur(nn.Module):
-    """The binomial filter [1, 3, 3, 1] in both directions, against aliasing (Zhang 2019); `gain` 4 where zeros were put in between."""
+    """The binomial filter [1, 3, 3, 1] in both directions, against aliasing (Zhang 2019); `gain` 4 where zeros were put in between.
+
+    as_sums: see CoModGenerator.as_sums.
+    """
 
     kernel_11KK: torch.Tensor
     smooth_11KK: torch.Tensor
@@ -74,10 +77,13 @@ class Blur(nn.Module):
         line_K, short_K = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, torch.tensor([1.0, 2.0, 1.0]) / 4
         self.register_buffer("kernel_11KK", (gain * line_K[:, None] * line_K)[None, None], persistent=False)
         self.register_buffer("smooth_11KK", (short_K[:, None] * short_K)[None, None], persistent=False)
-        self.padding, self.stride = padding, stride
+        self.padding, self.gain, self.stride = padding, gain, stride
+        self.as_sums = False
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Sides grow by 2 padding - 3, then shrink by the stride. One depthwise convolution: on CPUs 2 to 10 times faster than two."""
+        if self.as_sums:
+            return shifted_sum(x_BCHW, [1.0, 3.0, 3.0, 1.0], self.gain / 64, self.padding, self.stride)
         channels = x_BCHW.shape[1]
         return F.conv2d(x_BCHW, self.kernel_11KK.expand(channels, -1, -1, -1), None, self.stride, self.padding, groups=channels)
 
@@ -88,7 +94,20 @@ class Blur(nn.Module):
         """
         channels = x_BCHW.shape[1]
         x_BCHW = F.interpolate(x_BCHW, scale_factor=2.0)
+        if self.as_sums:
+            return shifted_sum(x_BCHW, [1.0, 2.0, 1.0], 1 / 16, 1, 1)
         return F.conv2d(x_BCHW, self.smooth_11KK.expand(channels, -1, -1, -1), padding=1, groups=channels)
+
+
+def shifted_sum(x_BCHW: torch.Tensor, taps: list[float], scale: float, padding: int, stride: int) -> torch.Tensor:
+    """The filter taps x taps x scale on every channel, as sums of shifted pictures."""
+    x_BCHW = F.pad(x_BCHW, [padding] * 4)
+    for dim in (2, 3):
+        count = (x_BCHW.shape[dim] - len(taps)) // stride + 1
+        starts = range(len(taps))
+        steps = [torch.ops.aten.slice(x_BCHW, dim, start, start + stride * (count - 1) + 1, stride) for start in starts]
+        x_BCHW = sum(tap * step for tap, step in zip(taps, steps, strict=True))
+    return x_BCHW * scale
 
 
 class Depthwise(nn.Module):
@@ -116,10 +135,14 @@ class Conv(nn.Module):
         self.depthwise = Depthwise(inputs) if separable and not down else None
         self.blur = Blur(padding=1 + kernel // 2, stride=2 if separable else 1) if down else None
         self.padding = kernel // 2
+        self.as_sums = False
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """B x I x H x W -> B x O x H x W, or half the sides."""
         weight_OIKK, bias_O = self.weight(), self.bias * GAIN
+        if self.as_sums and weight_OIKK.shape[1] == 3:
+            weight_OI11 = weight_OIKK[..., 0:1, 0:1]
+            return activate(sum((x_BCHW[:, i : i + 1] * weight_OI11[:, i] for i in range(3)), bias_O[:, None, None]))
         if self.blur is not None:
             return activate(F.conv2d(self.blur(x_BCHW), weight_OIKK, bias_O, stride=2 // self.blur.stride))
         if self.depthwise is not None:
@@ -131,12 +154,10 @@ class ModulatedConv(nn.Module):
     """Convolution whose input channels a style scales, its outputs brought back to unit variance (Karras et al. 2020, section 2.2).
 
     Scaling the input, convolving with shared weights and scaling the output equals the per-sample weights of the paper, batches without
-    grouped convolutions, and exports to ONNX. `separable` as in Conv.
+    grouped convolutions, and exports to ONNX. The generator computes all layers' scales at once. `separable` as in Conv.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, style: int, kernel: int = 3, up: bool = False, demodulate: bool = True, separable: bool = False
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, style: int, kernel: int = 3, up: bool = False, separable: bool = False) -> None:
         super().__init__()
         kernel = 1 if separable else kernel
         self.weight = EqualizedWeight(outputs, inputs, kernel, kernel)
@@ -144,28 +165,43 @@ class ModulatedConv(nn.Module):
         self.depthwise = Depthwise(inputs) if separable and not up else None
         self.blur = Blur(padding=1, gain=4.0) if up else None
         self.padding = kernel // 2
-        self.demodulate = demodulate
+        self.as_sums = False
 
-    def forward(self, x_BIHW: torch.Tensor, style_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B x O x H x W, the factors B x O x 1 x 1 that demodulate it or None); twice the sides with `up`.
-
-        The factors are left to the caller, who has to scale and shift the result anyway.
-        """
-        weight_OIKK, scale_BI = self.weight(), self.affine(style_BS)
+    def forward(self, x_BIHW: torch.Tensor, scale_BI: torch.Tensor) -> torch.Tensor:
+        """B x O x H x W, or twice the sides with `up`; still to be brought to unit variance by the caller, who scales and shifts it anyway."""
+        weight_OIKK = self.weight()
         x_BIHW = x_BIHW * scale_BI[:, :, None, None]
         if self.depthwise is not None:
             x_BIHW = self.depthwise(x_BIHW)
-        if self.blur is None or self.padding == 0:
-            y_BOHW = F.conv2d(x_BIHW, weight_OIKK, padding=self.padding)
-            y_BOHW = y_BOHW if self.blur is None else self.blur.upsample(y_BOHW)
-        else:
-            y_BOHW = self.blur(F.conv_transpose2d(x_BIHW, weight_OIKK.transpose(0, 1), stride=2))
-        if not self.demodulate:
-            return y_BOHW, None
-        power_OI = weight_OIKK.square().sum((2, 3))
+        if self.blur is None:
+            return F.conv2d(x_BIHW, weight_OIKK, padding=self.padding)
+        if self.padding == 0:
+            return self.blur.upsample(F.conv2d(x_BIHW, weight_OIKK))
+        if UP_PHASES:
+            return self.blur(up_phases(x_BIHW, weight_OIKK))
+        return self.blur(F.conv_transpose2d(x_BIHW, weight_OIKK.transpose(0, 1), stride=2))
+
+    def power(self) -> torch.Tensor:
+        """I x O: what a unit of each input's squared scale adds to each output's variance."""
+        power_OI = self.weight().square().sum((2, 3))
         if self.depthwise is not None:
             power_OI = power_OI * self.depthwise.weight().square().sum((1, 2, 3))
-        return y_BOHW, torch.rsqrt(scale_BI.square() @ power_OI.T + EPSILON)[:, :, None, None]
+        return power_OI.T
+
+
+UP_PHASES = False
+
+
+def up_phases(x, weight_OIKK):
+    """conv_transpose2d with stride 2 as one 2 x 2 convolution to four times the channels."""
+    E = x.new_zeros(2, 2, 3)
+    E[0, 0, 2] = E[0, 1, 0] = E[1, 1, 1] = 1
+    outputs, inputs = weight_OIKK.shape[:2]
+    w = torch.einsum("auk,bvl,oikl->aboiuv", E, E, weight_OIKK).reshape(4 * outputs, inputs, 2, 2)
+    y = F.conv2d(x, w, padding=1)
+    batch, _, h, wd = y.shape
+    y = y.view(batch, 2, 2, outputs, h, wd).permute(0, 3, 4, 1, 5, 2).reshape(batch, outputs, 2 * h, 2 * wd)
+    return y[..., :-1, :-1]
 
 
 class SynthesisLayer(nn.Module):
@@ -177,16 +213,16 @@ class SynthesisLayer(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x_BCHW: torch.Tensor, style_BS: torch.Tensor, noise: bool) -> torch.Tensor:
-        """noise: add one random value a pixel, the same for all channels."""
-        y_BCHW, demodulation_BC11 = self.conv(x_BCHW, style_BS)
+    def forward(self, x_BCHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor, noise: bool) -> torch.Tensor:
+        """factor_BO: what brings the outputs to unit variance. noise: add one random value a pixel, the same for all channels."""
+        y_BCHW = self.conv(x_BCHW, scale_BI)
         bias_C11 = self.bias[:, None, None]
         if noise:
             bias_C11 = bias_C11 + self.noise_strength * torch.randn_like(y_BCHW[:, :1])
-        shift_C11, factor_BC11 = bias_C11 * GAIN, demodulation_BC11 * GAIN
-        if factor_BC11.dtype != y_BCHW.dtype:  # autocast makes float32 of them; without it no cast must stand in an exported graph
-            shift_C11, factor_BC11 = shift_C11.to(y_BCHW.dtype), factor_BC11.to(y_BCHW.dtype)
-        return activate(torch.addcmul(shift_C11, y_BCHW, factor_BC11))
+        shift_C11, factor_BO11 = bias_C11 * GAIN, (factor_BO * GAIN)[:, :, None, None]
+        if factor_BO11.dtype != y_BCHW.dtype:  # autocast makes float32 of them; without it no cast must stand in an exported graph
+            shift_C11, factor_BO11 = shift_C11.to(y_BCHW.dtype), factor_BO11.to(y_BCHW.dtype)
+        return activate(torch.addcmul(shift_C11, y_BCHW, factor_BO11))
 
 
 class ToRGB(nn.Module):
@@ -194,12 +230,16 @@ class ToRGB(nn.Module):
 
     def __init__(self, inputs: int, style: int) -> None:
         super().__init__()
-        self.conv = ModulatedConv(inputs, 3, style, kernel=1, demodulate=False)
+        self.conv = ModulatedConv(inputs, 3, style, kernel=1)
         self.bias = nn.Parameter(torch.zeros(3))
+        self.as_sums = False
 
-    def forward(self, x_BCHW: torch.Tensor, style_BS: torch.Tensor) -> torch.Tensor:
-        """B x 3 x H x W."""
-        return self.conv(x_BCHW, style_BS)[0] + self.bias[:, None, None]
+    def forward(self, x_BCHW: torch.Tensor, scale_BI: torch.Tensor) -> torch.Tensor:
+        """B x 3 x H x W. Three channels out: scaling the weights is less work than scaling x."""
+        if not self.as_sums:
+            return self.conv(x_BCHW, scale_BI) + self.bias[:, None, None]
+        weight_BOI = self.conv.weight()[None, :, :, 0, 0] * scale_BI[:, None]
+        return (x_BCHW[:, None] * weight_BOI[..., None, None]).sum(2) + self.bias[:, None, None]
 
 
 class Encoder(nn.Module):
@@ -282,14 +322,39 @@ class CoModGenerator(nn.Module):
         if z_BD is None:
             z_BD = image_BCHW.new_zeros(1, self._config["z_dim"])
         w_BD = self.mapping(z_BD * torch.rsqrt(z_BD.square().mean(1, keepdim=True) + EPSILON))
-        w_BD = w_BD.expand(image_BCHW.shape[0], -1)
         features, code_BD = self.encoder(image_BCHW)
         code_BD = F.dropout(code_BD, self._config["dropout"], self.training)
-        style_BS = torch.cat([w_BD, code_BD], dim=1)  # co-modulation (Zhao et al. 2021, equation 3)
+        scales, factors = self._modulation(w_BD, code_BD)
         x_BCHW = self.start(code_BD).view_as(features[0]) + features[0]
-        x_BCHW = self.layers[0](x_BCHW, style_BS, noise)
-        rgb_BCHW = self.to_rgb[0](x_BCHW, style_BS)
+        x_BCHW = self.layers[0](x_BCHW, scales[self.layers[0].conv], factors[self.layers[0].conv], noise)
+        rgb_BCHW = self.to_rgb[0](x_BCHW, scales[self.to_rgb[0].conv])
         for up, layer, to_rgb, feature_BCHW in zip(self.ups, self.layers[1:], self.to_rgb[1:], features[1:], strict=True):
-            x_BCHW = layer(up(x_BCHW, style_BS, noise) + feature_BCHW, style_BS, noise)
-            rgb_BCHW = self.rgb_upsample.upsample(rgb_BCHW) + to_rgb(x_BCHW, style_BS)
+            x_BCHW = up(x_BCHW, scales[up.conv], factors[up.conv], noise) + feature_BCHW
+            x_BCHW = layer(x_BCHW, scales[layer.conv], factors[layer.conv], noise)
+            rgb_BCHW = self.rgb_upsample.upsample(rgb_BCHW) + to_rgb(x_BCHW, scales[to_rgb.conv])
         return rgb_BCHW
+
+    def _modulation(self, w_BD: torch.Tensor, code_BD: torch.Tensor) -> tuple[dict[ModulatedConv, torch.Tensor], ...]:
+        """Every modulated convolution's scales B x I and, but for ToRGB's, the factors B x O that demodulate it.
+
+        The style is [w, code] (co-modulation: Zhao et al. 2021, equation 3). One product for all scales and one for all layers of a
+        shape: a few large kernels in the place of dozens that take a GPU longer to start than to run.
+        """
+        layers = [layer.conv for layer in (*self.ups, *self.layers)]
+        convs = layers + [to_rgb.conv for to_rgb in self.to_rgb]
+        weight_IS, bias_I = torch.cat([conv.affine.weight() for conv in convs]), torch.cat([conv.affine.bias for conv in convs])
+        of_w_IS, of_code_IS = weight_IS.split([w_BD.shape[1], code_BD.shape[1]], 1)
+        scale_BI = F.linear(code_BD, of_code_IS) + F.linear(w_BD, of_w_IS, bias_I)
+        scales = dict(zip(convs, scale_BI.split([len(conv.affine.bias) for conv in convs], 1), strict=True))
+        factors = {}
+        for shape in dict.fromkeys(conv.weight.raw.shape[:2] for conv in layers):
+            alike = [conv for conv in layers if conv.weight.raw.shape[:2] == shape]
+            power_LIO, scale_LBI = torch.stack([conv.power() for conv in alike]), torch.stack([scales[conv] for conv in alike])
+            factors |= dict(zip(alike, torch.rsqrt(scale_LBI.square() @ power_LIO + EPSILON), strict=True))
+        return scales, factors
+
+    def write_as_sums(self) -> CoModGenerator:
+        for module in self.modules():
+            if hasattr(module, "as_sums"):
+                module.as_sums = True
+        return self

@@ -70,10 +70,10 @@ class Teacher:
         self._timesteps = torch.arange(len(self._alphas), device=device)  # a number from the CPU each step would make the GPU wait
         self._attention = Attention(sum(name.endswith(".attn2.processor") for name in self.unet.attn_processors))
         self.unet.set_attn_processor(self._attention)
-        self._run: Callable[..., tuple[Tensor, list[Tensor]]] = torch.compile(self._network) if compiled else self._network
+        self._run: Callable[..., tuple[Tensor, list[Tensor]]] = torch.compile(self._network, dynamic=False) if compiled else self._network
         self._run_for_maps: Callable[..., list[Tensor]] = self._network_until_maps
         if compiled:  # the compiler drops what the maps do not need by itself
-            self._run_for_maps = torch.compile(self._maps_of_network)
+            self._run_for_maps = torch.compile(self._maps_of_network, dynamic=False)
 
     def schedule(self, steps: int) -> Schedule:
         """DDIM with `steps` steps by the teacher's own scheduler configuration (betas, spacing, offset, final alpha)."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from scripts.benchmark_train import benchmark_train
 from scripts.timing import CAPTION, measure, product_rate, stable_diffusion_14
 
 SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "generator", "augment", "distill", "benchmark")
+WARM_STEPS = 4  # of an edit that only loads, chooses and compiles kernels, or counts operations
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the printed table, those that a row has
     "seconds": ("seconds a pair", lambda value: f"{value:.3f}" if value >= 0.1 else f"{value:.5f}"),
     "images_per_s": ("images a second", lambda value: f"{value:.1f}"),
@@ -75,10 +77,11 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
     torch.manual_seed(0)
     images = torch.rand(count, 3, side, side) * 2 - 1  # the speed depends on neither pixels nor weights
     attention = dict(pipeline.unet.attn_processors)
-    plain = PlainPix2PixZero(pipeline, config.edit.steps)
-    direction = 0.1 * torch.randn_like(plain.embed(CAPTION))
+    size = pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.hidden_size
+    direction = 0.1 * torch.randn(1, *size, device=device, dtype=DTYPES[dtype])
 
-    def run_plain() -> None:
+    def run_plain(steps: int = config.edit.steps) -> None:
+        plain = PlainPix2PixZero(pipeline, steps)
         for image in images[: config.benchmark.plain_pairs]:
             with torch.no_grad():
                 latent = pipeline.vae.encode(image[None].to(device, DTYPES[dtype])).latent_dist.mode() * pipeline.vae.config.scaling_factor
@@ -88,25 +91,26 @@ def benchmark_generate(config: Config) -> dict[str, Any]:
                 with torch.no_grad():
                     pipeline.vae.decode(edited / pipeline.vae.config.scaling_factor)
 
-    rows = {"plain loop, one at a time": measure(run_plain, config.benchmark.plain_pairs, device)}
+    first_plain = partial(run_plain, WARM_STEPS)
+    rows = {"plain loop, one at a time": measure(run_plain, config.benchmark.plain_pairs, device, first=first_plain)}
     pipeline.unet.set_attn_processor(attention)
     # Freezes the weights that the plain loop has gradients for.
     teacher = Teacher(replace(config.teacher, resolution=side), device, dtype, pipeline)
     follows = config.guidance.maps == "reference"  # else there is no reference pass, and no official form
     variants = {mode: replace(config, edit=replace(config.edit, mode=mode)) for mode in ("paper", "official")[: 1 + follows]}
     to_target = EditDirection(direction.float(), "", "")
-    work = {mode: _arithmetic(Editor(teacher, to_target, variant), images[:1], follows) for mode, variant in variants.items()}
+    work = {mode: _arithmetic(teacher, to_target, variant, images[:1], follows) for mode, variant in variants.items()}
     batch = min(config.generate.batch or largest_batch(Editor(teacher, to_target, config), count), count)
     if config.generate.compile:
         teacher = Teacher(replace(config.teacher, resolution=side), device, dtype, pipeline, compiled=True)
     for mode, variant in variants.items():
-        editor = Editor(teacher, to_target, variant)
 
-        def run_ours(editor: Editor = editor) -> None:
+        def run_ours(variant: Config = variant) -> None:
+            editor = Editor(teacher, to_target, variant)
             for part in images.split(batch):
                 editor(part, [CAPTION] * len(part), [str(row) for row in range(len(part))], follows)
 
-        row = measure(run_ours, count, device, warm=config.generate.compile)
+        row = measure(run_ours, count, device, config.generate.compile, partial(run_ours, _of_steps(variant, WARM_STEPS)))
         row["rate"] = work[mode] / row["seconds"] / product_rate(device, DTYPES[dtype])
         row["operations"] = work[mode]
         rows[f"ours, {mode}, batches of {batch}"] = row
@@ -136,13 +140,22 @@ def report(config: Config, found: dict[str, Any]) -> None:
         write_json(Path(config.json), found)
 
 
-def _arithmetic(editor: Any, image: Any, reconstruct: bool) -> float:
-    """Floating point operations of one pair."""
+def _of_steps(config: Config, steps: int) -> Config:
+    return replace(config, edit=replace(config.edit, steps=steps), inversion=replace(config.inversion, steps=None))
+
+
+def _arithmetic(teacher: Any, direction: Any, config: Config, image: Any, reconstruct: bool) -> float:
+    """Floating point operations of one pair: a part of their own plus as many for each step, so two short edits tell."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
-        editor(image, [CAPTION], ["0"], reconstruct)
-    return counter.get_total_flops()
+    from generate.editors import Editor
+
+    counts = []
+    for steps in (WARM_STEPS, 2 * WARM_STEPS):
+        with FlopCounterMode(display=False) as counter:
+            Editor(teacher, direction, _of_steps(config, steps))(image, [CAPTION], ["0"], reconstruct)
+        counts.append(counter.get_total_flops())
+    return counts[0] + (counts[1] - counts[0]) * (config.edit.steps / WARM_STEPS - 1)
 
 
 BENCHMARKS = {"generate": benchmark_generate, "filter": benchmark_filter, "train": benchmark_train, "infer": benchmark_infer}

@@ -182,18 +182,18 @@ def evaluate(config: Config, table: str = "sweep") -> dict[str, Any]:
     for name, row in rows.items():
         if teacher and name != teacher and "lpips_true" in row:
             row["difference"] = row["lpips_true"] - rows[teacher]["lpips_true"]
-    summary = {name: _summary(config, row) for name, row in rows.items()}
+    summary = {name: averaged(config, row) for name, row in rows.items()}
     for name, translator in translators.items():
         if teacher:
             of_images, of_sets = judges.against_teacher(images[name], images[teacher])
-            summary[name] |= _summary(config, of_images) | {column: {"mean": value} for column, value in of_sets.items()}
+            summary[name] |= averaged(config, of_images) | {column: {"mean": value} for column, value in of_sets.items()}
         summary[name]["seconds"] = {"mean": generator_seconds(translator, inputs[0])}
     found = {"images": len(inputs), "measured_by": judges.measured_by, "rows": summary}
     _write(folder(config, table), found, {"input": images.pop("input unchanged"), **images})
     return found
 
 
-def _summary(config: Config, row: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+def averaged(config: Config, row: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Mean and interval of each column over its finite values; a column without any is left out."""
     from scripts.metrics import interval
 
@@ -215,8 +215,7 @@ def true_edit(config: Config, about: Mapping[str, Any], side: int) -> np.ndarray
 def generators(config: Config, keys: Collection[str], side: int) -> dict[str, Translator]:
     """The run's exported generator and the shipped one by name, as far as they are there, fit, and never saw the images of these keys."""
     files = {"distilled": run_dir(config) / "export" / "generator.onnx"}
-    finished = [shard for shard in pairs_dir(config).glob("[0-9]*.tar") if is_finished(shard)]
-    if files["distilled"].is_file() and any(key in keys for shard in finished for key in read_manifest(shard)["keys"]):
+    if files["distilled"].is_file() and trained_on(config, keys):
         print(f"{files['distilled']} learned from some of these images: it gets no row")
         del files["distilled"]
     if config.distill.init and (config.source.images or config.evaluate.first_seed >= HELD_OUT_SEED):
@@ -230,17 +229,29 @@ def generator_seconds(translator: Translator, image: np.ndarray) -> float:
     return statistics.median(timeit.repeat(lambda: translator(image), number=1, repeat=TIMED_CALLS))
 
 
+def trained_on(config: Config, keys: Collection[str]) -> bool:
+    """Whether any of the images is an input of the run's pairs, which its generator was made from."""
+    shards = [shard for shard in pairs_dir(config).glob("[0-9]*.tar") if is_finished(shard)]
+    return any(key in keys for shard in shards for key in read_manifest(shard)["keys"])
+
+
 def print_tables(found: Mapping[str, Any], table: str) -> None:
     """Print the table's columns as Markdown, those of the generators as a table of their own, and what measured them."""
     for columns in TABLES[table]:
-        shown = [column for column in columns if any(column in row for row in found["rows"].values())]
-        if shown:
-            print("\n| | " + " | ".join(COLUMNS[column][0] for column in shown) + " |\n|" + "---|" * (len(shown) + 1))
-        for name, row in found["rows"].items():
-            if any(column in row for column in shown):
-                print(f"| {name} | " + " | ".join(_cell(row.get(column), COLUMNS[column][1]) for column in shown) + " |")
+        print_columns(found["rows"], {column: COLUMNS[column] for column in columns})
     about = "; ".join(f"{title}: {what}" for title, what in found["measured_by"].items())
     print(f"\n{found['images']} images, means [95 % bootstrap interval]. {about}.")
+
+
+def print_columns(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, int]], missing: str = "") -> None:
+    """Print those of the columns (title, digits) that any row has, and the rows that have any of them, as a Markdown table."""
+    shown = {column: about for column, about in columns.items() if any(column in row for row in rows.values())}
+    if shown:
+        print("\n| | " + " | ".join(title for title, _ in shown.values()) + " |\n|" + "---|" * (len(shown) + 1))
+    for name, row in rows.items():
+        if any(column in row for column in shown):
+            cells = (_cell(row.get(column), digits) or missing for column, (_, digits) in shown.items())
+            print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 def _cell(value: Mapping[str, float] | None, digits: int) -> str:

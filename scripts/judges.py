@@ -34,7 +34,7 @@ class Judges:
         self.perceptual, self.scorer = perceptual_loss(device), ClipScorer(config.scorer, device)
         self.banks = task_banks(task, config.direction, Path(config.runs_dir) / "banks")
         self.keys = partial(dino_keys, load_dino(asked.dino, device)) if asked.dino else None
-        self.set_network = metrics.load_inception(asked.inception) if asked.inception else self._pooled
+        self.set_network, self.set_network_name = metrics.set_network(asked.inception, self.perceptual)
         self.nouns = (task.source_noun, task.target_noun) if task.source_noun else (SCENE_NOUN, SCENE_NOUN)
         wanted = masks and (task.source_noun or not config.source.images)
         self.segmenter = open_segmenter(config.segmenter, self.scorer, device) if wanted else None
@@ -79,13 +79,9 @@ class Judges:
             "psnr_teacher": metrics.psnr(edits, teacher),
             "lpips_teacher": metrics.lpips_distance(self.perceptual, edits, teacher),
         }
-        self.measured_by["FID, KID"] = "Inception" if self.config.evaluate.inception else "VGG16's relu5_3 in place of Inception"
+        self.measured_by["FID, KID"] = self.set_network_name
         features = [metrics.set_features(stack, self.set_network) for stack in (edits, teacher)]
         return of_images, metrics.set_distances(*features) if len(edits) > 1 else {}
-
-    def _pooled(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        device = next(self.perceptual.parameters()).device
-        return self.perceptual.pooled(image_BCHW.to(device).float() / 127.5 - 1)
 
     def _masks(self, cache: Path, images: np.ndarray, noun: str) -> np.ndarray:
         """Bool N x H x W: where the segmenter sees the noun; from the cache where the same was asked before."""

@@ -116,6 +116,14 @@ def set_features(image_NHWC: np.ndarray, network: Callable[[torch.Tensor], torch
     return torch.cat([network(batch).cpu() for batch in image_NCHW.split(BATCH)])
 
 
+def set_network(inception: str, perceptual: Perceptual) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
+    """What set_features takes, and its name: Inception from that file; where it is empty, VGG16's relu5_3 in its place."""
+    if inception:
+        return load_inception(inception), "Inception"
+    device = next(perceptual.parameters()).device
+    return lambda image_BCHW: perceptual.pooled(image_BCHW.to(device).float() / 127.5 - 1), "VGG16's relu5_3 in place of Inception"
+
+
 def load_inception(weights: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """FID's own Inception, for set_features: uint8 B x 3 x H x W -> B x 2048. UserError where the file is not it."""
     try:

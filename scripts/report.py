@@ -9,6 +9,7 @@ not written yet is left out, and the page says so. scripts/demo.py adds held-out
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from configs.loader import pairs_dir, run_dir, to_yaml
 from configs.schema import Config
 from filter.report import SAYS
 from filter.score_table import read_scores
-from generate.shards import encode_png, read_pair
+from generate.shards import read_pair
 from scripts.report_charts import TEMPLATES, Series, histogram, line_chart, smoothed
 
 SECTIONS = ("task", "generate", "scorer")
@@ -96,7 +97,9 @@ def data_url(image: np.ndarray, max_side: int) -> str:
     """The RGB uint8 H x W x 3 image as PNG in a URL, scaled down to at most max_side pixels a side."""
     pillow = Image.fromarray(image)
     pillow.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    return f"data:image/png;base64,{base64.b64encode(encode_png(np.asarray(pillow))).decode()}"
+    stream = io.BytesIO()
+    pillow.save(stream, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ ENTRY_POINTS = (
     "distill/export.py",
     "scripts/evaluate.py",
     "scripts/evaluate_filter.py",
+    "scripts/compare.py",
     "scripts/benchmark.py",
     "scripts/demo.py",
 )

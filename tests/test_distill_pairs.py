@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from configs.errors import UserError
 from configs.schema import Augment, Distill
@@ -40,6 +41,37 @@ def test_random_access_gives_the_written_pictures(tmp_path):
     assert (len(dataset), position, dataset.locations[0].key) == (12, 0, "k011")
     assert np.array_equal(input_CHW.numpy(), made[11].images["input"].transpose(2, 0, 1))
     assert torch.equal(edit_CHW, 255 - input_CHW)
+
+
+@pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (2, "spawn")])
+def test_a_second_epoch_reads_no_file_and_gives_the_same_bits(tmp_path, workers, context):
+    """Whoever decoded them: the second epoch's pairs are dealt to the workers in another order."""
+    made = make_pairs(tmp_path)
+    dataset = pairs.PairDataset(pairs.find_pairs(tmp_path / "pairs", [pair.key for pair in made]), 16, cache_gb=12 * 2 * 3 * 16 * 16 / 1e9)
+
+    def epoch(order):
+        found = {}
+        for positions, *images in DataLoader(dataset, 3, sampler=order, num_workers=workers, multiprocessing_context=context):
+            found |= zip(positions.tolist(), zip(*images, strict=True), strict=True)
+        return found
+
+    first = epoch(range(12))
+    for shard in (tmp_path / "pairs").iterdir():
+        shard.unlink()
+    second = epoch([3, 4, 5, 0, 1, 2, 11, 10, 9, 6, 8, 7])
+    for place, pair in enumerate(made):
+        for found in (first[place], second[place]):
+            for image_CHW, name in zip(found, ("input", "edit"), strict=True):
+                assert np.array_equal(image_CHW.numpy(), pair.images[name].transpose(2, 0, 1))
+
+
+def test_what_is_above_the_limit_is_decoded_each_time(tmp_path):
+    make_pairs(tmp_path)
+    dataset = pairs.PairDataset(pairs.find_pairs(tmp_path / "pairs", ["k000"]), 16, cache_gb=(2 * 3 * 16 * 16 - 1) / 1e9)
+    assert len(dataset[0]) == 3
+    (tmp_path / "pairs" / "000000.tar").unlink()
+    with pytest.raises(FileNotFoundError):
+        _ = dataset[0]
 
 
 def test_missing_or_wrong_selection_names_the_next_action(tmp_path):

@@ -1,0 +1,230 @@
+"""Train the generator in several ways and compare the edits: which loss, which augmentation, which size, from which weights.
+
+  python scripts/compare.py losses task=tree2winter       L1 alone, + LPIPS, + an adversary at two weights, another beta 1
+  python scripts/compare.py augment task=tree2winter      on compare.few_pairs pairs: all of augment.*, none, without one kind each
+  python scripts/compare.py latent task=tree2winter       one edit an input with and without dropout, or a sampled latent
+  python scripts/compare.py sizes task=tree2winter        four ways to a smaller network
+  python scripts/compare.py transfer task=tree2winter     from scratch, from the weights of compare.init, by adapters of rank 4 and 16
+
+Each row is a training of its own by distill/train.py on the run's selected pairs, from scratch at distill.lr=0.001 distill.beta1=0.0 where
+neither the keys given here nor the row say otherwise. Its averaged weights edit rendered scenes, evaluate.scenes from evaluate.first_seed
+on, and are compared with the true edits. Prints a Markdown table; that as JSON, a picture grid, and each training with its log are in
+<run>/compare/<table>. Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from configs.cli import entry
+from configs.errors import UserError
+from configs.loader import load, pairs_dir, run_dir
+from configs.schema import Config
+from generate.shards import write_json
+from scripts.evaluate import averaged, picture_grid, print_columns, trained_on, true_edit
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = ("task", "teacher", "generator", "augment", "distill", "evaluate", "compare")
+BASE = ("distill.init=", "distill.lr=0.001", "distill.beta1=0.0")  # a task may go on from trained weights, at their learning rate
+TABLES: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "configs" / "compare.yaml").read_text())  # table -> row -> what it alone sets
+SCRATCH = "from scratch"  # the row whose last validation the others of its table are to reach
+ON_FEW_PAIRS = ("augment",)
+NEAR = 0.01  # of LPIPS
+COLUMNS = {  # title and digits after the point
+    "lpips_true": ("LPIPS to truth", 3),
+    "psnr_true": ("PSNR to truth, dB", 2),
+    "sharpness": ("sharpness / truth's", 2),
+    "fid": ("FID to truth", 3),
+    "kid": ("KID to truth", 4),
+    "lpips_teacher": ("LPIPS to teacher, held-out pairs", 3),
+    "psnr_teacher": ("PSNR to teacher, dB", 2),
+    "images": ("images shown", 0),
+    "images_per_s": ("images a second", 0),
+    "parameters": ("parameters, millions", 2),
+    "trained": ("share trained", 3),
+    "reached": ("share of scratch's images to its last LPIPS", 3),
+    "reached_near": (f"to {NEAR} above", 3),
+}
+GRID_SCENES, POLL_S = 8, 0.2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    table = arguments.pop(0) if arguments and arguments[0].isalnum() else ""
+    if table not in TABLES and not {"--help", "-h", "--list"} & {*arguments}:
+        print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)
+        return 2
+    asked = [argument for argument in arguments if argument != "--dry-run"]
+    return entry(__doc__, SECTIONS, lambda _: compare(asked, table), lambda config: plan(config, table), [*BASE, *arguments])
+
+
+def plan(config: Config, table: str) -> dict[str, Any]:
+    """What --dry-run prints: where, and what each row sets."""
+    rows = {row: " ".join(_sets(config, table, row)) or "as above" for row in TABLES[table]}
+    return {"writes to": run_dir(config) / "compare" / table, **rows}
+
+
+def _sets(config: Config, table: str, row: str) -> list[str]:
+    return [override.format(init=config.compare.init) for override in TABLES[table][row].split()]
+
+
+def compare(asked: Sequence[str], table: str) -> dict[str, Any]:
+    """Print the table and return it: 'images' (their number), 'measured_by', 'sets' (row -> its overrides), and 'rows': name -> column of
+    COLUMNS -> {'mean'; 'low', 'high' where it is one over images}.
+
+    asked: the command line's arguments. UserError where there is no true edit, and with its last words where a training fails.
+    """
+    from generate.sources import SceneSource
+
+    config = load([*BASE, *asked])
+    if not config.task.scene_truth:
+        raise UserError(f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against")
+    side, source = config.teacher.resolution, replace(config.source, first_seed=config.evaluate.first_seed)
+    scenes = SceneSource(source, config.task, side, config.evaluate.scenes)
+    if trained_on(config, {scenes.name(place) for place in range(len(scenes))}):
+        raise UserError(f"evaluate.first_seed={source.first_seed}: the pairs were made from some of these scenes; name later ones")
+    folder, arguments, configs = run_dir(config) / "compare" / table, {}, {}
+    for row in TABLES[table]:
+        runs = folder / re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
+        places = [f"runs_dir={runs}", f"generate.out={pairs_dir(config).resolve()}"]
+        arguments[row] = [*BASE, *asked, *_sets(config, table, row), *places]
+        configs[row] = load(arguments[row])
+        _select(config, configs[row], config.compare.few_pairs if table in ON_FEW_PAIRS else 0)
+    train_all(arguments, {row: Path(one.runs_dir) / "log.txt" for row, one in configs.items()}, config.compare.jobs)
+    loaded = [scenes.load(place) for place in range(len(scenes))]
+    truth = np.stack([true_edit(config, one.about, side) for one in loaded])
+    pictures = {"input": np.stack([one.image for one in loaded])}
+    measured_by, rows = _measure(config, configs, pictures, truth)
+    result = {"images": len(truth), "measured_by": measured_by, "rows": rows, "sets": {row: _sets(config, table, row) for row in rows}}
+    write_json(folder / "table.json", result)
+    picture_grid({name: stack[:GRID_SCENES] for name, stack in {**pictures, "true edit": truth}.items()}).save(folder / "grid.png")
+    print_columns(rows, COLUMNS, missing="-")
+    print(f"\n{len(truth)} scenes, means [95 % bootstrap interval]. FID, KID: {measured_by['FID, KID']}.\ntable and grid: {folder}")
+    return result
+
+
+def _select(config: Config, variant: Config, few: int) -> None:
+    """Give the variant the run's selection: of the pairs to train on the first `few` (0: all), and all that are held out."""
+    from distill import pairs
+
+    keys = pairs.selected_keys(run_dir(config))
+    if few:
+        sources = pairs.source_ids(pairs.find_pairs(pairs_dir(config), keys))
+        training, held_out = pairs.split(sources, variant.distill.validation_share, variant.seed)
+        keys = [keys[place] for place in sorted([*training[:few], *held_out])]
+    run_dir(variant).mkdir(parents=True, exist_ok=True)
+    write_json(run_dir(variant) / "selection.json", {"kept": keys})
+
+
+def train_all(arguments: Mapping[str, Sequence[str]], logs: Mapping[str, Path], jobs: int) -> None:
+    """Train each row to its end, at most `jobs` at once. UserError at the first that fails; the others are stopped then."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    waiting, running = list(arguments), dict[str, "subprocess.Popen[bytes]"]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < max(1, jobs):
+                row = waiting.pop(0)
+                print(f"{row}: training, see {logs[row]}", flush=True)
+                command = [sys.executable, str(ROOT / "distill" / "train.py"), *arguments[row]]
+                with open(logs[row], "ab") as log:
+                    running[row] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            time.sleep(POLL_S)
+            for row in [row for row, process in running.items() if process.poll() is not None]:
+                *_, last = "", *logs[row].read_text(errors="replace").splitlines()
+                if running.pop(row).returncode:
+                    raise UserError(f"{row}: {last.removeprefix('error: ')} ({logs[row]}); run the same command again to go on")
+                print(f"{row}: {last}", flush=True)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def _measure(config: Config, configs: Mapping[str, Config], pictures: dict[str, np.ndarray], truth: np.ndarray) -> tuple[Any, Any]:
+    """'measured_by' and 'rows' of compare(); the edits of pictures['input'] join it by the row's name."""
+    from models.devices import pick_device
+    from models.perceptual import perceptual_loss
+    from scripts import metrics
+
+    device = pick_device(config.generate.device)
+    perceptual = perceptual_loss(device)
+    network, name = metrics.set_network(config.evaluate.inception, perceptual)
+    features, sharpness, rows = metrics.set_features(truth, network), _sharpness(truth), {}
+    files = {row: run_dir(one) / "train" / "metrics.jsonl" for row, one in configs.items()}
+    logs = {row: [json.loads(line) for line in file.read_text().splitlines()] for row, file in files.items()}
+    for row, one in configs.items():
+        edits, whole = edit(one, pictures["input"], device)
+        columns = {"lpips_true": metrics.lpips_distance(perceptual, edits, truth), "psnr_true": metrics.psnr(edits, truth)}
+        whole |= metrics.set_distances(metrics.set_features(edits, network), features) if len(edits) > 1 else {}
+        whole |= {"sharpness": _sharpness(edits) / sharpness, **of_training(logs[row], logs.get(SCRATCH))}
+        rows[row] = averaged(config, columns) | {column: {"mean": value} for column, value in whole.items()}
+        pictures[row] = edits
+    return {"FID, KID": name}, rows
+
+
+def edit(config: Config, inputs: np.ndarray, device: torch.device) -> tuple[np.ndarray, dict[str, float]]:
+    """The inputs (uint8 N x H x W x 3) as the training's averaged weights edit them, and what its checkpoint says of their number."""
+    import torch
+
+    from distill import checkpoints, pairs, state, validation
+    from models.comodgan import CoModGenerator
+
+    found = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
+    assert found  # it was trained just now
+    generator = CoModGenerator.from_config(found.state["generator"]).eval().to(device)
+    generator.load_state_dict(found.tensors["ema"])
+    z_1D = state.fixed_latent(config).to(device) if config.distill.latent == "sampled" else None
+    with torch.no_grad():
+        batches_BCHW = torch.from_numpy(inputs).permute(0, 3, 1, 2).split(config.distill.batch)
+        edits = [validation.to_uint8(validation.run(generator, pairs.to_unit(batch.to(device)), z_1D)) for batch in batches_BCHW]
+    adam = found.tensors["adam"].items()  # with adapters, theirs
+    trained = sum(value.numel() for key, value in adam if key.endswith(".exp_avg") and not key.startswith("discriminator."))
+    count = sum(parameter.numel() for parameter in generator.parameters())
+    return np.concatenate(edits), {"images": found.state["images"], "parameters": count / 1e6, "trained": trained / count}
+
+
+def of_training(log: Sequence[Mapping[str, Any]], scratch: Sequence[Mapping[str, Any]] | None = None) -> dict[str, float]:
+    """From the lines of metrics.jsonl: the last validation, the median speed, and with those of a training from scratch the share of all
+    its images after which this one's validation LPIPS was first at or below its last one ('reached'), or at most NEAR above
+    ('reached_near'); left out where it never was.
+    """
+    checks = [line for line in log if line["kind"] == "validation"]
+    speed = median(line["images_per_s"] for line in log if line["kind"] == "train")
+    found = {"lpips_teacher": checks[-1]["lpips"], "psnr_teacher": checks[-1]["psnr"], "images_per_s": speed}
+    if scratch:
+        goal = [line for line in scratch if line["kind"] == "validation"][-1]
+        for column, limit in (("reached", goal["lpips"]), ("reached_near", goal["lpips"] + NEAR)):
+            there = [line["images"] for line in checks if line["lpips"] <= limit]
+            found |= {column: there[0] / goal["images"]} if there else {}
+    return found
+
+
+def _sharpness(images: np.ndarray) -> float:
+    """Mean over the images of the variance of their Laplacian."""
+    import torch
+
+    from filter.pictures import sharpness
+
+    return float(np.mean([sharpness(torch.from_numpy(image).permute(2, 0, 1)[None].float()) for image in images]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,158 @@
+"""scripts/compare.py: a table end to end on rendered scenes, and what it reads out of a training's log."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.loader import load
+from distill.pairs import selected_keys, split
+from generate.shards import Pair, write_json, write_shard
+from generate.sources import SceneSource
+from scripts import compare, evaluate, metrics
+from tests.test_distill_train import TINY
+from tests.test_evaluate import mean, printed_tables
+from tests.test_filter import laplacian_variance
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """The arguments of a run of 12 scenes whose 'teacher' paints the true edit."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["task=tree2winter", "runs_dir=runs", *TINY, "distill.images=8", "distill.validation_share=0.3", "evaluate.scenes=3"]
+    config = load(arguments)
+    scenes = [SceneSource(config.source, config.task, 16, 12).load(place) for place in range(12)]
+    pairs = [
+        Pair(one.key, {"input": one.image, "edit": evaluate.true_edit(config, one.about, 16)}, {"source": one.about}) for one in scenes
+    ]
+    run = tmp_path / "runs/tree2winter/miniature"
+    (run / "pairs").mkdir(parents=True)
+    write_shard(run / "pairs", 0, pairs, {})
+    write_json(run / "selection.json", {"kept": [pair.key for pair in pairs]})
+    return arguments
+
+
+def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
+    rows = {row: compare.TABLES["losses"][row] for row in ("L1", "L1 + LPIPS + GAN .1")}  # of five: each is a process of its own
+    monkeypatch.setitem(compare.TABLES, "losses", rows)
+    assert compare.main(["losses", *asked, "compare.jobs=2"]) == 0
+    (table,) = printed_tables(capsys.readouterr().out)
+    assert list(table) == list(rows)
+    folder = tmp_path / "runs/tree2winter/miniature/compare/losses"
+    result = json.loads((folder / "table.json").read_text())
+    assert result["images"] == 3 and result["sets"]["L1"] == ["distill.lpips=0"]
+
+    trained = folder / "l1-lpips-gan-1/tree2winter/miniature/train"
+    assert "adversarial: 0.1\n" in (trained / "config.yaml").read_text() and "beta1: 0.0\n" in (trained / "config.yaml").read_text()
+    last = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines() if "validation" in line][-1]
+    row = result["rows"]["L1 + LPIPS + GAN .1"]
+    assert row["lpips_teacher"]["mean"] == last["lpips"] and row["images"]["mean"] == 8 and "reached" not in row
+    log = (folder / "l1-lpips-gan-1/log.txt").read_text()
+    assert f"training {row['trained']['mean']:.1%} of the weights" in log  # as the training itself counts them
+    with Image.open(folder / "grid.png") as grid:  # input, two rows, truth
+        assert grid.width == 4 * 96
+
+    config = load([*asked, f"runs_dir={folder}/l1", "source.first_seed=3000000"])
+    loaded = [SceneSource(config.source, config.task, 16, 3).load(place) for place in range(3)]
+    edits, _ = compare.edit(config, np.stack([one.image for one in loaded]), torch.device("cpu"))
+    truth = np.stack([evaluate.true_edit(config, one.about, 16) for one in loaded])
+    assert mean(table["L1"]["PSNR to truth, dB"]) == pytest.approx(metrics.psnr(edits, truth).mean(), abs=0.006)
+    sharp = [np.mean([laplacian_variance(image) for image in images]) for images in (edits, truth)]
+    assert mean(table["L1"]["sharpness / truth's"]) == pytest.approx(sharp[0] / sharp[1], abs=0.006)
+
+    del rows["L1 + LPIPS + GAN .1"]
+    assert compare.main(["losses", *asked]) == 0  # goes on from the end: nothing is trained again
+    assert "train: going on from" in (folder / "l1/log.txt").read_text()
+    assert json.loads((folder / "table.json").read_text())["rows"] == {"L1": result["rows"]["L1"]}
+
+
+def test_edits_and_counts_are_those_of_export_and_training(asked, tmp_path, capsys):
+    """With a sampled latent, too: the one that export fixes; and with adapters, whose weights are merged."""
+    from distill.export import export
+    from distill.train import train
+    from distill.translate import Translator
+
+    config = load([*compare.BASE, *asked, "distill.latent=sampled", "export.formats=[]"])
+    train(config)
+    inputs = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    edits, about = compare.edit(config, inputs, torch.device("cpu"))
+    exported = export(config)
+    difference = Translator(exported / "generator.onnx")(inputs).astype(int) - edits
+    assert np.abs(difference).max() <= 1 and about["images"] == 8
+
+    compare._select(config, load([*asked, f"runs_dir={tmp_path}/adapted"]), 0)
+    own = [f"runs_dir={tmp_path}/adapted", f"generate.out={tmp_path}/runs/tree2winter/miniature/pairs"]
+    adapted = load([*asked, *own, f"distill.init={exported}/generator.safetensors", "distill.adapter_rank=1"])
+    train(adapted)
+    _, with_adapters = compare.edit(adapted, inputs, torch.device("cpu"))
+    assert with_adapters["parameters"] == about["parameters"] and with_adapters["trained"] < about["trained"]
+    assert f"training {with_adapters['trained']:.1%} of the weights" in capsys.readouterr().out
+
+
+def test_few_pairs_are_the_first_and_what_is_held_out_stays(asked, tmp_path):
+    config, variant = load(asked), load([*asked, f"runs_dir={tmp_path}/few"])
+    keys = selected_keys(tmp_path / "runs/tree2winter/miniature")
+    training, held_out = split(keys, 0.3, 0)  # a scene's id is its pair's key
+    compare._select(config, variant, 2)
+    few = selected_keys(tmp_path / "few/tree2winter/miniature")
+    of_few = split(few, 0.3, 0)
+    assert len(training) > 2
+    assert [few[place] for place in of_few[0]] == [keys[place] for place in training[:2]]
+    assert [few[place] for place in of_few[1]] == [keys[place] for place in held_out]
+    compare._select(config, variant, 0)
+    assert selected_keys(tmp_path / "few/tree2winter/miniature") == keys
+
+
+def log_of(*checks):
+    lines = [{"images": images, "kind": "validation", "lpips": lpips, "psnr": 20.0} for images, lpips in checks]
+    return [{"images": 50, "kind": "train", "images_per_s": rate} for rate in (1.0, 9.0, 5.0)] + lines
+
+
+def test_shares_of_the_training_from_scratch_by_hand():
+    scratch = log_of((100, 0.9), (200, 0.29), (300, 0.32), (400, 0.30))
+    found = compare.of_training(scratch, scratch)
+    assert found == {"lpips_teacher": 0.30, "psnr_teacher": 20.0, "images_per_s": 5.0, "reached": 0.5, "reached_near": 0.5}
+    assert (
+        compare.of_training(log_of((50, 0.308), (100, 0.30), (150, 0.5)), scratch).items()
+        > {"reached_near": 0.125, "reached": 0.25}.items()
+    )
+    assert "reached" not in compare.of_training(log_of((100, 0.305)), scratch)
+    assert not {"reached", "reached_near"} & {*compare.of_training(log_of((100, 0.32)), scratch)}
+    assert not {"reached", "reached_near"} & {*compare.of_training(scratch)}
+
+
+def test_a_training_that_fails_is_named_and_the_others_end(asked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(compare.TABLES, "losses", {"endless": "distill.images=1000000", "wrong": "distill.dtype=float16"})
+    started = []
+    popen = compare.subprocess.Popen
+    monkeypatch.setattr(compare.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    assert compare.main(["losses", *asked, "compare.jobs=2"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("error: wrong: distill.dtype=float16: it is") and "compare/losses/wrong/log.txt" in said and said.count("\n") == 1
+    )
+    assert len(started) == 2 and all(process.poll() for process in started)
+
+
+def test_what_is_refused_or_only_told(asked, tmp_path, capsys):
+    assert compare.main(["loss", *asked]) == 2 and "losses, augment, latent, sizes, transfer" in capsys.readouterr().err
+    assert compare.main(asked) == 2 and "no table ''" in capsys.readouterr().err
+    assert compare.main(["losses", *asked, "task.scene_truth=null"]) == 2 and "task.scene_truth" in capsys.readouterr().err
+    assert compare.main(["losses", *asked, "evaluate.first_seed=1000011"]) == 2 and "first_seed=1000011" in capsys.readouterr().err
+    assert compare.main(["transfer", *asked, "compare.init=a b.safetensors", "--dry-run"]) == 0
+    assert "adapters of rank 4: distill.init=a b.safetensors distill.adapter_rank=4" in capsys.readouterr().out
+    assert not (tmp_path / "runs/tree2winter/miniature/compare").exists()
+
+
+@pytest.mark.parametrize("table", compare.TABLES)
+def test_every_row_is_a_configuration_of_its_own(table):
+    config = load([])
+    asked = ["distill.beta1=0.5", "generator.width=0.5"]
+    made = {row: load([*compare.BASE, *asked, *compare._sets(config, table, row)]) for row in compare.TABLES[table]}
+    assert len({str(one) for one in made.values()}) == len(made)
+    for row, one in made.items():
+        assert one.distill.beta1 == (0.9 if "beta1" in row else 0.5) and one.distill.lr == 0.001  # the row, the user, the base
+        assert one.generator.width == (0.25 if "quarter" in row else 0.5)
+        assert bool(one.distill.init) == (table == "transfer" and row != compare.SCRATCH)
