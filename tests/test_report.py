@@ -198,7 +198,7 @@ def drawn(page: str) -> dict[str, list[int]]:
 
 def test_a_line_may_have_one_point_and_its_marker_lie_outside() -> None:
     svg = line_chart("t", [Series("a", [(1, 2.0)]), Series("b", [])], "x", "y", marker=(5.0, "here"))
-    assert svg.count("<polyline") == svg.count("<circle") == 1 and ">here<" in svg and "legend" not in svg
+    assert svg.count("<polyline") == svg.count("<circle") == 1 and ">here<" in svg and ">5<" in svg and "legend" not in svg
 
 
 def test_smoothed_is_the_mean_of_the_neighbours() -> None:
