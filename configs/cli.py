@@ -41,11 +41,10 @@ def entry(
     if "--list" in arguments:
         print("\n".join(f"{kind}: {', '.join(available(kind))}" for kind in reversed(CHOICES)))
         return 0
-    dry_run = "--dry-run" in arguments
-    previous = _stop_on_sigterm()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds like Ctrl-C, so that temporary files go
     try:
         config = load([argument for argument in arguments if argument != "--dry-run"])
-        if dry_run:
+        if "--dry-run" in arguments:
             print(to_yaml(config) + "\n" + "\n".join(f"{key}: {value}" for key, value in plan(config).items()))
         else:
             work(config)
@@ -56,9 +55,6 @@ def entry(
     except KeyboardInterrupt:
         print("stopped: run the same command again to go on", file=sys.stderr)
         return 130
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
 
 
 def describe_keys(sections: Sequence[str]) -> str:
@@ -66,18 +62,5 @@ def describe_keys(sections: Sequence[str]) -> str:
     lines = []
     for key, item in known_keys().items():
         if "." not in key or key.split(".")[0] in sections:
-            default = item.default_factory() if callable(item.default_factory) else item.default
-            lines.append(f"  {key + '=' + str(default):44} {item.metadata['help']}")
+            lines.append(f"  {key + '=' + str(item.default_factory()):44} {item.metadata['help']}")
     return "\n".join(lines)
-
-
-def _stop_on_sigterm() -> Any:
-    """SIGTERM unwinds like Ctrl-C, so that temporary files go, and ends with 143. Only the main thread may set it."""
-
-    def stop(*_: Any) -> None:
-        raise SystemExit(143)
-
-    try:
-        return signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        return None

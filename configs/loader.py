@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ def load(argv: Sequence[str]) -> Config:
 
     Raises UserError for an unknown choice or key (naming the nearest right ones) and for a value of the wrong type.
     """
-    chosen, overrides = _split(argv)
+    for argument in argv:
+        if "=" not in argument:
+            raise UserError(f"'{argument}' is not key=value: see --help for the keys")
+    given = [argument.split("=", 1) for argument in argv]
+    chosen = {key: value for key, value in given if key in CHOICES}
     names = DEFAULT_CHOICE | chosen
     presets = {name: _fragment("preset", name) for name in names["preset"].split(",")}
     if not any("choose" in preset for preset in presets.values()):  # one that sets no scale goes on top of the default's
@@ -70,17 +75,15 @@ def load(argv: Sequence[str]) -> Config:
         (f"configs/teacher/{names['teacher']}.yaml, tasks.{names['task']}", per_task.get(names["task"], {})),
         (f"configs/generator/{names['generator']}.yaml", _fragment("generator", names["generator"])),
     ]
-    config = _merge(layers, overrides)
-    if names["task"] == "custom" and not config.task.name:
-        config.task.name = f"{config.task.source}-to-{config.task.target}"
-    config.task.name, config.teacher.name = config.task.name or names["task"], names["teacher"]
+    config = _merge(layers, [(key, value) for key, value in given if key not in CHOICES])
     for key in required:
-        section, name = key.split(".")
-        if not getattr(getattr(config, section), name):
+        if not attrgetter(key)(config):
             raise UserError(f"set {key}= (teacher={names['teacher']} needs it): {known_keys()[key].metadata['help']}")
     if not (config.task.source and config.task.target):
         raise UserError(f"task={names['task']}: set task.source= and task.target=, what the input shows and what the edit shows")
-    config.task.name = re.sub(r"[^a-z0-9_-]+", "-", config.task.name.lower()).strip("-")
+    task_name = f"{config.task.source}-to-{config.task.target}" if names["task"] == "custom" else names["task"]
+    config.task.name = re.sub(r"[^a-z0-9_-]+", "-", (config.task.name or task_name).lower()).strip("-")
+    config.teacher.name = names["teacher"]
     config.teacher.resolution = config.teacher.resolution or _own_resolution(config.teacher.path)
     return config
 
@@ -95,19 +98,6 @@ def _own_resolution(path: str) -> int:
         raise UserError(f"teacher.path={path} is no folder that says its resolution ({error}): set teacher.resolution=") from error
 
 
-def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    chosen, overrides = {}, []
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"'{argument}' is not key=value: see --help for the keys")
-        if key in CHOICES:
-            chosen[key] = value
-        else:
-            overrides.append(argument)
-    return chosen, overrides
-
-
 def _fragment(kind: str, name: str) -> dict[str, Any]:
     import yaml
 
@@ -117,7 +107,7 @@ def _fragment(kind: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((HERE / kind / f"{name}.yaml").read_text()) or {}
 
 
-def _merge(layers: list[tuple[str, dict]], overrides: list[str]) -> Config:
+def _merge(layers: list[tuple[str, dict]], overrides: list[tuple[str, str]]) -> Config:
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -125,19 +115,18 @@ def _merge(layers: list[tuple[str, dict]], overrides: list[str]) -> Config:
     known = known_keys()
     config = OmegaConf.structured(Config)
     parts = [(origin, OmegaConf.create(content)) for origin, content in layers]
-    for argument in overrides:
-        key, _, value = argument.partition("=")
+    for key, value in overrides:
         if not any(key == k or key.startswith(k + ".") for k in known):
             raise UserError(f"no key '{key}'{nearest(key, list(known))} See --help for the keys")
-        if key in known and known[key].type == "str":  # as it is: yaml would take 'a cat: asleep' apart
-            part = OmegaConf.create({})
-            OmegaConf.update(part, key, value)
-        else:
-            try:
-                part = OmegaConf.from_dotlist([argument])
-            except (OmegaConfBaseException, yaml.YAMLError) as error:
-                raise UserError(f"'{argument}' is no value: {str(error).splitlines()[0]}") from error
-        parts.append((f"'{argument}'", part))
+        part = OmegaConf.create({})
+        try:
+            if key in known and known[key].type == "str":  # as it is: yaml would take 'a cat: asleep' apart
+                OmegaConf.update(part, key, value)
+            else:
+                part.merge_with_dotlist([f"{key}={value}"])
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(f"'{key}={value}' is no value: {str(error).splitlines()[0]}") from error
+        parts.append((f"'{key}={value}'", part))
     for origin, part in parts:
         try:
             config = OmegaConf.merge(config, part)
@@ -168,8 +157,7 @@ def pairs_dir(config: Config) -> Path:
 
 def digest(*parts: Any) -> str:
     """A hash (16 hex digits) of dataclasses or JSON values: equal exactly when their contents are."""
-    plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
 
 
 def find_file(path: str) -> str:
@@ -182,9 +170,11 @@ def model_files(path: str) -> dict[str, str]:
     """Relative name -> hash of every file of a local model (a folder or a file), {} for a hub name: a model trained anew under its old
     name is another model. Only the two ends of a large file are read: a whole ViT-H would take seconds.
     """
-    root = Path(find_file(path)) if path else Path()
-    files = [root] if path and root.is_file() else sorted(root.rglob("*")) if path and root.is_dir() else []
-    return {file.relative_to(root).as_posix() if file != root else file.name: _ends_hash(file) for file in files if file.is_file()}
+    if not path:
+        return {}
+    root = Path(find_file(path))
+    folder, files = (root, sorted(root.rglob("*"))) if root.is_dir() else (root.parent, [root])
+    return {file.relative_to(folder).as_posix(): _ends_hash(file) for file in files if file.is_file()}
 
 
 def scorer_files(scorer: Scorer) -> dict[str, str]:
@@ -195,7 +185,7 @@ def scorer_files(scorer: Scorer) -> dict[str, str]:
 def _ends_hash(path: Path) -> str:
     size = path.stat().st_size
     with open(path, "rb") as stream:
-        hasher = hashlib.sha256(f"{size} ".encode() + stream.read(SAMPLE_BYTES))
+        ends = stream.read(SAMPLE_BYTES)
         stream.seek(max(size - SAMPLE_BYTES, 0))
-        hasher.update(stream.read())
-    return hasher.hexdigest()[:16]
+        ends += stream.read()
+    return hashlib.sha256(f"{size} ".encode() + ends).hexdigest()[:16]

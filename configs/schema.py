@@ -6,16 +6,14 @@ presets, teachers and tasks (yaml fragments beside this file) override them, and
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 
 def _opt(default: Any, text: str) -> Any:
     """A field with its help text; mutable defaults are copied per instance."""
-    metadata = {"help": text}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default_factory=lambda: copy(default), metadata={"help": text})
 
 
 @dataclass
@@ -60,9 +58,7 @@ class Source:
 
     images: str = _opt("", "a folder, an image, a .txt of paths, webdataset .tar (glob, {0..9}, address); empty: rendered scenes")
     prompts: str = _opt("", "or a text file of prompts from which the teacher makes the inputs itself (in configs/banks, or a path)")
-    caption: str = _opt(
-        "", "one caption for every image; empty: the image's own (NAME.txt beside it), else captioner, else the task's template"
-    )
+    caption: str = _opt("", "one for every image; empty: the image's own (NAME.txt beside it), else captioner, else the task's template")
     captioner: str = _opt("", "BLIP model for images without caption, folder or hub name (Salesforce/blip-image-captioning-base)")
     retrieve: Retrieve = field(default_factory=Retrieve)
     first_seed: int = _opt(1_000_000, "seed of the first rendered scene; the miniature was trained on seeds below 1,000,000")
@@ -80,9 +76,7 @@ class Direction:
     strength: float = _opt(1.0, "multiplies the direction")
     plus: dict[str, float] = _opt({}, "further ready directions to add, each with its strength: {FILE: 0.5}")
     sentences: int = _opt(1000, "sentences a word that the built-in grammar or the language model makes, where the task names no file")
-    language_model: str = _opt(
-        "", "text-generation model of transformers that writes the sentences (folder or hub name), or the endpoint's"
-    )
+    language_model: str = _opt("", "model of transformers that writes the sentences (folder or hub name), or the endpoint's")
     endpoint: str = _opt("", "base address of an OpenAI-compatible service (https://HOST/v1; key in OPENAI_API_KEY); empty: a local model")
 
 
@@ -102,9 +96,7 @@ class Inversion:
 class Edit:
     """Which edit, and for how many steps."""
 
-    method: str = _opt(
-        "pix2pix-zero", "pix2pix-zero (the paper's configuration E), its A, B, C, D, sdedit (Meng et al. 2022), or prompt-to-prompt"
-    )
+    method: str = _opt("pix2pix-zero", "pix2pix-zero (the paper's E), its A, B, C, D, sdedit (Meng et al. 2022), or prompt-to-prompt")
     steps: int = _opt(100, "DDIM steps of the reference and the edit trajectory")
     strength: float = _opt(0.75, "sdedit: how far towards noise the image is taken, 0 to 1")
     solver: str = _opt("ddim", "ddim, or multistep: DPM-Solver++(2M), no better on the miniature (docs/results.md)")
@@ -165,9 +157,7 @@ class Segmenter:
     model: str = _opt("vit_h", "vit_h, vit_l or vit_b; or a folder with config.json + model.safetensors; with a detector: a SAM 2")
     checkpoint: str = _opt("", "the .pth for a vit_* model")
     detector: str = _opt("", "a Grounding DINO (hub name or folder) that finds the noun for transformers' SAM 2; empty: segment-anything")
-    min_box_score: float = _opt(
-        0.3, "with a detector: boxes that it trusts less are left out (Grounding DINO's own choice is 0.25 to 0.35)"
-    )
+    min_box_score: float = _opt(0.3, "with a detector: boxes it trusts less are left out (Grounding DINO's own choice is 0.25 to 0.35)")
     batch: int = _opt(8, "pictures that share a pass of the image encoder")
     points_per_side: int = _opt(32, "grid of automatic mask prompts")
     points_per_batch: int = _opt(256, "of these decoded together; 1 GB of GPU memory at segment-anything's own sizes")

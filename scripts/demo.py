@@ -8,25 +8,30 @@ writes <run>/report.html. Each stage takes up what is there: a second run only w
 
 from __future__ import annotations
 
-import statistics
 import time
-import timeit
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from configs.cli import entry
 from configs.loader import run_dir
 from configs.schema import Config
+from distill.export import export
+from distill.train import train
+from distill.translate import Translator
+from filter.run import print_summary, score_and_select
+from generate import run as generate_run
 from generate.shards import Pair, read_pairs, write_json
+from scripts.evaluate import generator_seconds, true_edit
+from scripts.report import write_report
 
 SECTIONS = ("task", "teacher", "generate", "distill", "demo")
 # Of the pictures that scikit-image installs with itself, those that are photographs.
 PHOTOGRAPHS = ("coffee.png", "astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "grass.png")
-TIMED_CALLS = 50
 COMPARED = {
     "input to the truth": ("input", "truth"),
     "teacher's edit to the truth": ("edit", "truth"),
@@ -42,98 +47,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan(config: Config) -> dict[str, Any]:
     """What the demo would make."""
-    from generate import run as generate_run
-
     aside = {"training images": config.distill.images, "held-out scenes": config.demo.scenes, "report": run_dir(config) / "report.html"}
     return generate_run.plan(config) | aside
 
 
 def demo(config: Config) -> Path:
     """Every stage in turn; returns the path of the report."""
-    from distill.export import export
-    from distill.train import train
-    from distill.translate import Translator
-    from filter.run import print_summary, score_and_select
-    from generate.run import generate
-    from scripts.report import write_report
-
     timings: dict[str, float] = {}
 
-    def stage(name: str, work: Any, *arguments: Any) -> Any:
+    def stage(name: str, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         print(f"\n--- {name}", flush=True)
         began = time.monotonic()
-        result = work(*arguments)
+        result = work(*arguments, **named)
         timings[name] = time.monotonic() - began
         return result
 
-    stage("1 generate: pix2pix-zero makes pairs", generate, config)
+    stage("1 generate: pix2pix-zero makes pairs", generate_run.generate, config)
     print_summary(stage("2 filter: CLIP gain and mask overlap", score_and_select, config))
     if config.distill.init:
         print(f"\nthe generator starts from shipped weights ({config.distill.init}); distill.init= starts from nothing")
     stage("3 distill: the generator learns the pairs", train, config)
     exported = stage("4 export: safetensors and ONNX, checked", export, config)
     translator = Translator(exported)
-    scenes = stage("5 held-out scenes", edit_held_out, _scenes(config))
-    photographs = stage("6 photographs", edit_held_out, _photographs(config))
-    rows = [*_rows(config, translator, scenes, truth=True), *_rows(config, translator, photographs, truth=False)]
-    teacher_s = float((Path(_scenes(config).generate.out) / "seconds.txt").read_text())
+    photos = config.demo.photos or str(_sample_photographs(Path(config.runs_dir) / "photographs"))
+    scenes = stage("5 held-out scenes", edit_held_out, config, "held-out", images="", first_seed=config.evaluate.first_seed)
+    photographs = stage("6 photographs", edit_held_out, config, "photographs", images=photos)
+    rows = [_row(config, translator, pair) for pair in (*scenes, *photographs)]
+    teacher_s = float((run_dir(config) / "held-out" / "seconds.txt").read_text())
     generator_s = generator_seconds(translator, scenes[0].images["input"])
     times = f"teacher {teacher_s:.2f} s an image, generator {generator_s * 1000:.1f} ms"
     print(f"\n{times}: {teacher_s / generator_s:.0f} times faster on this machine")
-    extra = {"rows": rows, "distances": distances(rows), "timings": timings}
-    return write_report(config, extra | {"teacher_seconds": teacher_s, "generator_seconds": generator_s})
+    return write_report(config, rows, distances(rows), timings, teacher_s, generator_s)
 
 
-def edit_held_out(config: Config) -> list[Pair]:
-    """The teacher's edits of images it makes no training pairs of; the seconds an image took are kept beside them."""
-    from generate.run import generate
-
-    folder = Path(config.generate.out)
+def edit_held_out(config: Config, name: str, **source: Any) -> list[Pair]:
+    """The teacher's edits of demo.scenes images of another source, in <run>/<name>; the seconds an image took are kept beside them."""
+    folder, count = run_dir(config) / name, config.demo.scenes
+    settings = replace(config.generate, pairs=count, pairs_per_shard=count, save_reconstruction=True, out=str(folder))
     began = time.monotonic()
-    generate(config)
+    generate_run.generate(replace(config, source=replace(config.source, **source), generate=settings))
     pairs = list(read_pairs(folder))
     if not (folder / "seconds.txt").exists():
         write_json(folder / "seconds.txt", (time.monotonic() - began) / len(pairs))
     return pairs
 
 
-def generator_seconds(translator: Any, image: np.ndarray) -> float:
-    """Median seconds of one edit by the exported generator, one image at a time."""
-    return statistics.median(timeit.repeat(lambda: translator(image), number=1, repeat=TIMED_CALLS))
-
-
-def distances(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """PSNR and LPIPS to the true edit, of the teacher's edit and the generator's, over the rows that have one."""
+def distances(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """What is COMPARED, its mean PSNR (dB) and its mean LPIPS, over the rows that have a true edit."""
     from models.perceptual import perceptual_loss
     from scripts.metrics import lpips_distance, psnr
 
     with_truth = [row["images"] for row in rows if "truth" in row["images"]]
     if not with_truth:
-        return {}
-    perceptual, found = perceptual_loss("cpu"), {}
-    for what, (name, other) in COMPARED.items():
-        first, second = (np.stack([images[each] for images in with_truth]) for each in (name, other))
-        found[what] = {"PSNR, dB": float(psnr(first, second).mean()), "LPIPS": float(lpips_distance(perceptual, first, second).mean())}
+        return []
+    perceptual, found = perceptual_loss("cpu"), []
+    for what, names in COMPARED.items():
+        stacks = [np.stack([images[name] for images in with_truth]) for name in names]
+        found.append((what, float(psnr(*stacks).mean()), float(lpips_distance(perceptual, *stacks).mean())))
     return found
-
-
-def _scenes(config: Config) -> Config:
-    return _aside(config, "held-out", images="", first_seed=config.evaluate.first_seed)
-
-
-def _photographs(config: Config) -> Config:
-    return _aside(config, "photographs", images=config.demo.photos or str(_sample_photographs(Path(config.runs_dir) / "photographs")))
-
-
-def _aside(config: Config, name: str, **source: Any) -> Config:
-    count, out = config.demo.scenes, str(run_dir(config) / name)
-    generate = replace(config.generate, pairs=count, pairs_per_shard=count, save_reconstruction=True, out=out)
-    return replace(config, source=replace(config.source, **source), generate=generate)
 
 
 def _sample_photographs(folder: Path) -> Path:
     """A folder of jpg made of the photographs that scikit-image carries."""
-    from PIL import Image
     from skimage import data
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,16 +119,14 @@ def _sample_photographs(folder: Path) -> Path:
     return folder
 
 
-def _rows(config: Config, translator: Any, pairs: Sequence[Pair], truth: bool) -> list[dict[str, Any]]:
-    from scripts.evaluate import true_edit
-
-    rows = []
-    for pair in pairs:
-        images = {**pair.images, "generator": translator(pair.images["input"])}
-        if truth and config.task.scene_truth:
-            images["truth"] = true_edit(config, pair.record["source"], pair.images["input"].shape[0])
-        rows.append({"title": pair.record["caption"] if truth else pair.record["source"]["id"], "images": images})
-    return rows
+def _row(config: Config, translator: Translator, pair: Pair) -> dict[str, Any]:
+    """One row of the report: teacher and generator side by side, and the true edit where the image is a rendered scene."""
+    source, images = pair.record["source"], {**pair.images, "generator": translator(pair.images["input"])}
+    if "scene_seed" not in source:
+        return {"title": source["id"], "images": images}
+    if config.task.scene_truth:
+        images["truth"] = true_edit(config, source, images["input"].shape[0])
+    return {"title": pair.record["caption"], "images": images}
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ picture grid go to <run>/evaluate/<table>/<first seed>; edits that are there are
 from __future__ import annotations
 
 import csv
+import statistics
 import sys
 import textwrap
+import timeit
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, product
@@ -21,14 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import find_file, pairs_dir, run_dir
 from configs.schema import Config, Edit
+from distill.translate import Translator
 from generate.run import generate
 from generate.shards import Pair, is_finished, read_manifest, read_pairs, write_json
-from scripts.demo import generator_seconds
+from generate.sources import photo_key
+from models.devices import pick_device
+from models.miniature.scenes import Look, render, scene
 
 SECTIONS = ("task", "teacher", "source", "inversion", "edit", "guidance", "generate", "scorer", "segmenter", "evaluate")
 COLUMNS = {  # title and digits after the point
@@ -68,14 +74,14 @@ GRID_ROWS = 12
 GRID_SIDE = 192  # px of a picture in the grid, at most
 MIN_GRID_SIDE = 96  # px: a name must fit above it
 FONT_SIZE, LINE_HEIGHT, CHARACTER_WIDTH = 12, 15, 6.5  # px of the names
+TIMED_CALLS = 50
 HELD_OUT_SEED = 2_000_000  # scenes below it may have trained the shipped generator (models/miniature/README.md)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    named = bool(arguments) and arguments[0].isalnum()
-    table = arguments.pop(0) if named else "sweep"
+    table = arguments.pop(0) if arguments and arguments[0].isalnum() else "sweep"
     if table not in TABLES:
         print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)
         return 2
@@ -95,38 +101,33 @@ def folder(config: Config, table: str) -> Path:
 
 
 def _images_name(config: Config) -> str:
-    from generate.sources import photo_key
-
     return photo_key(config.source.images) if config.source.images else str(config.evaluate.first_seed)
 
 
 def variants(config: Config, table: str = "sweep") -> dict[str, Config]:
     """Each row's method at its setting, as a configuration of its own, by the row's name. Both tables and the sweep share their edits."""
-    swept, found = config.evaluate, {}
+    swept = config.evaluate
+    strength, scale, amount = config.direction.strength, config.guidance.scale, config.guidance.amount
     if table == "sweep":
-        amounts, scales = swept.amounts or [config.guidance.amount], swept.scales or [config.guidance.scale]
-        strengths = swept.strengths or [config.direction.strength]
-        for method, strength, scale, amount in product(swept.methods, strengths, scales, amounts):
-            name, variant = _variant(config, replace(config.edit, method=method), strength, scale, amount)
-            found[name] = variant
-        return found
-    rows = [(f"SDEdit {strength:g}", replace(config.edit, method="sdedit", strength=strength)) for strength in swept.sdedit_strengths]
-    rows = [] if table == "table2" else rows
-    rows += [(LABELS.get(method, method), replace(config.edit, method=method)) for method in METHODS_OF[table]]
-    for label, edit in rows:
-        found[label] = _variant(config, edit, config.direction.strength, config.guidance.scale, config.guidance.amount)[1]
-    return found
+        settings = product(swept.methods, swept.strengths or [strength], swept.scales or [scale], swept.amounts or [amount])
+        return dict(_variant(config, replace(config.edit, method=method), *setting) for method, *setting in settings)
+    edits = {}
+    if table == "table1":
+        edits = {f"SDEdit {part:g}": replace(config.edit, method="sdedit", strength=part) for part in swept.sdedit_strengths}
+    edits |= {LABELS[method]: replace(config.edit, method=method) for method in METHODS_OF[table]}
+    return {label: _variant(config, edit, strength, scale, amount)[1] for label, edit in edits.items()}
 
 
 def _variant(config: Config, edit: Edit, strength: float, scale: float, amount: float) -> tuple[str, Config]:
     """One method at one setting: a name that tells it apart, and its configuration, which says where its edits lie."""
     from generate.editors import METHODS
 
-    parts, photographs = METHODS.get(edit.method), bool(config.source.images)
+    photographs = bool(config.source.images)
+    parts = METHODS.get(edit.method, METHODS["B"])  # the editor refuses an unknown one
     name = f"{edit.method} scale {scale:g}"
-    name += f" part {edit.strength:g}" if parts and parts.noise == "partial" else ""
-    name += f" amount {amount:g}" if parts and parts.guided else ""
-    name += f" strength {strength:g}" if parts and parts.text == "direction" else ""
+    name += f" part {edit.strength:g}" if parts.noise == "partial" else ""
+    name += f" amount {amount:g}" if parts.guided else ""
+    name += f" strength {strength:g}" if parts.text == "direction" else ""
     variant = replace(
         config,
         edit=edit,
@@ -139,7 +140,7 @@ def _variant(config: Config, edit: Edit, strength: float, scale: float, amount: 
     generating = replace(
         config.generate,
         pairs=max(config.evaluate.scenes, config.generate.pairs) if runs_own else config.evaluate.scenes,
-        save_reconstruction=runs_own or bool(parts and parts.guided),
+        save_reconstruction=runs_own or parts.guided,
         out=str(pairs_dir(config) if runs_own else run_dir(config) / "evaluate" / _images_name(config) / name.replace(" ", "-")),
     )
     return name, replace(variant, generate=generating)
@@ -150,7 +151,6 @@ def evaluate(config: Config, table: str = "sweep") -> dict[str, Any]:
 
     Also written as table.json, table.csv and grid.png. UserError where weights are missing, before any edit is made.
     """
-    from models.devices import pick_device
     from scripts.judges import Judges
     from scripts.metrics import psnr
 
@@ -189,7 +189,7 @@ def evaluate(config: Config, table: str = "sweep") -> dict[str, Any]:
             summary[name] |= averaged(config, of_images) | {column: {"mean": value} for column, value in of_sets.items()}
         summary[name]["seconds"] = {"mean": generator_seconds(translator, inputs[0])}
     found = {"images": len(inputs), "measured_by": judges.measured_by, "rows": summary}
-    _write(folder(config, table), found, {"input": inputs, **{name: stack for name, stack in images.items() if name != "input unchanged"}})
+    _write(folder(config, table), found, {"input": images.pop("input unchanged"), **images})
     return found
 
 
@@ -208,29 +208,25 @@ def averaged(config: Config, row: Mapping[str, np.ndarray]) -> dict[str, dict[st
 
 def true_edit(config: Config, about: Mapping[str, Any], side: int) -> np.ndarray:
     """The true edit of a rendered scene (`about`: its record's source), RGB uint8 side x side x 3."""
-    from PIL import Image
-
-    from models.miniature.scenes import Look, render, scene
-
     picture = render(scene(about["scene_seed"]), Look(**config.task.scene_truth))
     return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS))
 
 
-def generators(config: Config, keys: Collection[str], side: int) -> dict[str, Any]:
+def generators(config: Config, keys: Collection[str], side: int) -> dict[str, Translator]:
     """The run's exported generator and the shipped one by name, as far as they are there, fit, and never saw the images of these keys."""
-    from distill.translate import Translator
-
-    files, found = {"distilled": run_dir(config) / "export" / "generator.onnx"}, {}
+    files = {"distilled": run_dir(config) / "export" / "generator.onnx"}
     if files["distilled"].is_file() and trained_on(config, keys):
         print(f"{files['distilled']} learned from some of these images: it gets no row")
         del files["distilled"]
     if config.distill.init and (config.source.images or config.evaluate.first_seed >= HELD_OUT_SEED):
         files["distilled, shipped"] = Path(find_file(config.distill.init)).with_suffix(".onnx")
-    for name, onnx in files.items():
-        translator = Translator(onnx) if onnx.is_file() else None
-        if translator and translator.side == side:
-            found[name] = translator
-    return found
+    translators = {name: Translator(onnx) for name, onnx in files.items() if onnx.is_file()}
+    return {name: translator for name, translator in translators.items() if translator.side == side}
+
+
+def generator_seconds(translator: Translator, image: np.ndarray) -> float:
+    """Median seconds of one edit by the exported generator, one image at a time."""
+    return statistics.median(timeit.repeat(lambda: translator(image), number=1, repeat=TIMED_CALLS))
 
 
 def trained_on(config: Config, keys: Collection[str]) -> bool:
@@ -279,10 +275,8 @@ def _write(where: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndar
     print(f"table and grid: {where}")
 
 
-def picture_grid(pictures: Mapping[str, np.ndarray]) -> Any:
-    """A PIL image as the paper's figures: a row a scene, a column a method with its name above."""
-    from PIL import Image, ImageDraw, ImageFont
-
+def picture_grid(pictures: Mapping[str, np.ndarray]) -> Image.Image:
+    """As the paper's figures: a row a scene, a column a method with its name above."""
     count = min(GRID_ROWS, *(len(stack) for stack in pictures.values()))
     side = min(GRID_SIDE, max(MIN_GRID_SIDE, *(stack.shape[1] for stack in pictures.values())))
     titles = [textwrap.fill(name, int(side / CHARACTER_WIDTH)) for name in pictures]

@@ -7,16 +7,21 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from configs.loader import digest, model_files, scorer_files
 from configs.schema import Config
+from generate.directions import task_banks
+from models.clip_scorer import ClipScorer
+from models.dino import dino_keys, load_dino
+from models.miniature.scenes import Look, mask, scene
+from models.perceptual import perceptual_loss
+from models.segmenter import open_segmenter
 from scripts import metrics
-
-if TYPE_CHECKING:
-    import torch
 
 SCENE_NOUN = "tree"  # every rendered scene has one: whose mask is compared where the task names no foreground
 
@@ -25,12 +30,6 @@ class Judges:
     """Scorer, LPIPS, structure and, with masks, the segmenter. UserError where weights are missing."""
 
     def __init__(self, config: Config, device: torch.device, masks: bool) -> None:
-        from generate.directions import task_banks
-        from models.clip_scorer import ClipScorer
-        from models.dino import dino_keys, load_dino
-        from models.perceptual import perceptual_loss
-        from models.segmenter import open_segmenter
-
         self.config, asked, task = config, config.evaluate, config.task
         self.perceptual, self.scorer = perceptual_loss(device), ClipScorer(config.scorer, device)
         self.banks = task_banks(task, config.direction, Path(config.runs_dir) / "banks")
@@ -54,25 +53,25 @@ class Judges:
         records: what the pairs' records say of their source. cache: folder where masks are kept, as they take longer than all else.
         """
         inputs, truth, task = images["input unchanged"], images.get("true edit"), self.config.task
+        side, background = inputs.shape[1], None
         masks = {name: self._masks(cache, edit, self.nouns[1]) for name, edit in images.items()} if self.segmenter else {}
-        side, background, of_truth = inputs.shape[1], None, None
+        if masks and task.source_noun:
+            if truth is None:
+                of_input = self._masks(cache, inputs, self.nouns[0])
+            else:
+                of_input = scene_masks(records, task.scene_input, side, self.nouns[0])
+            background = {name: ~(found | of_input) for name, found in masks.items()}
+        columns = metrics.perceptual_columns(self.perceptual, images, inputs, truth, background, self.keys)
+        for name, edit in images.items():
+            columns[name]["accuracy"] = metrics.nearer_to_target(self.scorer, edit, *self.banks)
+            if truth is not None:
+                columns[name]["psnr_true"] = metrics.psnr(edit, truth)
         if masks and truth is not None:
             of_truth = scene_masks(records, task.scene_truth, side, self.nouns[1])
-        if masks and task.source_noun:
-            rendered = truth is not None
-            of_input = (
-                scene_masks(records, task.scene_input, side, self.nouns[0]) if rendered else self._masks(cache, inputs, self.nouns[0])
-            )
-            background = {name: ~(mask | of_input) for name, mask in masks.items()}
-        found = metrics.perceptual_columns(self.perceptual, images, inputs, truth, background, self.keys)
-        for name, edit in images.items():
-            found[name]["accuracy"] = metrics.nearer_to_target(self.scorer, edit, *self.banks)
-            if truth is not None:
-                found[name]["psnr_true"] = metrics.psnr(edit, truth)
-            if of_truth is not None:
-                found[name]["mask_found"] = masks[name].mean((1, 2)) > 0
-                found[name]["iou_true"] = metrics.mask_iou(masks[name], of_truth)
-        return found
+            for name, found in masks.items():
+                columns[name]["mask_found"] = found.mean((1, 2)) > 0
+                columns[name]["iou_true"] = metrics.mask_iou(found, of_truth)
+        return columns
 
     def against_teacher(self, edits: np.ndarray, teacher: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Columns of N values, and those of the whole sets, of a generator's edits against its teacher's."""
@@ -87,13 +86,10 @@ class Judges:
     def _masks(self, cache: Path, images: np.ndarray, noun: str) -> np.ndarray:
         """Bool N x H x W: where the segmenter sees the noun; from the cache where the same was asked before."""
         assert self.segmenter
-        scorer = self.config.scorer
-        models = [
-            model_files(path) for path in (self.config.segmenter.model, self.config.segmenter.checkpoint, self.config.segmenter.detector)
-        ]
-        models.append(scorer_files(scorer))
+        scorer, settings = self.config.scorer, self.config.segmenter
+        weights = [model_files(path) for path in (settings.model, settings.checkpoint, settings.detector)]
         content = hashlib.sha256(images.tobytes()).hexdigest()
-        path = cache / f"masks-{digest(self.config.segmenter, scorer, models, noun, content)}.npz"
+        path = cache / f"masks-{digest(settings, scorer, [*weights, scorer_files(scorer)], noun, content)}.npz"
         if not path.exists():
             masks = np.stack(self.segmenter.segment(list(images), noun))
             cache.mkdir(parents=True, exist_ok=True)
@@ -106,9 +102,5 @@ class Judges:
 
 def scene_masks(records: Sequence[Mapping[str, Any]], look: Mapping[str, str], side: int, noun: str) -> np.ndarray:
     """Bool N x side x side: where the noun is in the rendered scenes of the records, in that look."""
-    from PIL import Image
-
-    from models.miniature.scenes import Look, mask, scene
-
     masks = (mask(scene(record["scene_seed"]), Look(**look), noun) for record in records)
-    return np.stack([np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST)) for mask in masks])
+    return np.stack([np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.NEAREST)) for each in masks])

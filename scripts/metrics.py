@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.nn.functional import normalize
 
 from configs.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from models.clip_scorer import ClipScorer
-    from models.perceptual import Perceptual
+from models.clip_scorer import ClipScorer
+from models.perceptual import Perceptual
 
 BATCH = 8  # of 512 x 512 images: the features that VGG16 gives of them take 1 GB
 INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -27,18 +25,15 @@ def psnr(image_NHWC: np.ndarray, truth_NHWC: np.ndarray) -> np.ndarray:
         return 10 * np.log10(255**2 / error)
 
 
+@torch.no_grad()
 def lpips_distance(perceptual: Perceptual, image_NHWC: np.ndarray, truth_NHWC: np.ndarray) -> np.ndarray:
     """LPIPS (VGG16) of each pair, N; lower is nearer."""
-    import torch
-
-    with torch.no_grad():
-        parts = [
-            perceptual(*(signed(images[start : start + BATCH], perceptual) for images in (image_NHWC, truth_NHWC)))
-            for start in range(0, len(image_NHWC), BATCH)
-        ]
-    return torch.cat(parts).cpu().numpy()
+    parts = _parts(len(image_NHWC))
+    distances = [perceptual(*(signed(images[part], perceptual) for images in (image_NHWC, truth_NHWC))) for part in parts]
+    return torch.cat(distances).cpu().numpy()
 
 
+@torch.no_grad()
 def perceptual_columns(
     perceptual: Perceptual,
     edits: Mapping[str, np.ndarray],
@@ -53,48 +48,36 @@ def perceptual_columns(
     background: bool N x H x W by name, where neither input nor edit shows the foreground. keys: DINO's, images B x 3 x H x W in [-1, 1] ->
     B x T x D; without it VGG16's relu4_3 stands in, a place a token, and values compare with each other, not with the paper's.
     """
-    import torch
-
-    found: dict[str, dict[str, list[torch.Tensor]]] = {name: {} for name in edits}
+    found: dict[str, dict[str, list[torch.Tensor]]] = {name: defaultdict(list) for name in edits}
 
     def structure_of(picture_BCHW: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
         return keys(picture_BCHW) if keys else features[STRUCTURE_LAYER].flatten(2).transpose(1, 2)
 
-    with torch.no_grad():
-        for start in range(0, len(inputs), BATCH):
-            part = slice(start, start + BATCH)
-            input_BCHW = signed(inputs[part], perceptual)
-            of_input = perceptual.features(input_BCHW)
-            of_truth = perceptual.features(signed(truth[part], perceptual)) if truth is not None else None
-            tokens = structure_of(input_BCHW, of_input)
-            for name, images in edits.items():
-                edit_BCHW = signed(images[part], perceptual)
-                of_edit = perceptual.features(edit_BCHW)
-                values = {
-                    "lpips_input": perceptual.distance(of_edit, of_input),
-                    "structure": structure_distance(structure_of(edit_BCHW, of_edit), tokens),
-                }
-                if of_truth is not None:
-                    values["lpips_true"] = perceptual.distance(of_edit, of_truth)
-                if background is not None:
-                    values["background"] = background_distance(perceptual.distance_map(of_edit, of_input), background[name][part])
-                for column, value_B in values.items():
-                    found[name].setdefault(column, []).append(value_B.cpu())
-    return {name: {column: torch.cat(parts).numpy() for column, parts in columns.items()} for name, columns in found.items()}
+    for part in _parts(len(inputs)):
+        input_BCHW = signed(inputs[part], perceptual)
+        of_input = perceptual.features(input_BCHW)
+        of_truth = perceptual.features(signed(truth[part], perceptual)) if truth is not None else None
+        tokens = structure_of(input_BCHW, of_input)
+        for name, images in edits.items():
+            edit_BCHW = signed(images[part], perceptual)
+            of_edit, columns = perceptual.features(edit_BCHW), found[name]
+            columns["lpips_input"].append(perceptual.distance(of_edit, of_input))
+            columns["structure"].append(structure_distance(structure_of(edit_BCHW, of_edit), tokens))
+            if of_truth is not None:
+                columns["lpips_true"].append(perceptual.distance(of_edit, of_truth))
+            if background is not None:
+                columns["background"].append(background_distance(perceptual.distance_map(of_edit, of_input), background[name][part]))
+    return {name: {column: torch.cat(parts).cpu().numpy() for column, parts in columns.items()} for name, columns in found.items()}
 
 
 def structure_distance(first_BTD: torch.Tensor, second_BTD: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of two images' self-similarities, B: the cosines of all pairs of their T tokens (Tumanyan et al. 2022)."""
-    from torch.nn.functional import normalize
-
     first, second = (normalize(tokens, dim=-1) @ normalize(tokens, dim=-1).transpose(1, 2) for tokens in (first_BTD, second_BTD))
     return (first - second).square().mean((1, 2))
 
 
 def background_distance(distance_BHW: torch.Tensor, background_BHW: np.ndarray) -> torch.Tensor:
     """Mean of a distance map over the background, B: the paper's BG-LPIPS; nan where the foreground fills the picture."""
-    import torch
-
     weight_BHW = torch.from_numpy(background_BHW).to(distance_BHW)
     return (distance_BHW * weight_BHW).sum((1, 2)) / weight_BHW.sum((1, 2))
 
@@ -114,7 +97,6 @@ def interval(values_N: np.ndarray, resamples: int, seed: int) -> tuple[float, fl
 
 def set_distances(features_ND: torch.Tensor, reference_ND: torch.Tensor) -> dict[str, float]:
     """'fid' (Heusel et al. 2017) and 'kid' (Binkowski et al. 2018, unbiased, all images at once) of two sets of features, N at least 2."""
-    import torch
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import poly_mmd
 
@@ -127,13 +109,11 @@ def set_distances(features_ND: torch.Tensor, reference_ND: torch.Tensor) -> dict
     return {"fid": float(frechet.compute()), "kid": float(poly_mmd(second, first))}
 
 
+@torch.no_grad()
 def set_features(image_NHWC: np.ndarray, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """N x D: the network's features (uint8 B x 3 x H x W -> B x D) of every image."""
-    import torch
-
-    with torch.no_grad():
-        batches = torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2).split(BATCH)
-        return torch.cat([network(batch).cpu() for batch in batches])
+    image_NCHW = torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2)
+    return torch.cat([network(batch).cpu() for batch in image_NCHW.split(BATCH)])
 
 
 def set_network(inception: str, perceptual: Perceptual) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
@@ -146,8 +126,6 @@ def set_network(inception: str, perceptual: Perceptual) -> tuple[Callable[[torch
 
 def load_inception(weights: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """FID's own Inception, for set_features: uint8 B x 3 x H x W -> B x 2048. UserError where the file is not it."""
-    import torch
-
     try:
         torch.load(weights, map_location="cpu", weights_only=True)  # the package would run code that lies in the file: not after this
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -161,17 +139,17 @@ def load_inception(weights: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def nearer_to_target(scorer: ClipScorer, image_NHWC: np.ndarray, source: Sequence[str], target: Sequence[str]) -> np.ndarray:
     """Whether each image is nearer to the target texts (their mean feature) than to the source texts, N booleans: the paper's CLIP-Acc."""
-    import torch
-
-    features = torch.cat([scorer.image_features(list(image_NHWC[start : start + BATCH])) for start in range(0, len(image_NHWC), BATCH)])
-    texts = torch.stack([torch.nn.functional.normalize(scorer.text_features(list(words)).mean(0), dim=0) for words in (target, source)])
-    similarity = features @ texts.T
-    return (similarity[:, 0] > similarity[:, 1]).cpu().numpy()
+    features = torch.cat([scorer.image_features(list(image_NHWC[part])) for part in _parts(len(image_NHWC))])
+    to_source, to_target = (features @ normalize(scorer.text_features(list(texts)).mean(0), dim=0) for texts in (source, target))
+    return (to_target > to_source).cpu().numpy()
 
 
 def signed(image_NHWC: np.ndarray, where: torch.nn.Module) -> torch.Tensor:
     """uint8 N x H x W x 3 as a float tensor N x 3 x H x W in [-1, 1], on the module's device."""
-    import torch
-
     image = torch.from_numpy(np.ascontiguousarray(image_NHWC)).to(next(where.parameters()).device)
     return image.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _parts(count: int) -> list[slice]:
+    """`count` images as batches."""
+    return [slice(start, start + BATCH) for start in range(0, count, BATCH)]

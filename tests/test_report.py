@@ -20,7 +20,7 @@ from filter.score_table import SCORES, read_scores, scores_path, write_scores
 from filter.selection import Criteria, selection_of
 from generate.shards import Pair, write_json, write_shard
 from scripts.report import main, read_metrics, spread, write_report
-from scripts.report_charts import Series, histogram, line_chart, ticks
+from scripts.report_charts import Series, histogram, line_chart, smoothed, ticks
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
@@ -93,14 +93,14 @@ def extra() -> dict:
         "rows": [{"title": f"scene {EVIL}", "images": {"input": image, "edit": image + 50, "generator": image + 99}}],
         "teacher_seconds": 4.2,
         "generator_seconds": 0.0105,
-        "distances": {f"Generator {EVIL}": {"LPIPS": 0.25}, "Teacher": {"PSNR, dB": 17.0}},
+        "distances": [(f"Generator {EVIL}", 17.0, 0.25)],
         "timings": {f"generate {EVIL}": 130.0},
     }
 
 
 def test_every_section_is_there_and_nothing_is_foreign(tmp_path: Path) -> None:
     config = make_run(tmp_path)
-    path = write_report(config, extra())
+    path = write_report(config, **extra())
     assert path == run_dir(config) / "report.html" and [p.name for p in path.parent.glob(".*tmp")] == []
     page, tags = path.read_text(), parsed(path)
     assert tags.headings == [
@@ -122,11 +122,12 @@ def test_every_section_is_there_and_nothing_is_foreign(tmp_path: Path) -> None:
     assert "Reconstruction" not in page  # a column that no row has is left out
     assert {"kept from 0.15", "CLIP gain asked for", "training images shown", "dB"} <= set(tags.svg_text)
     assert tags.tags.count("img") == 3 + 2 * (24 + 24)
+    assert drawn(page) == {"faint": [49, 49], "line": [49, 49], "dots": [2, 2, 2]}
 
 
 def test_pictures_come_back_as_they_were(tmp_path: Path) -> None:
     config = make_run(tmp_path, count=2)
-    address = parsed(write_report(config, extra())).addresses[2]
+    address = parsed(write_report(config, **extra())).addresses[2]
     with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
         np.testing.assert_array_equal(np.asarray(image), np.full((6, 6, 3), 99))
 
@@ -139,8 +140,6 @@ def test_stages_that_have_not_run_are_named(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.strip() == str(path)
     assert "run filter/run.py" in path.read_text() and "run distill/train.py" in path.read_text()
     assert main([f"runs_dir={tmp_path}/none"]) == 2 and "generate/run.py" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="timing"):
-        write_report(config, {"timing": {}})
 
 
 def test_metrics_may_end_in_a_torn_line(tmp_path: Path) -> None:
@@ -148,7 +147,7 @@ def test_metrics_may_end_in_a_torn_line(tmp_path: Path) -> None:
     assert read_metrics(path) == []
     path.write_text('{"images": 1, "kind": "train", "l1": 3}\n{"images": 1, "kind": "validation", "l1": 2}\n{"ima')
     train, validation = read_metrics(path)
-    assert train["l1"] == 3 and validation["val_l1"] == 2 and "l1" not in validation
+    assert (train["kind"], train["l1"], validation["kind"], validation["l1"]) == ("train", 3, "validation", 2)
     path.write_text('{"ima\n{"images": 1}\n')
     with pytest.raises(UserError, match="line 1"):
         read_metrics(path)
@@ -179,7 +178,29 @@ def test_no_bar_lies_on_both_sides_of_the_threshold() -> None:
     assert "kept from 0.9" in histogram("t", [0.1, 0.2], 0.9, "x")
 
 
-def test_values_that_are_not_finite_are_left_out() -> None:
-    svg = line_chart("t", [Series("a", [1, 2, 3], [1.0, float("nan"), 2.0]), Series("b", [], [])], "x", "y")
-    assert "nan" not in svg and svg.count(",") == 2
-    assert "no finite values" in line_chart("t", [Series("a", [1], [float("inf")])], "x", "y")
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    config = make_run(tmp_path, count=2)
+    lines = [{"images": 1, "l1": 1.0}, {"images": 2, "l1": float("nan")}, {"images": 3, "l1": 2.0, "lpips": float("inf")}]
+    metrics = run_dir(config) / "train/metrics.jsonl"
+    metrics.write_text("".join(json.dumps(line | {"kind": "train"}) + "\n" for line in lines))
+    page = write_report(config).read_text()
+    assert drawn(page) == {"faint": [2], "line": [2]} and "LPIPS to the teacher" not in page
+
+
+def drawn(page: str) -> dict[str, list[int]]:
+    """The number of points of each line below the heading Training, by its style."""
+    styles: dict[str, list[int]] = {}
+    training = page.partition("<h2>Training")[2].partition("<h2>")[0]
+    for style, points in re.findall(r'<polyline class="line (\w+)" points="([^"]*)"', training):
+        styles.setdefault(style, []).append(points.count(","))
+    return styles
+
+
+def test_a_line_may_have_one_point_and_its_marker_lie_outside() -> None:
+    svg = line_chart("t", [Series("a", [(1, 2.0)]), Series("b", [])], "x", "y", marker=(5.0, "here"))
+    assert svg.count("<polyline") == svg.count("<circle") == 1 and ">here<" in svg and ">5<" in svg and "legend" not in svg
+
+
+def test_smoothed_is_the_mean_of_the_neighbours() -> None:
+    points = [(float(x), float(x * x)) for x in range(100)]
+    assert smoothed(points)[0] == (0, (0 + 1 + 4) / 3) and smoothed(points)[50] == (50, sum(x * x for x in range(48, 53)) / 5)
