@@ -240,6 +240,7 @@ class Distill:
     compile: bool = _opt(False, "run the networks through torch.compile: minutes at the start, less time a step")
     tracker: str = _opt("auto", "tracker of accelerate (tensorboard, wandb, ...); auto: tensorboard where it is installed; empty: none")
     init: str = _opt("", "start from these weights: an exported generator.safetensors")
+    labels: str = _opt("", "learn a generator.onnx's edits of the inputs in the place of the pairs' own: a small network from a large one")
     adapter_rank: int = _opt(0, "with init: train changes of the weights of at most this rank; 0: the whole weights")
 
 

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from configs.errors import UserError
+from distill.translate import TranslateError, Translator
 from generate.shards import PairLocation, finished_shards, locate, read_pair
 
 
@@ -25,12 +26,12 @@ class PairDataset(Dataset):
     """Pairs by position: (position, input, edit), the images uint8 3 x H x W; read from the shards in place.
 
     Where all of them, decoded, are at most cache_gb, each is decoded once: the worker processes fill and read one memory. What they get
-    are views of it, not to be written to.
+    are views of it, not to be written to. labels: an exported generator.onnx whose edits stand in the place of the pairs' own.
     """
 
-    def __init__(self, locations: Sequence[PairLocation], resolution: int, cache_gb: float = 0.0) -> None:
+    def __init__(self, locations: Sequence[PairLocation], resolution: int, cache_gb: float = 0.0, labels: str = "") -> None:
         self.locations = list(locations)
-        self.resolution = resolution
+        self.resolution, self.labels = resolution, labels
         self.cache_N2CHW: torch.Tensor | None = None
         size = (len(self.locations), 2, 3, resolution, resolution)
         if math.prod(size) <= cache_gb * 1e9:
@@ -62,8 +63,19 @@ class PairDataset(Dataset):
                     f"{self.locations[position].shard}: {pair.key}.{name}.png is {pair.images[name].shape}, "
                     f"teacher.resolution={side} asks for {(side, side, 3)}"
                 )
+        if self.labels:
+            try:
+                pair.images["edit"] = _labeller(self.labels)(pair.images["input"])
+            except TranslateError as error:
+                raise UserError(f"distill.labels: {error}") from error
         input_CHW, edit_CHW = (torch.from_numpy(pair.images[name].transpose(2, 0, 1).copy()) for name in ("input", "edit"))
         return input_CHW, edit_CHW
+
+
+@lru_cache(maxsize=1)
+def _labeller(path: str) -> Translator:
+    """Opened by the process that uses it: ONNX Runtime's threads do not survive a fork."""
+    return Translator(path, threads=1)
 
 
 def selected_keys(run: Path) -> list[str]:

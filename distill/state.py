@@ -45,7 +45,8 @@ class TrainingState:
         resolution = config.teacher.resolution
         locations = pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config)))
         training, held_out = pairs.split(pairs.source_ids(locations), self.config.validation_share, self.seed)
-        self.training = pairs.PairDataset([locations[place] for place in training], resolution, self.config.cache_gb)
+        labels = find_file(self.config.labels) if self.config.labels else ""
+        self.training = pairs.PairDataset([locations[place] for place in training], resolution, self.config.cache_gb, labels)
         self.held_out = pairs.PairDataset([locations[place] for place in held_out][: self.config.max_validation_pairs], resolution)
 
         torch.manual_seed(self.seed)

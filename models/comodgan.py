@@ -64,10 +64,7 @@ class Dense(nn.Module):
 
 
 class Blur(nn.Module):
-    """The binomial filter [1, 3, 3, 1] in both directions, against aliasing (Zhang 2019); `gain` 4 where zeros were put in between.
-
-    as_sums: see CoModGenerator.as_sums.
-    """
+    """The binomial filter [1, 3, 3, 1] in both directions, against aliasing (Zhang 2019); `gain` 4 where zeros were put in between."""
 
     kernel_11KK: torch.Tensor
     smooth_11KK: torch.Tensor
@@ -100,14 +97,11 @@ class Blur(nn.Module):
 
 
 def shifted_sum(x_BCHW: torch.Tensor, taps: list[float], scale: float, padding: int, stride: int) -> torch.Tensor:
-    """The filter taps x taps x scale on every channel, as sums of shifted pictures."""
+    """The filter taps x taps x scale on every channel, as a sum of shifted pictures."""
     x_BCHW = F.pad(x_BCHW, [padding] * 4)
-    for dim in (2, 3):
-        count = (x_BCHW.shape[dim] - len(taps)) // stride + 1
-        starts = range(len(taps))
-        steps = [torch.ops.aten.slice(x_BCHW, dim, start, start + stride * (count - 1) + 1, stride) for start in starts]
-        x_BCHW = sum(tap * step for tap, step in zip(taps, steps, strict=True))
-    return x_BCHW * scale
+    reach = x_BCHW.shape[2] - len(taps) + 1
+    x_BCHW = sum((tap * x_BCHW[:, :, start : start + reach : stride] for start, tap in enumerate(taps)), x_BCHW.new_zeros(()))
+    return scale * sum((tap * x_BCHW[..., start : start + reach : stride] for start, tap in enumerate(taps)), x_BCHW.new_zeros(()))
 
 
 class Depthwise(nn.Module):
@@ -165,10 +159,9 @@ class ModulatedConv(nn.Module):
         self.depthwise = Depthwise(inputs) if separable and not up else None
         self.blur = Blur(padding=1, gain=4.0) if up else None
         self.padding = kernel // 2
-        self.as_sums = False
 
     def forward(self, x_BIHW: torch.Tensor, scale_BI: torch.Tensor) -> torch.Tensor:
-        """B x O x H x W, or twice the sides with `up`; still to be brought to unit variance by the caller, who scales it anyway."""
+        """B x O x H x W, or twice the sides with `up`; the caller, who scales and shifts it anyway, brings it to unit variance."""
         weight_OIKK = self.weight()
         x_BIHW = x_BIHW * scale_BI[:, :, None, None]
         if self.depthwise is not None:
@@ -177,8 +170,6 @@ class ModulatedConv(nn.Module):
             return F.conv2d(x_BIHW, weight_OIKK, padding=self.padding)
         if self.padding == 0:
             return self.blur.upsample(F.conv2d(x_BIHW, weight_OIKK))
-        if UP_PHASES:
-            return self.blur(up_phases(x_BIHW, weight_OIKK))
         return self.blur(F.conv_transpose2d(x_BIHW, weight_OIKK.transpose(0, 1), stride=2))
 
     def power(self) -> torch.Tensor:
@@ -187,21 +178,6 @@ class ModulatedConv(nn.Module):
         if self.depthwise is not None:
             power_OI = power_OI * self.depthwise.weight().square().sum((1, 2, 3))
         return power_OI.T
-
-
-UP_PHASES = False
-
-
-def up_phases(x, weight_OIKK):
-    """conv_transpose2d with stride 2 as one 2 x 2 convolution to four times the channels."""
-    E = x.new_zeros(2, 2, 3)
-    E[0, 0, 2] = E[0, 1, 0] = E[1, 1, 1] = 1
-    outputs, inputs = weight_OIKK.shape[:2]
-    w = torch.einsum("auk,bvl,oikl->aboiuv", E, E, weight_OIKK).reshape(4 * outputs, inputs, 2, 2)
-    y = F.conv2d(x, w, padding=1)
-    batch, _, h, wd = y.shape
-    y = y.view(batch, 2, 2, outputs, h, wd).permute(0, 3, 4, 1, 5, 2).reshape(batch, outputs, 2 * h, 2 * wd)
-    return y[..., :-1, :-1]
 
 
 class SynthesisLayer(nn.Module):
@@ -325,36 +301,44 @@ class CoModGenerator(nn.Module):
         features, code_BD = self.encoder(image_BCHW)
         code_BD = F.dropout(code_BD, self._config["dropout"], self.training)
         scales, factors = self._modulation(w_BD, code_BD)
-        x_BCHW = self.start(code_BD).view_as(features[0]) + features[0]
-        x_BCHW = self.layers[0](x_BCHW, scales[self.layers[0].conv], factors[self.layers[0].conv], noise)
-        rgb_BCHW = self.to_rgb[0](x_BCHW, scales[self.to_rgb[0].conv])
+        up: Any
+        layer: Any = self.layers[0]
+        to_rgb: Any = self.to_rgb[0]
+        x_BCHW = layer(self.start(code_BD).view_as(features[0]) + features[0], scales[layer], factors[layer], noise)
+        rgb_BCHW = to_rgb(x_BCHW, scales[to_rgb])
         for up, layer, to_rgb, feature_BCHW in zip(self.ups, self.layers[1:], self.to_rgb[1:], features[1:], strict=True):
-            x_BCHW = up(x_BCHW, scales[up.conv], factors[up.conv], noise) + feature_BCHW
-            x_BCHW = layer(x_BCHW, scales[layer.conv], factors[layer.conv], noise)
-            rgb_BCHW = self.rgb_upsample.upsample(rgb_BCHW) + to_rgb(x_BCHW, scales[to_rgb.conv])
+            x_BCHW = up(x_BCHW, scales[up], factors[up], noise) + feature_BCHW
+            x_BCHW = layer(x_BCHW, scales[layer], factors[layer], noise)
+            rgb_BCHW = self.rgb_upsample.upsample(rgb_BCHW) + to_rgb(x_BCHW, scales[to_rgb])
         return rgb_BCHW
 
-    def _modulation(self, w_BD: torch.Tensor, code_BD: torch.Tensor) -> tuple[dict[ModulatedConv, torch.Tensor], ...]:
-        """Every modulated convolution's scales B x I and, but for ToRGB's, the factors B x O that demodulate it.
+    def _modulation(self, w_BD: torch.Tensor, code_BD: torch.Tensor) -> tuple[dict[nn.Module, torch.Tensor], dict[nn.Module, torch.Tensor]]:
+        """The scales B x I of every SynthesisLayer and ToRGB, and the factors B x O that demodulate each SynthesisLayer.
 
         The style is [w, code] (co-modulation: Zhao et al. 2021, equation 3). One product for all scales and one for all layers of a
         shape: a few large kernels in the place of dozens that take a GPU longer to start than to run.
         """
-        layers = [layer.conv for layer in (*self.ups, *self.layers)]
-        convs = layers + [to_rgb.conv for to_rgb in self.to_rgb]
-        weight_IS, bias_I = torch.cat([conv.affine.weight() for conv in convs]), torch.cat([conv.affine.bias for conv in convs])
-        of_w_IS, of_code_IS = weight_IS.split([w_BD.shape[1], code_BD.shape[1]], 1)
-        scale_BI = F.linear(code_BD, of_code_IS) + F.linear(w_BD, of_w_IS, bias_I)
-        scales = dict(zip(convs, scale_BI.split([len(conv.affine.bias) for conv in convs], 1), strict=True))
-        factors = {}
-        for shape in dict.fromkeys(conv.weight.raw.shape[:2] for conv in layers):
-            alike = [conv for conv in layers if conv.weight.raw.shape[:2] == shape]
-            power_LIO, scale_LBI = torch.stack([conv.power() for conv in alike]), torch.stack([scales[conv] for conv in alike])
+        layers: list[Any] = [*self.ups, *self.layers]
+        parts = layers + [*self.to_rgb]
+        affines = [part.conv.affine for part in parts]
+        weight_ID, bias_I = torch.cat([affine.weight() for affine in affines]), torch.cat([affine.bias for affine in affines])
+        of_w_ID, of_code_ID = weight_ID.split([w_BD.shape[1], code_BD.shape[1]], 1)
+        scale_BI = F.linear(code_BD, of_code_ID) + F.linear(w_BD, of_w_ID, bias_I)
+        scales = dict(zip(parts, scale_BI.split([len(affine.bias) for affine in affines], 1), strict=True))
+        factors: dict[nn.Module, torch.Tensor] = {}
+        for shape in dict.fromkeys(layer.conv.weight.raw.shape[:2] for layer in layers):
+            alike = [layer for layer in layers if layer.conv.weight.raw.shape[:2] == shape]
+            power_LIO, scale_LBI = torch.stack([layer.conv.power() for layer in alike]), torch.stack([scales[layer] for layer in alike])
             factors |= dict(zip(alike, torch.rsqrt(scale_LBI.square() @ power_LIO + EPSILON), strict=True))
         return scales, factors
 
     def write_as_sums(self) -> CoModGenerator:
+        """From here on blurs and the layers next to the image are sums, which torch.compile fuses with what is around them; returns self.
+
+        The same function. On an H100 at 512 x 512 the compiled float16 network takes a third of the time so, as cuDNN's depthwise
+        convolutions are slow; without a compiler, and in ONNX Runtime, sums are the slower form.
+        """
         for module in self.modules():
-            if hasattr(module, "as_sums"):
+            if isinstance(module, (Blur, Conv, ToRGB)):
                 module.as_sums = True
         return self

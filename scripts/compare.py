@@ -91,14 +91,14 @@ def compare(asked: Sequence[str], table: str) -> dict[str, Any]:
 
     asked: the command line's arguments. UserError where there is no true edit, and with its last words where a training fails.
     """
-    from generate.sources import SceneSource
+    from generate.sources import open_source
 
     config = load([*BASE, *asked])
     if not config.task.scene_truth:
         raise UserError(f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against")
-    side, source = config.teacher.resolution, replace(config.source, first_seed=config.evaluate.first_seed)
-    scenes = SceneSource(source, config.task, side, config.evaluate.scenes)
-    if trained_on(config, {scenes.name(place) for place in range(len(scenes))}):
+    side, source = config.teacher.resolution, replace(config.source, images="", prompts="", first_seed=config.evaluate.first_seed)
+    scenes = open_source(source, config.task, side, config.evaluate.scenes)
+    if trained_on(config, {*scenes.names}):
         raise UserError(f"evaluate.first_seed={source.first_seed}: the pairs were made from some of these scenes; name later ones")
     folder, arguments, configs = run_dir(config) / "compare" / table, {}, {}
     for row in TABLES[table]:
@@ -108,7 +108,7 @@ def compare(asked: Sequence[str], table: str) -> dict[str, Any]:
         configs[row] = load(arguments[row])
         _select(config, configs[row], config.compare.few_pairs if table in ON_FEW_PAIRS else 0)
     train_all(arguments, {row: Path(one.runs_dir) / "log.txt" for row, one in configs.items()}, config.compare.jobs)
-    loaded = [scenes.load(place) for place in range(len(scenes))]
+    loaded = [scenes.load(place) for place in range(len(scenes.names))]
     truth = np.stack([true_edit(config, one.about, side) for one in loaded])
     pictures = {"input": np.stack([one.image for one in loaded])}
     measured_by, rows = _measure(config, configs, pictures, truth)
@@ -221,7 +221,7 @@ def _sharpness(images: np.ndarray) -> float:
     """Mean over the images of the variance of their Laplacian."""
     import torch
 
-    from filter.pictures import sharpness
+    from filter.scores import sharpness
 
     return float(np.mean([sharpness(torch.from_numpy(image).permute(2, 0, 1)[None].float()) for image in images]))
 

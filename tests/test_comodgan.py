@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.errors import UserError
 from configs.loader import load
-from models.comodgan import Blur, CoModGenerator, ModulatedConv, SynthesisLayer
+from models.comodgan import EPSILON, Blur, CoModGenerator, ModulatedConv, SynthesisLayer
 
 TINY = {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "code_dim": 16, "mapping_layers": 2}
 LITE = {**TINY, "separable": True, "width": 0.5}
@@ -32,14 +32,19 @@ def test_modulated_convolution_equals_the_grouped_form(separable):
     torch.manual_seed(0)
     layer = ModulatedConv(5, 7, style=6, separable=separable).double()
     x_BIHW, style_BS = torch.randn(3, 5, 9, 9, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
-    y_BOHW, factor = layer(x_BIHW, style_BS)
-    torch.testing.assert_close(y_BOHW * factor, grouped_modulation(layer, x_BIHW, style_BS), rtol=1e-12, atol=1e-12)
+    scale_BI = layer.affine(style_BS)
+    factor_BO = torch.rsqrt(scale_BI.square() @ layer.power() + EPSILON)
+    found = layer(x_BIHW, scale_BI) * factor_BO[:, :, None, None]
+    torch.testing.assert_close(found, grouped_modulation(layer, x_BIHW, style_BS), rtol=1e-12, atol=1e-12)
 
 
 def test_demodulated_layer_keeps_unit_variance():
     torch.manual_seed(0)
-    y_BCHW, factor = ModulatedConv(64, 64, style=16)(torch.randn(8, 64, 16, 16), torch.randn(8, 16))
-    assert (y_BCHW * factor)[..., 2:-2, 2:-2].std().item() == pytest.approx(1.0, abs=0.1)
+    layer, style_BS = ModulatedConv(64, 64, style=16), torch.randn(8, 16)
+    scale_BI = layer.affine(style_BS)
+    factor_BO = torch.rsqrt(scale_BI.square() @ layer.power() + EPSILON)
+    y_BCHW = layer(torch.randn(8, 64, 16, 16), scale_BI) * factor_BO[:, :, None, None]
+    assert y_BCHW[..., 2:-2, 2:-2].std().item() == pytest.approx(1.0, abs=0.1)
 
 
 def test_upsampling_is_bilinear_inside():
@@ -56,12 +61,49 @@ def test_upsampling_is_bilinear_inside():
 def test_up_layer_doubles_the_sides_and_commutes_with_shifts(separable):
     torch.manual_seed(0)
     layer = SynthesisLayer(4, 4, style=3, up=True, separable=separable).double()
-    x_BCHW, style_BS = torch.zeros(1, 4, 16, 16, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
+    x_BCHW, modulation = torch.zeros(1, 4, 16, 16, dtype=torch.float64), torch.randn(2, 1, 4, dtype=torch.float64)
     x_BCHW[..., 4:10, 4:10] = torch.randn(1, 4, 6, 6, dtype=torch.float64)
-    y_BCHW = layer(x_BCHW, style_BS, noise=False)
+    y_BCHW = layer(x_BCHW, *modulation, noise=False)
     assert y_BCHW.shape == (1, 4, 32, 32)
-    shifted = layer(x_BCHW.roll((1, 2), (2, 3)), style_BS, noise=False)
+    shifted = layer(x_BCHW.roll((1, 2), (2, 3)), *modulation, noise=False)
     torch.testing.assert_close(shifted, y_BCHW.roll((2, 4), (2, 3)))
+
+
+@pytest.mark.parametrize("options", [TINY, LITE])
+@pytest.mark.parametrize("latents", [None, 1, 3])
+def test_the_whole_network_equals_its_layers_one_by_one(options, latents):
+    """Each layer with its own style and its own weights a sample, against all styles computed at once; and the same as sums."""
+    torch.manual_seed(0)
+    generator = CoModGenerator(32, **options).double().eval()
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter)
+    image_BCHW = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    z_BD = None if latents is None else torch.randn(latents, options["z_dim"], dtype=torch.float64)
+    expected = layer_by_layer(generator, image_BCHW, z_BD)
+    torch.testing.assert_close(generator(image_BCHW, z_BD), expected)
+    torch.testing.assert_close(generator.write_as_sums()(image_BCHW, z_BD), expected)
+
+
+def layer_by_layer(generator: CoModGenerator, image_BCHW: torch.Tensor, z_BD: torch.Tensor | None) -> torch.Tensor:
+    z_BD = torch.zeros(1, generator.config["z_dim"], dtype=torch.float64) if z_BD is None else z_BD
+    w_BD = generator.mapping(z_BD / (z_BD.square().mean(1, keepdim=True) + EPSILON).sqrt()).expand(len(image_BCHW), -1)
+    features, code_BD = generator.encoder(image_BCHW)
+    style_BS = torch.cat([w_BD, code_BD], 1)
+
+    def synthesis(layer: SynthesisLayer, x_BCHW: torch.Tensor) -> torch.Tensor:
+        scale_BI = layer.conv.affine(style_BS)
+        factor_BO11 = (scale_BI.square() @ layer.conv.power() + EPSILON).rsqrt()[:, :, None, None]
+        return F.leaky_relu(layer.conv(x_BCHW, scale_BI) * factor_BO11 + layer.bias[:, None, None], 0.2) * 2**0.5
+
+    x_BCHW, rgb_BCHW = generator.start(code_BD).view_as(features[0]) + features[0], 0
+    for level, (layer, to_rgb) in enumerate(zip(generator.layers, generator.to_rgb, strict=True)):
+        if level:
+            x_BCHW = synthesis(generator.ups[level - 1], x_BCHW) + features[level]
+            rgb_BCHW = F.interpolate(F.pad(rgb_BCHW, [1] * 4), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
+        x_BCHW = synthesis(layer, x_BCHW)
+        weight_BOI = to_rgb.conv.weight()[:, :, 0, 0] * to_rgb.conv.affine(style_BS)[:, None]
+        rgb_BCHW = rgb_BCHW + torch.einsum("boi,bihw->bohw", weight_BOI, x_BCHW) + to_rgb.bias[:, None, None]
+    return rgb_BCHW
 
 
 @pytest.mark.parametrize(("resolution", "millions"), [(256, 79.2), (512, 79.8)])

@@ -10,7 +10,7 @@ from PIL import Image
 from configs.loader import load
 from distill.pairs import selected_keys, split
 from generate.shards import Pair, write_json, write_shard
-from generate.sources import SceneSource
+from generate.sources import open_source
 from scripts import compare, evaluate, metrics
 from tests.test_distill_train import TINY
 from tests.test_evaluate import mean, printed_tables
@@ -23,7 +23,7 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["task=tree2winter", "runs_dir=runs", *TINY, "distill.images=8", "distill.validation_share=0.3", "evaluate.scenes=3"]
     config = load(arguments)
-    scenes = [SceneSource(config.source, config.task, 16, 12).load(place) for place in range(12)]
+    scenes = [open_source(config.source, config.task, 16, 12).load(place) for place in range(12)]
     pairs = [
         Pair(one.key, {"input": one.image, "edit": evaluate.true_edit(config, one.about, 16)}, {"source": one.about}) for one in scenes
     ]
@@ -55,7 +55,7 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
         assert grid.width == 4 * 96
 
     config = load([*asked, f"runs_dir={folder}/l1", "source.first_seed=3000000"])
-    loaded = [SceneSource(config.source, config.task, 16, 3).load(place) for place in range(3)]
+    loaded = [open_source(config.source, config.task, 16, 3).load(place) for place in range(3)]
     edits, _ = compare.edit(config, np.stack([one.image for one in loaded]), torch.device("cpu"))
     truth = np.stack([evaluate.true_edit(config, one.about, 16) for one in loaded])
     assert mean(table["L1"]["PSNR to truth, dB"]) == pytest.approx(metrics.psnr(edits, truth).mean(), abs=0.006)

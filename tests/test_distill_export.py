@@ -13,13 +13,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors import safe_open
+from torch.utils.data import DataLoader
 
 from configs.loader import load
 from distill import export as export_module
 from distill import formats, translate
 from distill.export import main as export_main
+from distill.state import TrainingState
+from distill.train import main as train_main
 from distill.train import train
 from distill.translate import TranslateError, Translator
 from models.comodgan import CoModGenerator
@@ -88,6 +92,13 @@ def test_eight_bit_ranges_come_from_the_calibration_pictures(run, tmp_path):
     assert losses["alike"] < 0.5 * losses["black"]
 
 
+def test_programs_name_no_device(run):
+    """What checks that its input is on the CPU, as torch.export adds it, fails on a GPU."""
+    for path in (run / "export").glob("*.pt2"):
+        program = torch.export.load(path)
+        assert not [node for node in program.graph.nodes if "assert" in str(node.target) or node.kwargs.get("device")]
+
+
 def test_files_say_what_they_are(run):
     about = json.loads((run / "export" / "config.json").read_text())
     assert (about["task"], about["resolution"], about["images_seen"], about["pairs"]) == ("tree2winter", 16, 8, 12)
@@ -108,6 +119,22 @@ def test_training_starts_from_an_exported_generator(run, tmp_path, capsys):
     path = train(load(arguments(other, "distill.images=4", "distill.lpips=0", "distill.lr=0", init)))
     with safe_open(path / "generator.safetensors", "np") as now, safe_open(run / "export" / "generator.safetensors", "np") as before:
         assert all(np.array_equal(now.get_tensor(name), before.get_tensor(name)) for name in before.keys())  # noqa: SIM118
+
+
+def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
+    """distill.labels: its edits stand in the place of the pairs' own, in every decoding process; held-out pairs keep theirs."""
+    learner, onnx_file = tmp_path / "tree2winter" / "miniature", run / "export" / "generator.onnx"
+    images = {pair.key: pair.images for pair in make_pairs(learner)}
+    config = load(arguments(learner, *SHORT, f"distill.labels={onnx_file}"))
+    state, translator = TrainingState(config, Accelerator(cpu=True), tmp_path), Translator(onnx_file, threads=1)
+    for dataset, workers in ((state.training, 2), (state.held_out, 0)):
+        for places, *batches in DataLoader(dataset, 3, num_workers=workers):
+            for place, *pair in zip(places, *batches, strict=True):
+                own = images[dataset.locations[place].key]
+                edit_HWC = translator(own["input"]) if dataset is state.training else own["edit"]
+                for found_CHW, expected_HWC in zip(pair, (own["input"], edit_HWC), strict=True):
+                    assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
+    assert train_main(arguments(learner, *SHORT, "distill.labels=missing.onnx")) == 2 and "missing.onnx" in capsys.readouterr().err
 
 
 def test_a_format_that_differs_is_not_kept(run, monkeypatch, capsys):
