@@ -28,6 +28,11 @@ def activate(x: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu(x, SLOPE)
 
 
+def of_dtype(value: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """autocast leaves float32 beside the image's bfloat16; where they are equal, no cast must stand in an exported graph."""
+    return value if value.dtype == image.dtype else value.to(image.dtype)
+
+
 def channel_widths(sides: list[int], base: int, most: int) -> list[int]:
     """Channels at each side (Zhao et al. 2021): the same number of values at all sides, up to `most` channels."""
     return [max(1, min(most, 2 * base // side)) for side in sides]
@@ -147,8 +152,9 @@ class Conv(nn.Module):
 class ModulatedConv(nn.Module):
     """Convolution whose input channels a style scales, its outputs brought back to unit variance (Karras et al. 2020, section 2.2).
 
-    Scaling the input, convolving with shared weights and scaling the output equals the per-sample weights of the paper, batches without
-    grouped convolutions, and exports to ONNX. The generator computes all layers' scales at once. `separable` as in Conv.
+    3 x 3: scaling the input, convolving with shared weights and scaling the output equals the per-sample weights of the paper, batches
+    without grouped convolutions, and exports to ONNX. 1 x 1: per-sample weights are a matrix product, which saves both scalings of the
+    image. `separable` as in Conv. The generator computes all layers' scales and factors at once.
     """
 
     def __init__(self, inputs: int, outputs: int, style: int, kernel: int = 3, up: bool = False, separable: bool = False) -> None:
@@ -158,19 +164,26 @@ class ModulatedConv(nn.Module):
         self.affine = Dense(style, inputs, linear=True, bias=1.0)
         self.depthwise = Depthwise(inputs) if separable and not up else None
         self.blur = Blur(padding=1, gain=4.0) if up else None
-        self.padding = kernel // 2
+        self.as_sums = False
 
-    def forward(self, x_BIHW: torch.Tensor, scale_BI: torch.Tensor) -> torch.Tensor:
-        """B x O x H x W, or twice the sides with `up`; the caller, who scales and shifts it anyway, brings it to unit variance."""
+    def forward(self, x_BIHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor | None) -> torch.Tensor:
+        """B x O x H x W, or twice the sides with `up`. factor_BO: what brings the outputs to unit variance; None: as they are."""
         weight_OIKK = self.weight()
-        x_BIHW = x_BIHW * scale_BI[:, :, None, None]
+        if weight_OIKK.shape[2] == 3:
+            x_BIHW = x_BIHW * scale_BI[:, :, None, None]
+            if self.blur is None:
+                y_BOHW = F.conv2d(x_BIHW, weight_OIKK, padding=1)
+            else:
+                y_BOHW = self.blur(F.conv_transpose2d(x_BIHW, weight_OIKK.transpose(0, 1), stride=2))
+            return y_BOHW if factor_BO is None else y_BOHW * of_dtype(factor_BO[:, :, None, None], y_BOHW)
+        weight_BOI = weight_OIKK[..., 0, 0] * scale_BI[:, None]
+        weight_BOI = weight_BOI if factor_BO is None else weight_BOI * factor_BO[..., None]
         if self.depthwise is not None:
             x_BIHW = self.depthwise(x_BIHW)
-        if self.blur is None:
-            return F.conv2d(x_BIHW, weight_OIKK, padding=self.padding)
-        if self.padding == 0:
-            return self.blur.upsample(F.conv2d(x_BIHW, weight_OIKK))
-        return self.blur(F.conv_transpose2d(x_BIHW, weight_OIKK.transpose(0, 1), stride=2))
+        if self.as_sums and weight_OIKK.shape[0] == 3:
+            return (x_BIHW[:, None] * weight_BOI[..., None, None]).sum(2)
+        y_BOHW = (weight_BOI @ x_BIHW.flatten(2)).unflatten(2, x_BIHW.shape[2:])
+        return y_BOHW if self.blur is None else self.blur.upsample(y_BOHW)
 
     def power(self) -> torch.Tensor:
         """I x O: what a unit of each input's squared scale adds to each output's variance."""
@@ -190,15 +203,12 @@ class SynthesisLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x_BCHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor, noise: bool) -> torch.Tensor:
-        """factor_BO: what brings the outputs to unit variance. noise: add one random value a pixel, the same for all channels."""
-        y_BCHW = self.conv(x_BCHW, scale_BI)
+        """noise: add one random value a pixel, the same for all channels."""
+        y_BCHW = self.conv(x_BCHW, scale_BI, factor_BO * GAIN)
         bias_C11 = self.bias[:, None, None]
         if noise:
             bias_C11 = bias_C11 + self.noise_strength * torch.randn_like(y_BCHW[:, :1])
-        shift_C11, factor_BO11 = bias_C11 * GAIN, (factor_BO * GAIN)[:, :, None, None]
-        if factor_BO11.dtype != y_BCHW.dtype:  # autocast makes float32 of them; without it no cast must stand in an exported graph
-            shift_C11, factor_BO11 = shift_C11.to(y_BCHW.dtype), factor_BO11.to(y_BCHW.dtype)
-        return activate(torch.addcmul(shift_C11, y_BCHW, factor_BO11))
+        return activate(y_BCHW + of_dtype(bias_C11 * GAIN, y_BCHW))
 
 
 class ToRGB(nn.Module):
@@ -208,14 +218,10 @@ class ToRGB(nn.Module):
         super().__init__()
         self.conv = ModulatedConv(inputs, 3, style, kernel=1)
         self.bias = nn.Parameter(torch.zeros(3))
-        self.as_sums = False
 
     def forward(self, x_BCHW: torch.Tensor, scale_BI: torch.Tensor) -> torch.Tensor:
-        """B x 3 x H x W. Three channels out: scaling the weights is less work than scaling x."""
-        if not self.as_sums:
-            return self.conv(x_BCHW, scale_BI) + self.bias[:, None, None]
-        weight_BOI = self.conv.weight()[None, :, :, 0, 0] * scale_BI[:, None]
-        return (x_BCHW[:, None] * weight_BOI[..., None, None]).sum(2) + self.bias[:, None, None]
+        """B x 3 x H x W."""
+        return self.conv(x_BCHW, scale_BI, None) + self.bias[:, None, None]
 
 
 class Encoder(nn.Module):
@@ -339,6 +345,6 @@ class CoModGenerator(nn.Module):
         convolutions are slow; without a compiler, and in ONNX Runtime, sums are the slower form.
         """
         for module in self.modules():
-            if isinstance(module, (Blur, Conv, ToRGB)):
+            if isinstance(module, (Blur, Conv, ModulatedConv)):
                 module.as_sums = True
         return self

@@ -34,8 +34,7 @@ def test_modulated_convolution_equals_the_grouped_form(separable):
     x_BIHW, style_BS = torch.randn(3, 5, 9, 9, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
     scale_BI = layer.affine(style_BS)
     factor_BO = torch.rsqrt(scale_BI.square() @ layer.power() + EPSILON)
-    found = layer(x_BIHW, scale_BI) * factor_BO[:, :, None, None]
-    torch.testing.assert_close(found, grouped_modulation(layer, x_BIHW, style_BS), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(x_BIHW, scale_BI, factor_BO), grouped_modulation(layer, x_BIHW, style_BS), rtol=1e-12, atol=1e-12)
 
 
 def test_demodulated_layer_keeps_unit_variance():
@@ -43,7 +42,7 @@ def test_demodulated_layer_keeps_unit_variance():
     layer, style_BS = ModulatedConv(64, 64, style=16), torch.randn(8, 16)
     scale_BI = layer.affine(style_BS)
     factor_BO = torch.rsqrt(scale_BI.square() @ layer.power() + EPSILON)
-    y_BCHW = layer(torch.randn(8, 64, 16, 16), scale_BI) * factor_BO[:, :, None, None]
+    y_BCHW = layer(torch.randn(8, 64, 16, 16), scale_BI, factor_BO)
     assert y_BCHW[..., 2:-2, 2:-2].std().item() == pytest.approx(1.0, abs=0.1)
 
 
@@ -90,10 +89,22 @@ def layer_by_layer(generator: CoModGenerator, image_BCHW: torch.Tensor, z_BD: to
     features, code_BD = generator.encoder(image_BCHW)
     style_BS = torch.cat([w_BD, code_BD], 1)
 
+    def modulated(conv: ModulatedConv, x_BCHW: torch.Tensor, demodulate: bool) -> torch.Tensor:
+        scale_BI = conv.affine(style_BS)
+        power_BO = scale_BI.square() @ conv.power() + EPSILON if demodulate else torch.ones(len(x_BCHW), 3)
+        x_BCHW = x_BCHW * scale_BI[:, :, None, None]
+        if conv.depthwise:
+            x_BCHW = conv.depthwise(x_BCHW)
+        weight_OIKK = conv.weight()
+        if conv.blur and weight_OIKK.shape[2] == 3:
+            x_BCHW = conv.blur(F.conv_transpose2d(x_BCHW, weight_OIKK.transpose(0, 1), stride=2))
+        else:
+            x_BCHW = F.conv2d(x_BCHW, weight_OIKK, padding=weight_OIKK.shape[2] // 2)
+            x_BCHW = conv.blur.upsample(x_BCHW) if conv.blur else x_BCHW
+        return x_BCHW / power_BO.sqrt()[:, :, None, None]
+
     def synthesis(layer: SynthesisLayer, x_BCHW: torch.Tensor) -> torch.Tensor:
-        scale_BI = layer.conv.affine(style_BS)
-        factor_BO11 = (scale_BI.square() @ layer.conv.power() + EPSILON).rsqrt()[:, :, None, None]
-        return F.leaky_relu(layer.conv(x_BCHW, scale_BI) * factor_BO11 + layer.bias[:, None, None], 0.2) * 2**0.5
+        return F.leaky_relu(modulated(layer.conv, x_BCHW, True) + layer.bias[:, None, None], 0.2) * 2**0.5
 
     x_BCHW, rgb_BCHW = generator.start(code_BD).view_as(features[0]) + features[0], 0
     for level, (layer, to_rgb) in enumerate(zip(generator.layers, generator.to_rgb, strict=True)):
@@ -101,8 +112,7 @@ def layer_by_layer(generator: CoModGenerator, image_BCHW: torch.Tensor, z_BD: to
             x_BCHW = synthesis(generator.ups[level - 1], x_BCHW) + features[level]
             rgb_BCHW = F.interpolate(F.pad(rgb_BCHW, [1] * 4), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
         x_BCHW = synthesis(layer, x_BCHW)
-        weight_BOI = to_rgb.conv.weight()[:, :, 0, 0] * to_rgb.conv.affine(style_BS)[:, None]
-        rgb_BCHW = rgb_BCHW + torch.einsum("boi,bihw->bohw", weight_BOI, x_BCHW) + to_rgb.bias[:, None, None]
+        rgb_BCHW = rgb_BCHW + modulated(to_rgb.conv, x_BCHW, False) + to_rgb.bias[:, None, None]
     return rgb_BCHW
 
 
