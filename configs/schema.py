@@ -219,7 +219,7 @@ class Distill:
     images: int = _opt(1_000_000, "training length, in images shown")
     batch: int = _opt(64, "images a step, over all processes")
     lr: float = _opt(0.001, "Adam learning rate")
-    beta1: float = _opt(0.0, "Adam beta 1 (Co-Mod-GAN)")
+    beta1: float = _opt(0.9, "Adam beta 1; 0 (Co-Mod-GAN) with an adversary. Without one .9 is nearer to the teacher (docs/results.md)")
     beta2: float = _opt(0.99, "Adam beta 2 (Co-Mod-GAN)")
     warmup_images: int = _opt(2_000, "linear warm-up of the learning rate")
     l1: float = _opt(1.0, "weight of L1")
