@@ -54,6 +54,14 @@ def gradient_penalty(discriminator: nn.Module, input_BCHW: torch.Tensor, edit_BC
     return gradient_BCHW.square().sum((1, 2, 3)).mean()
 
 
+def window_starts(side: int, crop: int) -> list[int]:
+    """Top and left of a random window that shows any pixel at least half as often as any other.
+
+    Starts drawn evenly would show the outermost pixels in one window of side - crop + 1, and the generator would not learn its rim.
+    """
+    return torch.randint(1 - crop, side, (2,)).clamp(0, side - crop).tolist()
+
+
 class DistillationLoss(nn.Module):
     """l1 * L1 + lpips * LPIPS + adversarial * the adversary's.
 
@@ -79,7 +87,7 @@ class DistillationLoss(nn.Module):
         if self.lpips > 0:
             side = fake_BCHW.shape[-1]
             if 0 < self.crop < side:
-                top, left = torch.randint(side - self.crop + 1, (2,)).tolist()
+                top, left = window_starts(side, self.crop)
                 window = (..., slice(top, top + self.crop), slice(left, left + self.crop))
                 fake_BCHW, target_BCHW = fake_BCHW[window], target_BCHW[window]
             parts["lpips"] = self.perceptual(fake_BCHW, target_BCHW).mean()

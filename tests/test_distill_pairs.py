@@ -12,7 +12,7 @@ from configs.errors import UserError
 from configs.schema import Augment, Distill
 from distill import pairs
 from distill.augment import PairAugment
-from distill.losses import DistillationLoss
+from distill.losses import DistillationLoss, window_starts
 from generate.shards import Pair, write_json, write_shard
 
 STILL = Augment(flip=0, crop=1, brightness=0, contrast=0, saturation=0, hue=0, noise=0)
@@ -174,6 +174,17 @@ def test_loss_is_the_weighted_sum_of_its_parts():
     fake_BCHW, target_BCHW = torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.5)
     parts = DistillationLoss(Distill(l1=3.0, lpips=2.0), MeanDistance())(target_BCHW, fake_BCHW, target_BCHW)
     assert {name: value.item() for name, value in parts.items()} == {"l1": 0.5, "lpips": 0.5, "loss": 2.5}
+
+
+@pytest.mark.parametrize(("side", "crop"), [(16, 5), (16, 8), (16, 15), (16, 16)])
+def test_the_rim_is_seen_half_as_often_as_anything_at_least(side, crop):
+    torch.manual_seed(0)
+    seen_N = torch.zeros(side)
+    for _ in range(4000):
+        start = window_starts(side, crop)[1]
+        assert 0 <= start <= side - crop
+        seen_N[start : start + crop] += 1
+    assert seen_N.min() > 0.45 * seen_N.max()
 
 
 def test_lpips_looks_through_one_window_at_both():
