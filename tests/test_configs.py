@@ -88,11 +88,12 @@ def test_later_layers_win():
 
 
 def test_the_small_generator_is_relative_to_the_presets_and_starts_anew():
-    for preset, base in (("miniature", 2048), ("paper", 16_384)):
+    for preset, base in (("miniature", 1024), ("paper", 16_384)):
         lite = load(["generator=comodgan_lite", f"preset={preset}", "source.images=x"])
         assert lite.generator.separable and lite.generator.width < 0.5 and lite.generator.channel_base == base
         assert lite.distill.init == "" and lite.distill.lr == 0.001
-    assert not load(["generator=comodgan"]).generator.separable and load(["generator=comodgan"]).distill.init
+    assert load(["generator=comodgan"]) == load([]) and load([]).distill.init
+    assert not load(["preset=paper", "source.images=x"]).generator.separable
     assert load(["generator=comodgan_lite", "generator.width=1"]).generator.width == 1
 
 
