@@ -55,7 +55,7 @@ def gradient_penalty(discriminator: nn.Module, input_BCHW: torch.Tensor, edit_BC
 
 
 def window_starts(side: int, crop: int) -> list[int]:
-    """Top and left of a random window that shows any pixel at least half as often as any other.
+    """Top and left of a random window that shows any row, and any column, at least half as often as any other.
 
     Starts drawn evenly would show the outermost pixels in one window of side - crop + 1, and the generator would not learn its rim.
     """

@@ -32,6 +32,8 @@ class PairDataset(Dataset):
     def __init__(self, locations: Sequence[PairLocation], resolution: int, cache_gb: float = 0.0, labels: str = "") -> None:
         self.locations = list(locations)
         self.resolution, self.labels = resolution, labels
+        if labels and not Path(labels).is_file():
+            raise UserError(f"distill.labels={labels}: there is no such file; give the generator.onnx of distill/export.py")
         self.cache_N2CHW: torch.Tensor | None = None
         size = (len(self.locations), 2, 3, resolution, resolution)
         if math.prod(size) <= cache_gb * 1e9:

@@ -9,6 +9,7 @@ import copy
 import json
 import time
 from collections.abc import Generator as Batches
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -102,7 +103,7 @@ class TrainingState:
         on_gpu = self.device.type == "cuda"
         loader = DataLoader(self.training, batch_sampler=order, num_workers=self.config.workers, pin_memory=on_gpu)
         asked = time.perf_counter()
-        for _, *images in loader:
+        for _, *images in _with_plain_errors(loader):
             input_BCHW, edit_BCHW = (pairs.to_unit(image.to(self.device, non_blocking=True)) for image in images)
             self.waited_s += time.perf_counter() - asked
             yield input_BCHW, edit_BCHW
@@ -269,6 +270,14 @@ class TrainingState:
 def fixed_latent(config: Config) -> torch.Tensor:
     """The one latent, 1 x D, that validation and export use where training samples them: drawn from the seed."""
     return torch.randn(1, config.generator.z_dim, generator=torch.Generator().manual_seed(config.seed))
+
+
+def _with_plain_errors(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a decoding process raises comes with its traceback as text: leave the user the last line."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("configs.errors.UserError: ")) from error
 
 
 def load_exported(generator: CoModGenerator, path: Path) -> None:

@@ -52,7 +52,8 @@ class Translator:
 
         if isinstance(picture, Image.Image):
             return Image.fromarray(self.edit([np.asarray(fit(picture, self.side))])[0])
-        array = picture if getattr(picture, "is_cuda", False) else np.asarray(picture)
+        on_gpu = self.path.suffix == ".pt2" and getattr(picture, "is_cuda", False)
+        array = picture if on_gpu else np.ascontiguousarray(picture)
         if str(array.dtype).removeprefix("torch.") != "uint8" or array.ndim not in (3, 4) or array.shape[-3:] != (self.side, self.side, 3):
             raise TranslateError(f"got {array.dtype} {array.shape}; give uint8 [batch,] {self.side} x {self.side} x 3, or a PIL image")
         edit_BHWC = self._run(array if array.ndim == 4 else array[None])

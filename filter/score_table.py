@@ -101,11 +101,6 @@ def models_identity(config: Config) -> dict[str, Any]:
     }
 
 
-def identity(models: Mapping[str, Any], shard: Path) -> dict[str, Any]:
-    """What the score file of a shard must say to be used as it is."""
-    return {**models, "shard_sha256": read_manifest(shard)["sha256"]}
-
-
 def is_current(path: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether a score file is there, whole, and made as `wanted`."""
     with contextlib.suppress(OSError, ValueError, KeyError, pyarrow.ArrowException):

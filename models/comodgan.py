@@ -139,7 +139,7 @@ class Conv(nn.Module):
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """B x I x H x W -> B x O x H x W, or half the sides."""
         weight_OIKK, bias_O = self.weight(), self.bias * GAIN
-        if self.as_sums and weight_OIKK.shape[1] == 3:
+        if self.as_sums:
             weight_OI11 = weight_OIKK[..., 0:1, 0:1]
             return activate(sum((x_BCHW[:, i : i + 1] * weight_OI11[:, i] for i in range(3)), bias_O[:, None, None]))
         if self.blur is not None:
@@ -180,7 +180,7 @@ class ModulatedConv(nn.Module):
         weight_BOI = weight_BOI if factor_BO is None else weight_BOI * factor_BO[..., None]
         if self.depthwise is not None:
             x_BIHW = self.depthwise(x_BIHW)
-        if self.as_sums and weight_OIKK.shape[0] == 3:
+        if self.as_sums:
             return (x_BIHW[:, None] * weight_BOI[..., None, None]).sum(2)
         y_BOHW = (weight_BOI @ x_BIHW.flatten(2)).unflatten(2, x_BIHW.shape[2:])
         return y_BOHW if self.blur is None else self.blur.upsample(y_BOHW)
@@ -332,8 +332,9 @@ class CoModGenerator(nn.Module):
         scale_BI = F.linear(code_BD, of_code_ID) + F.linear(w_BD, of_w_ID, bias_I)
         scales = dict(zip(parts, scale_BI.split([len(affine.bias) for affine in affines], 1), strict=True))
         factors: dict[nn.Module, torch.Tensor] = {}
-        for shape in dict.fromkeys(layer.conv.weight.raw.shape[:2] for layer in layers):
-            alike = [layer for layer in layers if layer.conv.weight.raw.shape[:2] == shape]
+        shapes = {layer: (len(layer.conv.affine.bias), len(layer.bias)) for layer in layers}
+        for shape in dict.fromkeys(shapes.values()):
+            alike = [layer for layer in layers if shapes[layer] == shape]
             power_LIO, scale_LBI = torch.stack([layer.conv.power() for layer in alike]), torch.stack([scales[layer] for layer in alike])
             factors |= dict(zip(alike, torch.rsqrt(scale_LBI.square() @ power_LIO + EPSILON), strict=True))
         return scales, factors
@@ -344,7 +345,7 @@ class CoModGenerator(nn.Module):
         The same function. On an H100 at 512 x 512 the compiled float16 network takes a third of the time so, as cuDNN's depthwise
         convolutions are slow; without a compiler, and in ONNX Runtime, sums are the slower form.
         """
-        for module in self.modules():
-            if isinstance(module, (Blur, Conv, ModulatedConv)):
-                module.as_sums = True
+        parts: list[Any] = [self.encoder.from_rgb, *(to_rgb.conv for to_rgb in self.to_rgb)]
+        for part in parts + [module for module in self.modules() if isinstance(module, Blur)]:
+            part.as_sums = True
         return self

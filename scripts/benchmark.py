@@ -31,7 +31,7 @@ from scripts.benchmark_train import benchmark_train
 from scripts.timing import CAPTION, measure, product_rate, say, stable_diffusion_14
 
 SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "generator", "augment", "distill", "benchmark")
-WARM_STEPS = 3  # of an edit that only loads, chooses and compiles kernels, or counts operations
+WARM_STEPS = 4  # of an edit that only loads, chooses and compiles kernels, or counts operations
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the printed table, those that a row has
     "seconds": ("seconds a pair", lambda value: f"{value:.3f}" if value >= 0.1 else f"{value:.5f}"),
     "images_per_s": ("images a second", lambda value: f"{value:.1f}"),
@@ -155,11 +155,11 @@ def _arithmetic(teacher: Any, direction: Any, config: Config, image: Any, recons
     from generate.editors import Editor
 
     counts = []
-    for steps in (WARM_STEPS, WARM_STEPS + 1):
+    for steps in (WARM_STEPS, 2 * WARM_STEPS):
         with FlopCounterMode(display=False) as counter:
             Editor(teacher, direction, _of_steps(config, steps))(image, [CAPTION], ["0"], reconstruct)
         counts.append(counter.get_total_flops())
-    return counts[0] + (counts[1] - counts[0]) * (config.edit.steps - WARM_STEPS)
+    return counts[0] + (counts[1] - counts[0]) * (config.edit.steps / WARM_STEPS - 1)
 
 
 BENCHMARKS = {"generate": benchmark_generate, "filter": benchmark_filter, "train": benchmark_train, "infer": benchmark_infer}

@@ -37,6 +37,8 @@ def benchmark_infer(config: Config) -> dict[str, Any]:
     from distill.translate import Translator
     from models.devices import pick_device
 
+    if config.benchmark.architecture not in ("", "sd14"):
+        raise UserError(f"benchmark.architecture={config.benchmark.architecture}: there are sd14, and none for the teacher's own")
     device, count = pick_device(config.generate.device), config.benchmark.images_at_once
     on_gpu = device.type == "cuda"
     generator, about = _generator(config)

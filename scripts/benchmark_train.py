@@ -29,7 +29,7 @@ def benchmark_train(config: Config) -> dict[str, Any]:
     from scripts.timing import measure, product_rate
 
     side, batch, steps = config.benchmark.side or config.teacher.resolution, config.distill.batch, config.benchmark.steps
-    settings = replace(config.distill, images=2 * steps * batch, init="", adapter_rank=0)
+    settings = replace(config.distill, images=2 * steps * batch, init="", adapter_rank=0, labels="", cache_gb=0.0)
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, runs_dir=folder, teacher=replace(config.teacher, resolution=side), distill=settings)
         config = replace(config, generate=replace(config.generate, out=""))

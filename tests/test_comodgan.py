@@ -68,7 +68,7 @@ def test_up_layer_doubles_the_sides_and_commutes_with_shifts(separable):
     torch.testing.assert_close(shifted, y_BCHW.roll((2, 4), (2, 3)))
 
 
-@pytest.mark.parametrize("options", [TINY, LITE])
+@pytest.mark.parametrize("options", [TINY, LITE, {**TINY, "channel_base": 48}])  # the last: 3 channels at the finest side, as of an image
 @pytest.mark.parametrize("latents", [None, 1, 3])
 def test_the_whole_network_equals_its_layers_one_by_one(options, latents):
     """Each layer with its own style and its own weights a sample, against all styles computed at once; and the same as sums."""

@@ -134,7 +134,10 @@ def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
                 edit_HWC = translator(own["input"]) if dataset is state.training else own["edit"]
                 for found_CHW, expected_HWC in zip(pair, (own["input"], edit_HWC), strict=True):
                     assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
-    assert train_main(arguments(learner, *SHORT, "distill.labels=missing.onnx")) == 2 and "missing.onnx" in capsys.readouterr().err
+    for file, workers in (("missing.onnx", 0), (str(learner / "selection.json"), 2)):
+        assert train_main(arguments(learner, *SHORT, f"distill.labels={file}", f"distill.workers={workers}")) == 2
+        said = capsys.readouterr().err.strip()
+        assert Path(file).name in said and "error: " in said.splitlines()[-1]
 
 
 def test_a_format_that_differs_is_not_kept(run, monkeypatch, capsys):
