@@ -1,5 +1,6 @@
 """distill/export.py and translate.py: a checkpoint becomes a file that edits pictures by itself."""
 
+import copy
 import itertools
 import json
 import os
@@ -67,16 +68,20 @@ def test_every_format_agrees_with_pytorch(run):
     assert 0 < formats["generator-int8.onnx"]["mean_levels"] < 5
 
 
+@pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize("z", [None, [0.5, -1.0, 2.0, 0.1]])
-def test_folding_computes_all_that_weights_alone_decide(z):
+def test_folding_computes_all_that_weights_alone_decide(z, separable):
     torch.manual_seed(0)
-    network = CoModGenerator(16, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=2).eval()
+    sizes = {"channel_base": 64, "channel_max": 8, "z_dim": 4, "w_dim": 4, "code_dim": 8, "mapping_layers": 2}
+    network = CoModGenerator(16, separable=separable, **sizes).eval()
     edit = formats.folded(formats.Edit(network, z), torch.zeros(2, 3, 16, 16))
     images_BCHW = torch.randn(3, 3, 16, 16)
     for batch_BCHW in (images_BCHW, images_BCHW[:1]):
         with torch.no_grad():
             expected_BCHW = network(batch_BCHW, torch.tensor([z]) if z else None)
             torch.testing.assert_close(edit(batch_BCHW), expected_BCHW, rtol=1e-5, atol=1e-5)
+            found_BCHW = copy.deepcopy(edit).half()(batch_BCHW.half())  # no cast of float32 may be left in the graph
+            torch.testing.assert_close(found_BCHW, expected_BCHW.half(), rtol=0.02, atol=0.02)
     calls = [node for node in edit.graph.nodes if node.op == "call_function"]
     assert calls and all(any(source.op != "get_attr" for source in node.all_input_nodes) for node in calls)
     assert (4, 4) not in [tuple(constant.shape) for constant in edit.buffers()]  # the mapping network's weights

@@ -20,8 +20,8 @@ from tests.test_distill_pairs import make_pairs
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     "teacher.resolution=16", "generator.channel_base=64", "generator.channel_max=8", "generator.z_dim=8", "generator.w_dim=8",
-    "generator.code_dim=16", "generator.mapping_layers=2", "distill.batch=4", "distill.workers=0", "distill.validation_share=0.1",
-    "distill.warmup_images=8", "distill.ema_half_life_images=16", "distill.lpips_crop=0",
+    "generator.code_dim=16", "generator.mapping_layers=2", "generator.separable=false", "distill.batch=4", "distill.workers=0",
+    "distill.validation_share=0.1", "distill.warmup_images=8", "distill.ema_half_life_images=16", "distill.lpips_crop=0",
 ]  # fmt: skip
 
 
