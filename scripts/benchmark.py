@@ -49,11 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in BENCHMARKS:
-        return entry(__doc__, SECTIONS, lambda config: report(config, BENCHMARKS[name](config)), lambda config: {"benchmark": name}, rest)
+        return entry(__doc__, SECTIONS, lambda config: report(config, _run(name, config)), lambda config: {"benchmark": name}, rest)
     if name.startswith("-"):
         return entry(__doc__, SECTIONS, lambda config: None, lambda config: {}, [name, *rest])
     print(f"error: no benchmark '{name}'. There are: {', '.join(BENCHMARKS)}", file=sys.stderr)
     return 2
+
+
+def _run(name: str, config: Config) -> dict[str, Any]:
+    least = 0 if name == "infer" else 1
+    for key in ("pairs", "plain_pairs"):
+        if getattr(config.benchmark, key) < least:
+            raise UserError(f"benchmark.{key}={getattr(config.benchmark, key)}: {name} takes {least} or more")
+    return BENCHMARKS[name](config)
 
 
 def benchmark_generate(config: Config) -> dict[str, Any]:

@@ -67,3 +67,8 @@ def test_an_unknown_benchmark_or_architecture(tiny_run, capsys):
     assert benchmark.main(["generate", *tiny_run, "benchmark.architecture=sd9"]) == 2
     assert "sd14" in capsys.readouterr().err
     assert benchmark.main(["--help"]) == 0
+
+
+@pytest.mark.parametrize(("name", "setting"), [("generate", "pairs=0"), ("filter", "plain_pairs=0"), ("infer", "pairs=-1")])
+def test_nothing_to_time_is_refused(name, setting, capsys):
+    assert benchmark.main([name, f"benchmark.{setting}"]) == 2 and f"benchmark.{setting}: {name} takes" in capsys.readouterr().err
