@@ -5,17 +5,17 @@ from setuptools import setup
 REQUIREMENTS = [
     "accelerate>=1.0",
     "braceexpand>=0.1.7",
-    "diffusers>=0.35",  # from_pretrained(dtype=...)
+    "diffusers>=0.40",  # from_pretrained(dtype=...) of a pipeline
     "jinja2>=3.1",  # the report page; PyTorch brings it anyway
     "kornia>=0.7.3",
     "lpips==0.1.4",
     "fsspec>=2024.2",  # tars behind an address
     "numpy>=1.26",
     "omegaconf>=2.3",
-    "onnx>=1.17",
+    "onnx>=1.19",
     "onnxruntime>=1.20",
-    "onnxscript>=0.3",
-    "open_clip_torch>=2.30,<4",  # local-dir: model folders
+    "onnxscript>=0.7",  # drops the functions that PyTorch 2.6 leaves in a graph
+    "open_clip_torch>=3.3,<4",  # local-dir: model folders, tokenizers of transformers 5
     "pillow>=10.3",
     "pyarrow>=17",
     "pyyaml>=6",
@@ -25,7 +25,7 @@ REQUIREMENTS = [
     "torch>=2.6",
     "torchmetrics>=1.9",  # the formulas of FID and KID; pure Python
     "torchvision>=0.21",
-    "transformers>=4.56",
+    "transformers>=5.0",  # the form of the miniature's tokenizer
     "webdataset>=1.0.2,<2",
 ]
 

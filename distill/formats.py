@@ -161,6 +161,7 @@ def write_program(path: Path, program: torch.export.ExportedProgram, about: dict
 
 def write_int8(path: Path, float_onnx: Path, calibration_BHWC: Any) -> None:
     """The ONNX graph with 8-bit arithmetic where onnxruntime has it, ranges from the calibration pictures (uint8)."""
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -171,10 +172,13 @@ def write_int8(path: Path, float_onnx: Path, calibration_BHWC: Any) -> None:
             row = next(self.rows, None)
             return None if row is None else {"image": row[None]}
 
+    graph = onnx.load(float_onnx).graph
+    weights = {tensor.name for tensor in graph.initializer}  # onnxruntime before 1.24 runs no MatMul by weights with a range a channel
+    dense = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     with _quiet():
         quantize_static(
-            float_onnx, path, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTISED, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            float_onnx, path, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTISED, nodes_to_exclude=dense,
+            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
 
 

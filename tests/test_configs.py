@@ -125,7 +125,6 @@ def test_the_digest_follows_the_content():
         ("source.caption.x=1", "source.caption"),
         ("edit", "key=value"),
         ("teacher=sd14", "source.images="),
-        ("filter.select=[a=:]", "is no value"),
         ("task.swap={a: [}", "is no value"),
         ("preset=paper,fats", "did you mean fast"),
     ],
