@@ -73,9 +73,9 @@ class Teacher:
         from diffusers import DDIMScheduler
 
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
-        known = scheduler.config.num_train_timesteps
-        if not 1 <= steps <= known:
-            raise UserError(f"edit.steps={steps}: from 1 to {known}")
+        known, offset = scheduler.config.num_train_timesteps, scheduler.config.steps_offset
+        if not 1 <= steps <= known - offset:  # the offset would move the first of more beyond the last that is known
+            raise UserError(f"edit.steps={steps}: from 1 to {known - offset}")
         scheduler.set_timesteps(steps)
         stride = known // steps
         alphas, final = scheduler.alphas_cumprod.tolist(), float(scheduler.final_alpha_cumprod)
