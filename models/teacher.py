@@ -66,7 +66,7 @@ class Teacher:
         self._run_for_maps: Callable[..., list[Tensor]] = self._network_until_maps
         if compiled:  # the compiler drops by itself what the maps do not need
             self._run = torch.compile(self._network, dynamic=False)
-            self._run_for_maps = torch.compile(lambda *inputs: self._network(*inputs, True)[1], dynamic=False)
+            self._run_for_maps = torch.compile(self._maps_of_network, dynamic=False)
 
     def schedule(self, steps: int) -> list[Step]:
         """DDIM from noise to image in `steps` steps, by the teacher's own scheduler configuration (betas, spacing, offset, final alpha)."""
@@ -158,6 +158,9 @@ class Teacher:
         predicted = self.unet(sample, timestep, encoder_hidden_states=text, return_dict=False)[0]
         self._attention.maps = None
         return predicted, maps
+
+    def _maps_of_network(self, sample: Tensor, timestep: Tensor, text: Tensor) -> list[Tensor]:
+        return self._network(sample, timestep, text, record=True)[1]
 
     def _network_until_maps(self, sample: Tensor, timestep: Tensor, text: Tensor) -> list[Tensor]:
         maps: list[Tensor] = []
