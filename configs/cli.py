@@ -36,7 +36,10 @@ def entry(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
-        print(doc.strip() + "\n\n" + OPTIONS + "\n" + describe_keys(sections))
+        print(doc.strip() + "\n\n" + OPTIONS)
+        for key, item in known_keys().items():
+            if "." not in key or key.split(".")[0] in sections:
+                print(f"  {key + '=' + str(item.default_factory()):44} {item.metadata['help']}")
         return 0
     if "--list" in arguments:
         print("\n".join(f"{kind}: {', '.join(available(kind))}" for kind in reversed(CHOICES)))
@@ -55,12 +58,3 @@ def entry(
     except KeyboardInterrupt:
         print("stopped: run the same command again to go on", file=sys.stderr)
         return 130
-
-
-def describe_keys(sections: Sequence[str]) -> str:
-    """One line for each key of the sections (and the top-level ones): name, default, meaning."""
-    lines = []
-    for key, item in known_keys().items():
-        if "." not in key or key.split(".")[0] in sections:
-            lines.append(f"  {key + '=' + str(item.default_factory()):44} {item.metadata['help']}")
-    return "\n".join(lines)

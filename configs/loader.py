@@ -1,7 +1,6 @@
 """Configuration from the command line: dotted overrides over yaml fragments over the schema.
 
-Order, later wins: configs/schema.py < preset < teacher < task < the teacher's own values for that task < generator
-< the command line.
+Order, later wins: configs/schema.py < preset < teacher < task < the teacher's own values for that task < generator < the command line.
 """
 
 from __future__ import annotations
@@ -16,6 +15,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
 from configs.errors import UserError
 from configs.schema import Config, Scorer
 
@@ -26,7 +29,7 @@ DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter", "generator": "co
 
 
 def available(kind: str) -> list[str]:
-    """Names of the yaml files there are for 'preset', 'teacher' or 'task', sorted."""
+    """Names of the yaml files there are for one of CHOICES, sorted."""
     return sorted(path.stem for path in (HERE / kind).glob("*.yaml"))
 
 
@@ -63,19 +66,18 @@ def load(argv: Sequence[str]) -> Config:
     if not any("choose" in preset for preset in presets.values()):  # one that sets no scale goes on top of the default's
         presets = {DEFAULT_CHOICE["preset"]: _fragment("preset", DEFAULT_CHOICE["preset"])} | presets
     for preset in presets.values():
-        names = names | preset.pop("choose", {})
+        names |= preset.pop("choose", {})
     names |= chosen
     teacher = _fragment("teacher", names["teacher"])
     per_task, required = teacher.pop("tasks", {}), teacher.pop("require", [])
-    task = _fragment("task", names["task"])
-    layers = [
+    config = _merged(
         *((f"configs/preset/{name}.yaml", preset) for name, preset in presets.items()),
         (f"configs/teacher/{names['teacher']}.yaml", teacher),
-        (f"configs/task/{names['task']}.yaml", task),
+        (f"configs/task/{names['task']}.yaml", _fragment("task", names["task"])),
         (f"configs/teacher/{names['teacher']}.yaml, tasks.{names['task']}", per_task.get(names["task"], {})),
         (f"configs/generator/{names['generator']}.yaml", _fragment("generator", names["generator"])),
-    ]
-    config = _merge(layers, [(key, value) for key, value in given if key not in CHOICES])
+        *((f"'{key}={value}'", _override(key, value)) for key, value in given if key not in CHOICES),
+    )
     for key in required:
         if not attrgetter(key)(config):
             raise UserError(f"set {key}= (teacher={names['teacher']} needs it): {known_keys()[key].metadata['help']}")
@@ -99,40 +101,34 @@ def _own_resolution(path: str) -> int:
 
 
 def _fragment(kind: str, name: str) -> dict[str, Any]:
-    import yaml
-
     names = available(kind)
     if name not in names:
         raise UserError(f"no {kind} '{name}'{nearest(name, names)} There are: {', '.join(names)}")
     return yaml.safe_load((HERE / kind / f"{name}.yaml").read_text()) or {}
 
 
-def _merge(layers: list[tuple[str, dict]], overrides: list[tuple[str, str]]) -> Config:
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+def _override(key: str, value: str) -> DictConfig:
+    known, part = known_keys(), OmegaConf.create({})
+    if not any(key == k or key.startswith(k + ".") for k in known):
+        raise UserError(f"no key '{key}'{nearest(key, list(known))} See --help for the keys")
+    try:
+        if key in known and known[key].type == "str":  # as it is: yaml would take 'a cat: asleep' apart
+            OmegaConf.update(part, key, value)
+        else:
+            part.merge_with_dotlist([f"{key}={value}"])
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"'{key}={value}' is no value: {str(error).splitlines()[0]}") from error
+    return part
 
-    known = known_keys()
+
+def _merged(*layers: tuple[str, Any]) -> Config:
     config = OmegaConf.structured(Config)
-    parts = [(origin, OmegaConf.create(content)) for origin, content in layers]
-    for key, value in overrides:
-        if not any(key == k or key.startswith(k + ".") for k in known):
-            raise UserError(f"no key '{key}'{nearest(key, list(known))} See --help for the keys")
-        part = OmegaConf.create({})
+    for origin, layer in layers:
         try:
-            if key in known and known[key].type == "str":  # as it is: yaml would take 'a cat: asleep' apart
-                OmegaConf.update(part, key, value)
-            else:
-                part.merge_with_dotlist([f"{key}={value}"])
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"'{key}={value}' is no value: {str(error).splitlines()[0]}") from error
-        parts.append((f"'{key}={value}'", part))
-    for origin, part in parts:
-        try:
-            config = OmegaConf.merge(config, part)
+            config = OmegaConf.merge(config, layer)
         except ConfigKeyError as error:
             key = str(error.full_key)
-            raise UserError(f"{origin}: no key '{key}'{nearest(key, list(known))}") from error
+            raise UserError(f"{origin}: no key '{key}'{nearest(key, list(known_keys()))}") from error
         except OmegaConfBaseException as error:
             raise UserError(f"{origin}: {str(error).splitlines()[0]} (key '{error.full_key}')") from error
     return OmegaConf.to_object(config)  # type: ignore[return-value]
@@ -140,8 +136,6 @@ def _merge(layers: list[tuple[str, dict]], overrides: list[tuple[str, str]]) -> 
 
 def to_yaml(config: Config) -> str:
     """The whole configuration as yaml text."""
-    from omegaconf import OmegaConf
-
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -185,7 +179,6 @@ def scorer_files(scorer: Scorer) -> dict[str, str]:
 def _ends_hash(path: Path) -> str:
     size = path.stat().st_size
     with open(path, "rb") as stream:
-        ends = stream.read(SAMPLE_BYTES)
+        start = stream.read(SAMPLE_BYTES)
         stream.seek(max(size - SAMPLE_BYTES, 0))
-        ends += stream.read()
-    return hashlib.sha256(f"{size} ".encode() + ends).hexdigest()[:16]
+        return hashlib.sha256(f"{size} ".encode() + start + stream.read()).hexdigest()[:16]

@@ -95,7 +95,7 @@ def _load(config: Config) -> tuple[Any, dict[str, Any], np.ndarray, np.ndarray]:
     checkpoint = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
     if checkpoint is None:
         raise UserError(f"{run_dir(config) / 'train'} has no checkpoint: run distill/train.py with the same task= and teacher= first")
-    generator = CoModGenerator.from_config(checkpoint.state["generator"]).eval().requires_grad_(False)
+    generator = CoModGenerator(**checkpoint.state["generator"]).eval().requires_grad_(False)
     generator.load_state_dict(checkpoint.tensors["ema"])
     made_with = checkpoint.state["made_with"]
     locations = pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config)))

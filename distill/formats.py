@@ -63,7 +63,7 @@ def read(path: Path) -> tuple[Any, dict[str, Any]]:
 
     with safe_open(path, "pt") as stream:
         about = {key: json.loads(value) for key, value in stream.metadata().items()}
-        generator = CoModGenerator.from_config(about["config"]).eval().requires_grad_(False)
+        generator = CoModGenerator(**about["config"]).eval().requires_grad_(False)
         generator.load_state_dict({name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118 - not a dictionary
     return generator, about
 

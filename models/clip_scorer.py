@@ -14,13 +14,14 @@ import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.functional import InterpolationMode, center_crop, normalize, resize
 
 from configs.errors import UserError
 from configs.loader import find_file
 from configs.schema import Scorer
 
 LOCAL = "local-dir:"
-WEIGHTS = "*.safetensors", "*.bin", "*.pth"  # what open_clip itself looks for in a local-dir
+WEIGHTS = ".safetensors", ".bin", ".pth"  # what open_clip itself looks for in a local-dir
 
 
 class ClipScorer:
@@ -34,14 +35,12 @@ class ClipScorer:
         if not self.templates or not all("{}" in template for template in self.templates):
             raise UserError(f"scorer.templates={self.templates}: give at least one, each with {{}} where the text goes")
         self.model, self.tokenizer = loaded or _load(scorer, self.device)
-        preprocess = self.model.visual.preprocess_cfg
-        size = preprocess["size"]
+        self.preprocess = self.model.visual.preprocess_cfg
+        size, how = self.preprocess["size"], (self.preprocess["interpolation"], self.preprocess["resize_mode"])
         self.size_HW = (size, size) if isinstance(size, int) else tuple(size)
-        self.interpolation, self.resize_mode = preprocess["interpolation"], preprocess["resize_mode"]
-        if self.interpolation not in ("bicubic", "bilinear") or self.resize_mode not in ("shortest", "squash"):
-            raise UserError(f"scorer.model={scorer.model}: resizing '{self.interpolation}, {self.resize_mode}' is not supported")
-        self.mean_C11 = torch.tensor(preprocess["mean"], device=self.device).view(3, 1, 1)
-        self.std_C11 = torch.tensor(preprocess["std"], device=self.device).view(3, 1, 1)
+        known = how[0] in ("bicubic", "bilinear") and how[1] in ("shortest", "squash")
+        if not known or (how[1] == "shortest" and self.size_HW[0] != self.size_HW[1]):
+            raise UserError(f"scorer.model={scorer.model}: resizing '{', '.join(how)}' to {size} is not supported")
 
     @property
     def logit_scale(self) -> float:
@@ -51,13 +50,9 @@ class ClipScorer:
     @torch.inference_mode()
     def image_features(self, images: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
         """Unit features B x D of tensors 3 x H x W in [0, 1], or of RGB uint8 H x W x 3; of one size or, in a list, of any."""
-        if isinstance(images, Tensor):
-            pixels_BCHW = self._fit(images.to(self.device, torch.float32))
-        elif len({image.shape for image in images}) == 1:
-            pixels_BCHW = self._fit(self._pixels(images))
-        else:
-            pixels_BCHW = torch.cat([self._fit(self._pixels([image])) for image in images])
-        features_BD = self.model.encode_image((pixels_BCHW - self.mean_C11) / self.std_C11)
+        of_one_size = len({image.shape for image in images}) == 1
+        pixels_BCHW = torch.cat([self._fit(group) for group in ([images] if of_one_size else [[image] for image in images])])
+        features_BD = self.model.encode_image(normalize(pixels_BCHW, self.preprocess["mean"], self.preprocess["std"]))
         return functional.normalize(features_BD.float(), dim=-1)
 
     @torch.inference_mode()
@@ -67,29 +62,22 @@ class ClipScorer:
         features_MD = functional.normalize(self.model.encode_text(self.tokenizer(sentences).to(self.device)).float(), dim=-1)
         return functional.normalize(features_MD.unflatten(0, (len(texts), len(self.templates))).mean(dim=1), dim=-1)
 
-    def _pixels(self, images: Sequence[Any]) -> Tensor:
+    def _fit(self, images: Any) -> Tensor:
+        """The images, all of one size, as float32 in [0, 1] resized and cropped to the model's own size as open_clip does it."""
         if isinstance(images[0], Tensor):
-            return torch.stack(list(images)).to(self.device, torch.float32)
-        return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
-
-    def _fit(self, images_BCHW: Tensor) -> Tensor:
-        """Resize (antialiased, as Pillow does) and crop the centre to the model's own size."""
-        (high, wide), (source_high, source_wide) = self.size_HW, images_BCHW.shape[-2:]
-        target = self.size_HW
-        if self.resize_mode == "shortest":
-            scale = max(high / source_high, wide / source_wide)
-            target = (max(high, int(source_high * scale)), max(wide, int(source_wide * scale)))
-        if target != (source_high, source_wide):
-            images_BCHW = functional.interpolate(images_BCHW, target, mode=self.interpolation, antialias=True).clamp(0, 1)
-        top, left = round((target[0] - high) / 2), round((target[1] - wide) / 2)  # as torchvision's CenterCrop
-        return images_BCHW[..., top : top + high, left : left + wide]
+            images_BCHW = (images if isinstance(images, Tensor) else torch.stack(images)).to(self.device, torch.float32)
+        else:
+            images_BCHW = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
+        size = list(self.size_HW) if self.preprocess["resize_mode"] == "squash" else [self.size_HW[0]]  # one: of the shorter side
+        resized_BCHW = resize(images_BCHW, size, InterpolationMode(self.preprocess["interpolation"]), antialias=True)
+        return center_crop(resized_BCHW.clamp(0, 1), list(self.size_HW))
 
 
 def _load(scorer: Scorer, device: torch.device) -> tuple[open_clip.CLIP | open_clip.CustomTextCLIP, open_clip.SimpleTokenizer]:
     name, folder = scorer.model, None
     if name.startswith(LOCAL):
         folder = Path(find_file(name.removeprefix(LOCAL)))
-        if not (folder / "open_clip_config.json").is_file() or not any(f for kind in WEIGHTS for f in folder.glob(kind)):
+        if not (folder / "open_clip_config.json").is_file() or not any(file.suffix in WEIGHTS for file in folder.iterdir()):
             raise UserError(
                 f"scorer.model={name}: no open_clip model in {folder} (open_clip_config.json and weights are needed); "
                 "scripts/train_miniature.py makes the miniature's, or set scorer.model=ViT-L-14 scorer.pretrained=openai"

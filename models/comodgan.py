@@ -23,11 +23,6 @@ MAPPING_LR = 0.01  # the mapping network learns this much slower
 EPSILON = 1e-6  # the ONNX exporter drops an addition of 1e-8 as if it were one of 0
 
 
-def activate(x: torch.Tensor) -> torch.Tensor:
-    """Leaky ReLU; its gain sqrt(2) is already in the weights and biases that made x."""
-    return F.leaky_relu(x, SLOPE)
-
-
 def of_dtype(value: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """autocast leaves float32 beside the image's bfloat16; where they are equal, no cast must stand in an exported graph."""
     return value if value.dtype == image.dtype else value.to(image.dtype)
@@ -59,54 +54,49 @@ class Dense(nn.Module):
         gain = 1.0 if linear else GAIN
         self.weight = EqualizedWeight(outputs, inputs, gain=gain, lr_multiplier=lr_multiplier)
         self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
-        self.bias_scale = gain * lr_multiplier
-        self.linear = linear
+        self.bias_scale, self.activated = gain * lr_multiplier, not linear
 
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """B x I -> B x O."""
         y_BD = F.linear(x_BD, self.weight(), self.bias * self.bias_scale)
-        return y_BD if self.linear else activate(y_BD)
+        return F.leaky_relu(y_BD, SLOPE) if self.activated else y_BD
 
 
 class Blur(nn.Module):
-    """The binomial filter [1, 3, 3, 1] in both directions, against aliasing (Zhang 2019); `gain` 4 where zeros were put in between."""
+    """The binomial filter [1, 3, 3, 1] in both directions, against aliasing (Zhang 2019). Sides grow by 2 padding - 3, then shrink by the
+    stride. `gain` 4 where zeros were put in between. One depthwise convolution: on CPUs 2 to 10 times faster than two.
+    """
 
     kernel_11KK: torch.Tensor
-    smooth_11KK: torch.Tensor
+    taps: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
 
-    def __init__(self, padding: int, gain: float = 1.0, stride: int = 1) -> None:
+    def __init__(self, padding: int = 1, gain: float = 1.0, stride: int = 1) -> None:
         super().__init__()
-        line_K, short_K = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, torch.tensor([1.0, 2.0, 1.0]) / 4
+        line_K = torch.tensor(self.taps) / sum(self.taps)
         self.register_buffer("kernel_11KK", (gain * line_K[:, None] * line_K)[None, None], persistent=False)
-        self.register_buffer("smooth_11KK", (short_K[:, None] * short_K)[None, None], persistent=False)
         self.padding, self.gain, self.stride = padding, gain, stride
         self.as_sums = False
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Sides grow by 2 padding - 3, then shrink by the stride. One depthwise convolution: on CPUs 2 to 10 times faster than two."""
-        if self.as_sums:
-            return shifted_sum(x_BCHW, [1.0, 3.0, 3.0, 1.0], self.gain / 64, self.padding, self.stride)
-        channels = x_BCHW.shape[1]
-        return F.conv2d(x_BCHW, self.kernel_11KK.expand(channels, -1, -1, -1), None, self.stride, self.padding, groups=channels)
-
-    def upsample(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Twice the sides: zeros in between, then the filter (gain 4).
-
-        Each value four times, then [1, 2, 1], is the same and much faster in ONNX Runtime on a CPU than a transposed convolution.
-        """
-        channels = x_BCHW.shape[1]
-        x_BCHW = F.interpolate(x_BCHW, scale_factor=2.0)
-        if self.as_sums:
-            return shifted_sum(x_BCHW, [1.0, 2.0, 1.0], 1 / 16, 1, 1)
-        return F.conv2d(x_BCHW, self.smooth_11KK.expand(channels, -1, -1, -1), padding=1, groups=channels)
+        if not self.as_sums:
+            channels = x_BCHW.shape[1]
+            return F.conv2d(x_BCHW, self.kernel_11KK.expand(channels, -1, -1, -1), None, self.stride, self.padding, groups=channels)
+        x_BCHW, zero = F.pad(x_BCHW, [self.padding] * 4), x_BCHW.new_zeros(())
+        reach = x_BCHW.shape[2] - len(self.taps) + 1
+        places = [(tap, slice(start, start + reach, self.stride)) for start, tap in enumerate(self.taps)]
+        x_BCHW = sum((tap * x_BCHW[:, :, place] for tap, place in places), zero)
+        return self.gain / sum(self.taps) ** 2 * sum((tap * x_BCHW[..., place] for tap, place in places), zero)
 
 
-def shifted_sum(x_BCHW: torch.Tensor, taps: list[float], scale: float, padding: int, stride: int) -> torch.Tensor:
-    """The filter taps x taps x scale on every channel, as a sum of shifted pictures."""
-    x_BCHW = F.pad(x_BCHW, [padding] * 4)
-    reach = x_BCHW.shape[2] - len(taps) + 1
-    x_BCHW = sum((tap * x_BCHW[:, :, start : start + reach : stride] for start, tap in enumerate(taps)), x_BCHW.new_zeros(()))
-    return scale * sum((tap * x_BCHW[..., start : start + reach : stride] for start, tap in enumerate(taps)), x_BCHW.new_zeros(()))
+class Upsample(Blur):
+    """Twice the sides: what zeros in between and then Blur (gain 4) make.
+
+    Each value four times, then [1, 2, 1], is the same and much faster in ONNX Runtime on a CPU than a transposed convolution.
+    """
+
+    taps = (1.0, 2.0, 1.0)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.interpolate(x_BCHW, scale_factor=2.0))
 
 
 class Depthwise(nn.Module):
@@ -131,26 +121,25 @@ class Conv(nn.Module):
         kernel = 1 if separable else kernel
         self.weight = EqualizedWeight(outputs, inputs, kernel, kernel, gain=GAIN)
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.depthwise = Depthwise(inputs) if separable and not down else None
-        self.blur = Blur(padding=1 + kernel // 2, stride=2 if separable else 1) if down else None
-        self.padding = kernel // 2
+        self.depthwise = Depthwise(inputs) if separable and not down else nn.Identity()
+        self.blur = Blur(padding=1 + kernel // 2, stride=2 if separable else 1) if down else nn.Identity()
+        self.stride = 2 if down and not separable else 1
+        self.padding = 0 if down else kernel // 2
         self.as_sums = False
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """B x I x H x W -> B x O x H x W, or half the sides."""
         weight_OIKK, bias_O = self.weight(), self.bias * GAIN
         if self.as_sums:
             weight_OI11 = weight_OIKK[..., 0:1, 0:1]
-            return activate(sum((x_BCHW[:, i : i + 1] * weight_OI11[:, i] for i in range(3)), bias_O[:, None, None]))
-        if self.blur is not None:
-            return activate(F.conv2d(self.blur(x_BCHW), weight_OIKK, bias_O, stride=2 // self.blur.stride))
-        if self.depthwise is not None:
-            x_BCHW = self.depthwise(x_BCHW)
-        return activate(F.conv2d(x_BCHW, weight_OIKK, bias_O, padding=self.padding))
+            y_BCHW = sum((x_BCHW[:, i : i + 1] * weight_OI11[:, i] for i in range(3)), bias_O[:, None, None])
+        else:
+            y_BCHW = F.conv2d(self.depthwise(self.blur(x_BCHW)), weight_OIKK, bias_O, self.stride, self.padding)
+        return F.leaky_relu(y_BCHW, SLOPE)
 
 
 class ModulatedConv(nn.Module):
-    """Convolution whose input channels a style scales, its outputs brought back to unit variance (Karras et al. 2020, section 2.2).
+    """Convolution whose input channels a style scales, its outputs brought back to unit variance (Karras et al. 2020, section 2.2);
+    `up` doubles the sides.
 
     3 x 3: scaling the input, convolving with shared weights and scaling the output equals the per-sample weights of the paper, batches
     without grouped convolutions, and exports to ONNX. 1 x 1: per-sample weights are a matrix product, which saves both scalings of the
@@ -163,27 +152,27 @@ class ModulatedConv(nn.Module):
         self.weight = EqualizedWeight(outputs, inputs, kernel, kernel)
         self.affine = Dense(style, inputs, linear=True, bias=1.0)
         self.depthwise = Depthwise(inputs) if separable and not up else None
-        self.blur = Blur(padding=1, gain=4.0) if up else None
-        self.as_sums = False
+        self.blur = nn.Identity() if not up else Upsample() if separable else Blur(gain=4.0)
+        self.up, self.as_sums = up, False
 
     def forward(self, x_BIHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor | None) -> torch.Tensor:
-        """B x O x H x W, or twice the sides with `up`. factor_BO: what brings the outputs to unit variance; None: as they are."""
+        """factor_BO: what brings the outputs to unit variance; None, for 1 x 1 alone: as they are."""
         weight_OIKK = self.weight()
         if weight_OIKK.shape[2] == 3:
+            assert factor_BO is not None
             x_BIHW = x_BIHW * scale_BI[:, :, None, None]
-            if self.blur is None:
-                y_BOHW = F.conv2d(x_BIHW, weight_OIKK, padding=1)
-            else:
+            if self.up:
                 y_BOHW = self.blur(F.conv_transpose2d(x_BIHW, weight_OIKK.transpose(0, 1), stride=2))
-            return y_BOHW if factor_BO is None else y_BOHW * of_dtype(factor_BO[:, :, None, None], y_BOHW)
+            else:
+                y_BOHW = F.conv2d(x_BIHW, weight_OIKK, padding=1)
+            return y_BOHW * of_dtype(factor_BO[:, :, None, None], y_BOHW)
         weight_BOI = weight_OIKK[..., 0, 0] * scale_BI[:, None]
         weight_BOI = weight_BOI if factor_BO is None else weight_BOI * factor_BO[..., None]
         if self.depthwise is not None:
             x_BIHW = self.depthwise(x_BIHW)
         if self.as_sums:
             return (x_BIHW[:, None] * weight_BOI[..., None, None]).sum(2)
-        y_BOHW = (weight_BOI @ x_BIHW.flatten(2)).unflatten(2, x_BIHW.shape[2:])
-        return y_BOHW if self.blur is None else self.blur.upsample(y_BOHW)
+        return self.blur((weight_BOI @ x_BIHW.flatten(2)).unflatten(2, x_BIHW.shape[2:]))
 
     def power(self) -> torch.Tensor:
         """I x O: what a unit of each input's squared scale adds to each output's variance."""
@@ -208,7 +197,7 @@ class SynthesisLayer(nn.Module):
         bias_C11 = self.bias[:, None, None]
         if noise:
             bias_C11 = bias_C11 + self.noise_strength * torch.randn_like(y_BCHW[:, :1])
-        return activate(y_BCHW + of_dtype(bias_C11 * GAIN, y_BCHW))
+        return F.leaky_relu(y_BCHW + of_dtype(bias_C11 * GAIN, y_BCHW), SLOPE)
 
 
 class ToRGB(nn.Module):
@@ -220,7 +209,6 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x_BCHW: torch.Tensor, scale_BI: torch.Tensor) -> torch.Tensor:
-        """B x 3 x H x W."""
         return self.conv(x_BCHW, scale_BI, None) + self.bias[:, None, None]
 
 
@@ -247,7 +235,10 @@ class Encoder(nn.Module):
 
 
 class CoModGenerator(nn.Module):
-    """The whole generator, for square images of `resolution` pixels, a power of two from 16; other arguments: configs Generator."""
+    """The whole generator, for square images of `resolution` pixels, a power of two from 16; other arguments: configs Generator.
+
+    config: the arguments that make this network again, JSON values.
+    """
 
     def __init__(
         self,
@@ -267,7 +258,7 @@ class CoModGenerator(nn.Module):
             raise UserError(f"teacher.resolution={resolution}: the generator is made for 16, 32, 64, 128, 256, 512 or 1024 pixels")
         if min(width * w_dim, width * code_dim) < 1:
             raise UserError(f"generator.width={width}: nothing would be left of generator.w_dim={w_dim} and generator.code_dim={code_dim}")
-        self._config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        self.config: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         sides = [2**power for power in range(2, resolution.bit_length())]
         w_dim, code_dim = round(width * w_dim), round(width * code_dim)
         widths = channel_widths(sides, round(width * channel_base), round(width * channel_max))
@@ -281,17 +272,7 @@ class CoModGenerator(nn.Module):
         self.ups = nn.ModuleList(SynthesisLayer(inputs, outputs, style, True, separable) for inputs, outputs in between)
         self.layers = nn.ModuleList(SynthesisLayer(channels, channels, style, False, separable) for channels in widths)
         self.to_rgb = nn.ModuleList(ToRGB(channels, style) for channels in widths)
-        self.rgb_upsample = Blur(padding=1, gain=4.0)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The arguments that make this network again; JSON values."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> CoModGenerator:
-        """The network of a `config`, with fresh weights."""
-        return cls(**config)
+        self.rgb_upsample = Upsample()
 
     def forward(self, image_BCHW: torch.Tensor, z_BD: torch.Tensor | None = None) -> torch.Tensor:
         """The edited image, B x 3 x H x W, about [-1, 1] and not clamped.
@@ -302,20 +283,19 @@ class CoModGenerator(nn.Module):
         """
         noise = self.training and z_BD is not None
         if z_BD is None:
-            z_BD = image_BCHW.new_zeros(1, self._config["z_dim"])
+            z_BD = image_BCHW.new_zeros(1, self.config["z_dim"])
         w_BD = self.mapping(z_BD * torch.rsqrt(z_BD.square().mean(1, keepdim=True) + EPSILON))
         features, code_BD = self.encoder(image_BCHW)
-        code_BD = F.dropout(code_BD, self._config["dropout"], self.training)
+        code_BD = F.dropout(code_BD, self.config["dropout"], self.training)
         scales, factors = self._modulation(w_BD, code_BD)
-        up: Any
-        layer: Any = self.layers[0]
-        to_rgb: Any = self.to_rgb[0]
-        x_BCHW = layer(self.start(code_BD).view_as(features[0]) + features[0], scales[layer], factors[layer], noise)
-        rgb_BCHW = to_rgb(x_BCHW, scales[to_rgb])
-        for up, layer, to_rgb, feature_BCHW in zip(self.ups, self.layers[1:], self.to_rgb[1:], features[1:], strict=True):
-            x_BCHW = up(x_BCHW, scales[up], factors[up], noise) + feature_BCHW
-            x_BCHW = layer(x_BCHW, scales[layer], factors[layer], noise)
-            rgb_BCHW = self.rgb_upsample.upsample(rgb_BCHW) + to_rgb(x_BCHW, scales[to_rgb])
+        x_BCHW = self.start(code_BD).view_as(features[0])
+        rgb_BCHW: Any = None
+        for up, layer, to_rgb, feature_BCHW in zip([None, *self.ups], self.layers, self.to_rgb, features, strict=True):
+            if up is not None:
+                x_BCHW = up(x_BCHW, scales[up], factors[up], noise)
+            x_BCHW = layer(x_BCHW + feature_BCHW, scales[layer], factors[layer], noise)
+            colour_BCHW = to_rgb(x_BCHW, scales[to_rgb])
+            rgb_BCHW = colour_BCHW if rgb_BCHW is None else self.rgb_upsample(rgb_BCHW) + colour_BCHW
         return rgb_BCHW
 
     def _modulation(self, w_BD: torch.Tensor, code_BD: torch.Tensor) -> tuple[dict[nn.Module, torch.Tensor], dict[nn.Module, torch.Tensor]]:
@@ -332,10 +312,10 @@ class CoModGenerator(nn.Module):
         scale_BI = F.linear(code_BD, of_code_ID) + F.linear(w_BD, of_w_ID, bias_I)
         scales = dict(zip(parts, scale_BI.split([len(affine.bias) for affine in affines], 1), strict=True))
         factors: dict[nn.Module, torch.Tensor] = {}
-        shapes = {layer: (len(layer.conv.affine.bias), len(layer.bias)) for layer in layers}
-        for shape in dict.fromkeys(shapes.values()):
-            alike = [layer for layer in layers if shapes[layer] == shape]
-            power_LIO, scale_LBI = torch.stack([layer.conv.power() for layer in alike]), torch.stack([scales[layer] for layer in alike])
+        powers = {layer: layer.conv.power() for layer in layers}
+        for shape in dict.fromkeys(power_IO.shape for power_IO in powers.values()):
+            alike = [layer for layer in layers if powers[layer].shape == shape]
+            power_LIO, scale_LBI = torch.stack([powers[layer] for layer in alike]), torch.stack([scales[layer] for layer in alike])
             factors |= dict(zip(alike, torch.rsqrt(scale_LBI.square() @ power_LIO + EPSILON), strict=True))
         return scales, factors
 

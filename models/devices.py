@@ -20,12 +20,12 @@ def pick_device(name: str) -> torch.device:
     """
     import torch
 
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if name != "auto" and not re.fullmatch(r"cuda(:\d+)?", name):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"device '{name}': it is auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if count == 0 or not torch.cuda.is_available():
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    if not count:
         raise UserError(f"device '{name}': PyTorch sees no GPU here; use auto or cpu, or install a CUDA build of PyTorch")
     index = int(name.partition(":")[2] or int(os.environ.get("LOCAL_RANK", 0)) % count)
     if index >= count:

@@ -1,7 +1,4 @@
-"""Keys of DINO ViT-B/8's last layer (Caron et al. 2021), by which the paper measures how much of a picture's structure an edit keeps.
-
-B batch, C channels, H W pixels, T tokens (the class token and one a patch), D width.
-"""
+"""Keys of DINO ViT-B/8's last layer (Caron et al. 2021), by which the paper measures how much of a picture's structure an edit keeps."""
 
 from pathlib import Path
 
@@ -13,7 +10,6 @@ from torchvision.transforms.functional import normalize
 from configs.errors import UserError
 
 ARCHITECTURE = "vit_base_patch8_224.dino"  # timm's name
-SIDE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures in [0, 1]
 WHERE = "https://dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth"
 
@@ -24,8 +20,6 @@ def load_dino(weights: str, device: torch.device | str = "cpu") -> nn.Module:
     from safetensors.torch import load_file
 
     try:
-        if weights != "hub" and not Path(weights).is_file():
-            raise FileNotFoundError("no such file")
         vit = timm.create_model(ARCHITECTURE, pretrained=weights == "hub", num_classes=0)
         if weights != "hub":
             plain = Path(weights).suffix == ".safetensors"  # a plain unpickler would run code from the other kind
@@ -39,18 +33,15 @@ def load_dino(weights: str, device: torch.device | str = "cpu") -> nn.Module:
     return vit.to(device).eval().requires_grad_(False)
 
 
-def last_keys(vit: nn.Module, image_BCHW: Tensor) -> Tensor:
-    """The last layer's keys, B x T x D, heads side by side, class token first, of images in [-1, 1] of a size the network takes."""
+def dino_keys(vit: nn.Module, image_BCHW: Tensor) -> Tensor:
+    """The last layer's keys of images in [-1, 1] of any size, which are resized to the network's own (224 x 224): batch x tokens (the class
+    token, then one a patch) x width, heads side by side.
+    """
     found: list[Tensor] = []
-    normalised_BCHW = normalize((image_BCHW + 1) / 2, MEAN, DEVIATION)
+    image_BCHW = interpolate(image_BCHW.float(), vit.patch_embed.img_size, mode="bicubic", antialias=True).clamp(-1, 1)  # type: ignore[arg-type,union-attr]
     hook = vit.blocks[-1].attn.qkv.register_forward_hook(lambda _module, _inputs, out_BTD3: found.append(out_BTD3))  # type: ignore[index,union-attr]
     try:
-        vit(normalised_BCHW)
+        vit(normalize((image_BCHW + 1) / 2, MEAN, DEVIATION))
     finally:
         hook.remove()
     return found[0].chunk(3, dim=-1)[1]
-
-
-def dino_keys(vit: nn.Module, image_BCHW: Tensor) -> Tensor:
-    """last_keys of images in [-1, 1] of any size, resized to DINO's 224 x 224."""
-    return last_keys(vit, interpolate(image_BCHW.float(), (SIDE, SIDE), mode="bicubic", antialias=True).clamp(-1, 1))

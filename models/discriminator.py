@@ -17,7 +17,7 @@ GROUP = 4  # images whose deviation is compared
 
 
 class Discriminator(nn.Module):
-    """Square images of `resolution` pixels (a power of two from 8), two at a time -> a logit, high for the teacher's edits."""
+    """Inputs and edits in [-1, 1], of `resolution` pixels (a power of two from 8) -> logits, B, high for the teacher's edits."""
 
     def __init__(self, resolution: int, channel_base: int = 16_384, channel_max: int = 512) -> None:
         super().__init__()
@@ -30,7 +30,6 @@ class Discriminator(nn.Module):
         self.logit = Dense(widths[0], 1, linear=True)
 
     def forward(self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> torch.Tensor:
-        """Logits, B, of edits of these inputs, both in [-1, 1]."""
         x_BCHW = self.blocks(self.from_rgb(torch.cat([input_BCHW, edit_BCHW], dim=1)))
         x_BCHW = self.last(torch.cat([x_BCHW, minibatch_deviation(x_BCHW)], dim=1))
         return self.logit(self.dense(x_BCHW.flatten(1)))[:, 0]
@@ -42,7 +41,7 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.convs = nn.Sequential(Conv(inputs, inputs), Conv(inputs, outputs, down=True))
-        self.blur = Blur(padding=1, stride=2)
+        self.blur = Blur(stride=2)
         self.around = EqualizedWeight(outputs, inputs, 1, 1)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -54,8 +53,6 @@ def minibatch_deviation(x_BCHW: torch.Tensor) -> torch.Tensor:
 
     Image b is in group b mod (B / GROUP); a batch that GROUP does not divide has the largest groups below that do.
     """
-    batch, _, height, width = x_BCHW.shape
-    group = next(size for size in range(min(GROUP, batch), 0, -1) if batch % size == 0)
-    x_GMCHW = x_BCHW.reshape(group, batch // group, *x_BCHW.shape[1:])
-    deviation_M = (x_GMCHW.var(0, unbiased=False) + EPSILON).sqrt().mean((1, 2, 3))
-    return deviation_M.repeat(group)[:, None, None, None].expand(-1, 1, height, width)
+    group = next(size for size in range(GROUP, 0, -1) if len(x_BCHW) % size == 0)
+    deviation_M = (x_BCHW.unflatten(0, (group, -1)).var(0, unbiased=False) + EPSILON).sqrt().mean((1, 2, 3))
+    return deviation_M.repeat(group)[:, None, None, None].expand(-1, 1, *x_BCHW.shape[2:])

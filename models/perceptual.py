@@ -11,6 +11,7 @@ import importlib.util
 import pickle
 import socket
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ class Perceptual(nn.Module):
 
     def features(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
         """Unit feature vectors of VGG16's relu1_2, 2_2, 3_3, 4_3 and 5_3, B x C x H x W each: compute once what is compared often."""
-        with torch.autocast(image_BCHW.device.type, enabled=False):
-            return [lpips.normalize_tensor(layer) for layer in self.lpips.net(self.lpips.scaling_layer(image_BCHW.float()))]
+        return [lpips.normalize_tensor(layer) for layer in self._vgg(image_BCHW)]
 
     def distance(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
         """LPIPS of each pair of images, shape B, from their features."""
@@ -60,7 +60,11 @@ class Perceptual(nn.Module):
 
     def pooled(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """Mean over all places of VGG16's relu5_3, B x 512, of images in [-1, 1]: a picture's content as one vector."""
-        return self.lpips.net(self.lpips.scaling_layer(image_BCHW.float()))[-1].mean((2, 3))
+        return self._vgg(image_BCHW)[-1].mean((2, 3))
+
+    def _vgg(self, image_BCHW: torch.Tensor) -> Sequence[torch.Tensor]:
+        with torch.autocast(image_BCHW.device.type, enabled=False):
+            return self.lpips.net(self.lpips.scaling_layer(image_BCHW.float()))
 
     def _layers(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> list[torch.Tensor]:
         with torch.autocast(first[0].device.type, enabled=False):
@@ -77,15 +81,13 @@ def perceptual_loss(device: torch.device | str = "cpu") -> "Perceptual":
         warnings.simplefilter("ignore")
         module = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
     heads = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth", map_location="cpu", weights_only=True)
-    state = {f"lins.{name[3:]}": weight for name, weight in heads.items()}
-    state.update(heads)  # the package names its heads twice
+    module.scaling_layer = lpips.lpips.ScalingLayer()
+    state = {f"scaling_layer.{name}": value for name, value in module.scaling_layer.state_dict().items()}
+    state |= heads | {f"lins.{name[3:]}": weight for name, weight in heads.items()}  # the package names its heads twice
     for name, weight in _trunk().items():
         layer = int(name.partition(".")[0])
         state[f"net.slice{1 + sum(layer >= start for start in (4, 9, 16, 23))}.{name}"] = weight
-    module.scaling_layer = lpips.lpips.ScalingLayer()
-    missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
-    if unexpected or set(missing) != {"scaling_layer.shift", "scaling_layer.scale"}:
-        raise UserError(f"the lpips package has other layers than 0.1.4: {sorted(missing)} {sorted(unexpected)}; pip install lpips==0.1.4")
+    module.load_state_dict(state, assign=True)
     return Perceptual(module).to(device)
 
 
@@ -102,11 +104,10 @@ def _trunk() -> dict[str, torch.Tensor]:
 def _from_flax(file: Path) -> dict[str, torch.Tensor]:
     with open(file, "rb") as stream:
         layers = _ArraysOnly(stream).load()["VGG16_0"]
-    trunk = {}
+    trunk: dict[str, torch.Tensor] = {}
     for number, layer in enumerate(CONV_LAYERS):
-        kernel_HWCO, bias_O = layers[f"Conv_{number}"]["kernel"], layers[f"Conv_{number}"]["bias"]
-        trunk[f"{layer}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel_HWCO.transpose(3, 2, 0, 1)))
-        trunk[f"{layer}.bias"] = torch.from_numpy(np.array(bias_O))
+        kernel_HWCO, bias_O = (torch.tensor(layers[f"Conv_{number}"][part]) for part in ("kernel", "bias"))
+        trunk |= {f"{layer}.weight": kernel_HWCO.permute(3, 2, 0, 1).contiguous(), f"{layer}.bias": bias_O}
     return trunk
 
 

@@ -31,12 +31,11 @@ class TextSegmenter:
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
         """As NounSegmenter says: the union over all boxes of segmenter.min_box_score and more."""
-        boxes = self._boxes(images, noun)
         masks = [np.zeros(image.shape[:2], dtype=bool) for image in images]
-        found = [place for place, ours in enumerate(boxes) if ours]
+        found = {place: boxes for place, boxes in enumerate(self._boxes(images, noun)) if boxes}
         if found:
-            most = max(len(boxes[place]) for place in found)
-            filled = [boxes[place] + boxes[place][:1] * (most - len(boxes[place])) for place in found]  # a union does not mind repeats
+            most = max(map(len, found.values()))
+            filled = [boxes + boxes[:1] * (most - len(boxes)) for boxes in found.values()]  # a union does not mind repeats
             pictures = [np.array(images[place]) for place in found]
             shown = self.drawer_processor(images=pictures, input_boxes=filled, return_tensors="pt").to(self.device)
             logits = self.drawer(**shown, multimask_output=False).pred_masks.float()
@@ -65,6 +64,5 @@ def _load(model_class: Any, processor_class: Any, key: str, name: str) -> tuple[
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"segmenter.{key}={name} cannot be loaded ({reason}): {advice}") from error
     if report["missing_keys"]:
-        missing = f"{sorted(report['missing_keys'])[0]}, ..."
-        raise UserError(f"segmenter.{key}={name} lacks weights of {model_class.__name__} ({missing}): {advice}")
+        raise UserError(f"segmenter.{key}={name} lacks weights of {model_class.__name__} ({min(report['missing_keys'])}, ...): {advice}")
     return model, processor

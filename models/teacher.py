@@ -37,13 +37,13 @@ class Teacher:
     """Frozen VAE, text encoder and UNet.
 
     Latents, noise, text embeddings and attention maps' gradients are float32 outside; the networks run in `dtype`. Raises UserError where
-    the folder does not load or the prediction type is neither epsilon nor v_prediction.
+    the folder does not load or the prediction type is neither epsilon nor v_prediction. pipeline: a loaded StableDiffusionPipeline in the
+    place of the one at config.path. compiled: run the UNet through torch.compile.
     """
 
     def __init__(
         self, config: TeacherConfig, device: torch.device, dtype: str = "float32", pipeline: Any = None, compiled: bool = False
     ) -> None:
-        """pipeline: a loaded StableDiffusionPipeline instead of the one at config.path. compiled: run the UNet through torch.compile."""
         if dtype not in DTYPES:
             raise UserError(f"generate.dtype={dtype}: there are {', '.join(DTYPES)}")
         pipeline = pipeline or load_pipeline(config.path, dtype)
@@ -62,9 +62,10 @@ class Teacher:
         self._timesteps = torch.arange(len(self._alphas), device=device)  # a number from the CPU each step would make the GPU wait
         self._attention = Attention(sum(name.endswith(".attn2.processor") for name in self.unet.attn_processors))
         self.unet.set_attn_processor(self._attention)
-        self._run: Callable[..., tuple[Tensor, list[Tensor]]] = torch.compile(self._network, dynamic=False) if compiled else self._network
+        self._run: Callable[..., tuple[Tensor, list[Tensor]]] = self._network
         self._run_for_maps: Callable[..., list[Tensor]] = self._network_until_maps
-        if compiled:  # the compiler drops what the maps do not need by itself
+        if compiled:  # the compiler drops by itself what the maps do not need
+            self._run = torch.compile(self._network, dynamic=False)
             self._run_for_maps = torch.compile(self._maps_of_network, dynamic=False)
 
     def schedule(self, steps: int) -> list[Step]:
@@ -72,16 +73,17 @@ class Teacher:
         from diffusers import DDIMScheduler
 
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
-        if not 1 <= steps <= scheduler.config.num_train_timesteps:
-            raise UserError(f"edit.steps={steps}: from 1 to {scheduler.config.num_train_timesteps}")
+        known, offset = scheduler.config.num_train_timesteps, scheduler.config.steps_offset
+        if not 1 <= steps <= known - offset:  # the offset would move the first of more beyond the last that is known
+            raise UserError(f"edit.steps={steps}: from 1 to {known - offset}")
         scheduler.set_timesteps(steps)
-        stride = scheduler.config.num_train_timesteps // steps
+        stride = known // steps
         alphas, final = scheduler.alphas_cumprod.tolist(), float(scheduler.final_alpha_cumprod)
         return [Step(t, alphas[t], alphas[t - stride] if t >= stride else final) for t in scheduler.timesteps.tolist()]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """C x h x w of an image of the teacher's resolution."""
+        """C x H x W of an image of the teacher's resolution."""
         side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
         return self.unet.config.in_channels, side, side
 
@@ -94,14 +96,12 @@ class Teacher:
     @torch.no_grad()
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] of latents."""
-        image = self.vae.decode((latent_BCHW / self.vae.config.scaling_factor).to(self.dtype)).sample
-        return image.float().clamp(-1, 1)
+        return self.vae.decode((latent_BCHW / self.vae.config.scaling_factor).to(self.dtype)).sample.float().clamp(-1, 1)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Text embeddings B x T x D: the last hidden state after the final layer norm, padded to the tokenizer's full length."""
-        length = self.tokenizer.model_max_length
-        token_BT = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        token_BT = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
         parts = token_BT.to(self.device).split(TEXTS_TOGETHER)
         return torch.cat([self.text_encoder(part).last_hidden_state.float() for part in parts])
 
@@ -138,10 +138,9 @@ class Teacher:
         """Which images in [-1, 1] the teacher's safety checker objects to; none where it has none."""
         if self._safety_checker is None:
             return [False] * len(image_BCHW)
-        levels = to_levels(image_BCHW)
-        pixels = self._feature_extractor(list(levels), return_tensors="pt").pixel_values.to(self.device, self.dtype)
-        # It blackens what it is given as images: something of no use.
-        return [bool(flag) for flag in self._safety_checker(images=torch.zeros(len(levels), 1), clip_input=pixels)[1]]
+        extracted = self._feature_extractor(list(to_levels(image_BCHW)), return_tensors="pt")
+        pixels, blackened = extracted.pixel_values.to(self.device, self.dtype), torch.zeros(len(image_BCHW), 1)  # not our images
+        return [bool(flag) for flag in self._safety_checker(images=blackened, clip_input=pixels)[1]]
 
     def _inputs(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sample = latent_BCHW.to(self.dtype, memory_format=torch.channels_last)
@@ -212,20 +211,19 @@ class Attention:
             x.view(batch, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        recorded = is_cross and self.maps is not None
+        maps = self.maps if is_cross else None
         change = self.control(is_cross, pixels) if self.control else None
-        if not recorded and change is None:
+        if maps is None and change is None:
             mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         else:
             if attn.upcast_attention:  # Stable Diffusion 2.1: the scores leave float16's range
                 query, key = query.float(), key.float()
             probabilities = ((query * attn.scale) @ key.transpose(-1, -2)).softmax(-1).to(value.dtype)
-            if recorded:
-                self.maps.append(probabilities)  # type: ignore[union-attr]
-                if self.leave and len(self.maps) == self.cross_layers:  # type: ignore[arg-type]
+            if maps is not None:
+                maps.append(probabilities)
+                if self.leave and len(maps) == self.cross_layers:
                     raise _AllMaps
             if change is not None:
                 probabilities = change(probabilities)
             mixed = probabilities @ value
-        mixed = mixed.transpose(1, 2).reshape(batch, pixels, -1)
-        return attn.to_out[1](attn.to_out[0](mixed))
+        return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).reshape(batch, pixels, -1)))

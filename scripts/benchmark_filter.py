@@ -92,7 +92,7 @@ class PlainScorer:
         self.config, self.scorer, self.lpips = config, scorer, perceptual.lpips
         settings = config.segmenter
         self.generator = SamAutomaticMaskGenerator(
-            segmenter.propose.sam,
+            segmenter.sam,
             settings.points_per_side,
             pred_iou_thresh=settings.min_predicted_iou,
             stability_score_thresh=settings.min_stability,

@@ -189,7 +189,7 @@ def edit(config: Config, inputs: np.ndarray, device: torch.device) -> tuple[np.n
 
     found = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
     assert found  # it was trained just now
-    generator = CoModGenerator.from_config(found.state["generator"]).eval().to(device)
+    generator = CoModGenerator(**found.state["generator"]).eval().to(device)
     generator.load_state_dict(found.tensors["ema"])
     z_1D = state.fixed_latent(config).to(device) if config.distill.latent == "sampled" else None
     with torch.no_grad():

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.errors import UserError
 from configs.loader import load
-from models.comodgan import EPSILON, Blur, CoModGenerator, ModulatedConv, SynthesisLayer
+from models.comodgan import EPSILON, Blur, CoModGenerator, ModulatedConv, SynthesisLayer, Upsample
 
 TINY = {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "code_dim": 16, "mapping_layers": 2}
 LITE = {**TINY, "separable": True, "width": 0.5}
@@ -48,11 +48,11 @@ def test_demodulated_layer_keeps_unit_variance():
 
 def test_upsampling_is_bilinear_inside():
     """[1, 3, 3, 1] between zeros is linear interpolation at half-pixel centres, and zero outside the image."""
-    image_BCHW, blur = torch.rand(2, 3, 8, 8), Blur(padding=1, gain=4.0)
-    found = blur.upsample(image_BCHW)
+    image_BCHW = torch.rand(2, 3, 8, 8)
+    found = Upsample()(image_BCHW)
     expected = F.interpolate(image_BCHW, scale_factor=2, mode="bilinear", align_corners=False)
     torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
-    kernel = blur.kernel_11KK.expand(3, -1, -1, -1)
+    kernel = Blur(gain=4.0).kernel_11KK.expand(3, -1, -1, -1)
     torch.testing.assert_close(found, F.conv_transpose2d(image_BCHW, kernel, stride=2, padding=1, groups=3))
 
 
@@ -96,11 +96,11 @@ def layer_by_layer(generator: CoModGenerator, image_BCHW: torch.Tensor, z_BD: to
         if conv.depthwise:
             x_BCHW = conv.depthwise(x_BCHW)
         weight_OIKK = conv.weight()
-        if conv.blur and weight_OIKK.shape[2] == 3:
-            x_BCHW = conv.blur(F.conv_transpose2d(x_BCHW, weight_OIKK.transpose(0, 1), stride=2))
+        if conv.up and weight_OIKK.shape[2] == 3:
+            x_BCHW = F.conv_transpose2d(x_BCHW, weight_OIKK.transpose(0, 1), stride=2)
         else:
             x_BCHW = F.conv2d(x_BCHW, weight_OIKK, padding=weight_OIKK.shape[2] // 2)
-            x_BCHW = conv.blur.upsample(x_BCHW) if conv.blur else x_BCHW
+        x_BCHW = conv.blur(x_BCHW)
         return x_BCHW / power_BO.sqrt()[:, :, None, None]
 
     def synthesis(layer: SynthesisLayer, x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -191,6 +191,6 @@ def test_every_parameter_learns(options):
 
 def test_config_makes_the_same_network():
     generator = CoModGenerator(16, **TINY)
-    again = CoModGenerator.from_config(generator.config)
+    again = CoModGenerator(**generator.config)
     again.load_state_dict(generator.state_dict())
     assert again.config == generator.config

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from configs.errors import UserError
 from configs.schema import Inversion
 from generate.inversion import (
     auto_correlation_gradient,
@@ -121,6 +122,14 @@ def test_ddim_step_is_diffusers(tiny_teacher):
         expected = library.step(noise, library.timesteps[index], latent, eta=0.0).prev_sample
         found = ddim_step(latent, noise, *schedule[index][1:])
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_beyond_the_training_schedule_are_refused(tiny_teacher):
+    """Of 1,000 trained timesteps an offset of 1 leaves 999."""
+    assert tiny_teacher.schedule(999)[0].timestep == 999
+    for steps in (0, 1000):
+        with pytest.raises(UserError, match="edit.steps=.*from 1 to 999"):
+            tiny_teacher.schedule(steps)
 
 
 def test_a_batch_is_its_images_one_by_one(tiny_teacher):

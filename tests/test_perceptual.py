@@ -129,7 +129,7 @@ def test_dinos_keys_by_hand():
         torch.nn.init.normal_(parameter, std=0.3)
     picture_BCHW = pictures(4, side=16)[0]
     with torch.no_grad():
-        keys_BTD = dino.last_keys(vit, picture_BCHW)
+        keys_BTD = dino.dino_keys(vit, picture_BCHW)
     weights = {name: value.detach().double() for name, value in vit.state_dict().items()}
     mean, deviation = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     for image_CHW, found_TD in zip(picture_BCHW.double(), keys_BTD, strict=True):

@@ -26,7 +26,6 @@ from models.clip_scorer import ClipScorer
 from models.miniature.scenes import Look, render
 from models.miniature.scenes import scene as scene_of
 from models.segmenter import Segmenter, build_sam, load_sam, masked_crop
-from models.segmenter_masks import MaskProposer
 
 TINY = {
     "image_size": 64,
@@ -85,7 +84,7 @@ def scene() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def proposing(masks: list[np.ndarray]) -> Any:
-    """A stand-in for MaskProposer that gives these masks for every picture."""
+    """A stand-in for Segmenter.propose that gives these masks for every picture."""
     stacked = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, 40, 60, dtype=torch.bool)
     return lambda images: iter([(stacked, batched_mask_to_box(stacked) if masks else torch.zeros(0, 4).long())] * len(images))
 
@@ -122,7 +121,7 @@ def test_the_masks_are_segment_anythings(least_iou: float, least_stability: floa
     reference = SamAutomaticMaskGenerator(sam, points_per_side=5, points_per_batch=8, **limits)
     settings = Settings(points_per_side=5, min_predicted_iou=least_iou, min_stability=least_stability, batch=2, points_per_batch=2)
     counts = []
-    for image, (masks, boxes) in zip(images, MaskProposer(sam, settings)(images), strict=True):
+    for image, (masks, boxes) in zip(images, Segmenter(settings, ColourScorer(), sam=sam).propose(images), strict=True):
         wanted = reference.generate(image)
         counts.append(len(wanted))
         assert not boxes.is_floating_point() and masks.dtype == torch.bool and masks.shape == (len(wanted), *image.shape[:2])
