@@ -30,9 +30,9 @@ class Texts:
 class Lockstep:
     """How the two trajectories go.
 
-    reference: whether to follow the reconstruction to its end, where no map needs it too; without it the first latent is None.
+    reference: whether to follow the reconstruction to its end, where no map needs it too; without it the first latent is unfinished.
     guided_reference: with classifier-free guidance; with the caption as the negative text that would be a no-op, and one row is enough.
-    official: the reference code's form (guide_rows), else the paper's: one x_t, one gradient.
+    official: the reference code's form, else the paper's: one x_t, one gradient.
     maps: reference maps by timestep that are there already; where all guided steps but the first have them, no reference is followed.
     """
 
@@ -43,9 +43,10 @@ class Lockstep:
     maps: Mapping[int, list[Tensor]] = field(default_factory=dict)
 
 
+@torch.no_grad()
 def edit_in_lockstep(
     teacher: Teacher, schedule: Sequence[Step], noise_BCHW: Tensor, texts: Texts, guidance: Guidance, way: Lockstep
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Latents (reconstruction, edit), each B x C x H x W, of inverted noise.
 
     guidance: `amount` is the step size on x_t down the gradient of the attention distance, 0 for none, in the first `until` of the steps;
@@ -57,31 +58,29 @@ def edit_in_lockstep(
     guided_steps = guided(len(schedule), guidance)
     follow_until = len(schedule) if way.reference else 1 if way.maps and guided_steps else guided_steps
     for index, (timestep, alpha, alpha_next) in enumerate(schedule):
-        guide = index < guided_steps
-        maps = way.maps.get(timestep, [])
+        guide, maps = index < guided_steps, way.maps.get(timestep, [])
         if index < follow_until:
-            with torch.no_grad():
-                if way.guided_reference:
-                    texts_BTD = torch.cat([texts.negative, texts.caption])
-                    noise, maps = teacher.noise_and_maps(reference_BCHW.repeat(2, 1, 1, 1), timestep, texts_BTD)
-                    noise = _classifier_free(noise, guidance.scale)
-                elif guide and not maps:
-                    noise, maps = teacher.noise_and_maps(reference_BCHW, timestep, texts.caption)
-                else:
-                    noise = teacher.noise(reference_BCHW, timestep, texts.caption)
+            if way.guided_reference:
+                texts_BTD = torch.cat([texts.negative, texts.caption])
+                noise, maps = teacher.noise_and_maps(reference_BCHW.repeat(2, 1, 1, 1), timestep, texts_BTD)
+                noise = classifier_free(noise, guidance.scale)
+            elif guide and not maps:
+                noise, maps = teacher.noise_and_maps(reference_BCHW, timestep, texts.caption)
+            else:
+                noise = teacher.noise(reference_BCHW, timestep, texts.caption)
             reference_BCHW = to_reference.step(reference_BCHW, noise, alpha, alpha_next)
+        if guide and not way.official:
+            conditional = [layer.chunk(2)[1] for layer in maps] if way.guided_reference else maps
+            edit_BCHW = edit_BCHW - guidance.amount * attention_gradient(teacher, edit_BCHW, timestep, texts.edited, conditional)
+        rows_BCHW = edit_BCHW.repeat(2, 1, 1, 1)
         if guide and way.official:
-            if not way.guided_reference:
-                maps = [torch.cat([layer, layer]) for layer in maps]
-            edit_BCHW, noise = guide_rows(teacher, edit_BCHW, timestep, both_BTD, maps, guidance)
-        else:
-            if guide:
-                conditional = [layer.chunk(2)[1] for layer in maps] if way.guided_reference else maps
-                edit_BCHW = edit_BCHW - guidance.amount * attention_gradient(teacher, edit_BCHW, timestep, texts.edited, conditional)
-            with torch.no_grad():
-                noise = _classifier_free(teacher.noise(edit_BCHW.repeat(2, 1, 1, 1), timestep, both_BTD), guidance.scale)
-        edit_BCHW = to_edit.step(edit_BCHW, noise, alpha, alpha_next)
-    return (reference_BCHW if way.reference else None), edit_BCHW
+            # Each row of classifier-free guidance has a latent of its own, which goes down its own gradient of a distance averaged over the
+            # heads of both; the unconditional row's latent is kept.
+            maps = maps if way.guided_reference else [torch.cat([layer, layer]) for layer in maps]
+            rows_BCHW = rows_BCHW - guidance.amount / 2 * attention_gradient(teacher, rows_BCHW, timestep, both_BTD, maps)
+        noise = classifier_free(teacher.noise(rows_BCHW, timestep, both_BTD), guidance.scale)
+        edit_BCHW = to_edit.step(rows_BCHW.chunk(2)[0], noise, alpha, alpha_next)
+    return reference_BCHW, edit_BCHW
 
 
 def guided(steps: int, guidance: Guidance) -> int:
@@ -94,20 +93,7 @@ def share_of(share: float, steps: int) -> int:
     return math.ceil(round(share * steps, 6))
 
 
-def guide_rows(
-    teacher: Teacher, edit_BCHW: Tensor, timestep: int, both_BTD: Tensor, maps: list[Tensor], guidance: Guidance
-) -> tuple[Tensor, Tensor]:
-    """The reference code's guidance: each row of classifier-free guidance has a latent of its own, which goes down its own gradient of a
-    distance averaged over the heads of both. Returns the unconditional row's latent and the guided noise, each B x C x H x W.
-    """
-    rows_BCHW = edit_BCHW.repeat(2, 1, 1, 1)
-    rows_BCHW = rows_BCHW - guidance.amount / 2 * attention_gradient(teacher, rows_BCHW, timestep, both_BTD, maps)
-    with torch.no_grad():
-        noise = _classifier_free(teacher.noise(rows_BCHW, timestep, both_BTD), guidance.scale)
-    return rows_BCHW.chunk(2)[0], noise
-
-
-def _classifier_free(both_BCHW: Tensor, scale: float) -> Tensor:
+def classifier_free(both_BCHW: Tensor, scale: float) -> Tensor:
     """Ho and Salimans (2022): away from the first half of the rows, towards the second."""
     negative, positive = both_BCHW.chunk(2)
     return negative + scale * (positive - negative)

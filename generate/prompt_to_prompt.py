@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import PromptToPrompt
-from generate.guidance import Texts, share_of
+from generate.guidance import Texts, classifier_free, share_of
 from generate.inversion import Solver
 from models.teacher import AttentionControl, Step, Teacher
 
@@ -37,9 +37,8 @@ def edit_by_replacing(
         most_pixels = config.self_side**2 if index < self_steps else 0
         with teacher.controlled(replacement(alignment, index < cross_steps, most_pixels)):
             noise = teacher.noise(torch.cat([reference_BCHW, edit_BCHW, edit_BCHW]), timestep, all_BTD)
-        reconstructed, negative, positive = noise.chunk(3)
-        reference_BCHW = to_reference.step(reference_BCHW, reconstructed, alpha, alpha_next)
-        edit_BCHW = to_edit.step(edit_BCHW, negative + scale * (positive - negative), alpha, alpha_next)
+        reference_BCHW = to_reference.step(reference_BCHW, noise[: len(noise_BCHW)], alpha, alpha_next)
+        edit_BCHW = to_edit.step(edit_BCHW, classifier_free(noise[len(noise_BCHW) :], scale), alpha, alpha_next)
     return reference_BCHW, edit_BCHW
 
 
@@ -68,8 +67,8 @@ def align_tokens(teacher: Teacher, captions: Sequence[str], swapped: Sequence[st
     """
     length = teacher.tokenizer.model_max_length
     moved, own = torch.zeros(len(captions), length, length), torch.zeros(len(captions), length)
-    for row, (before, after) in enumerate(zip(captions, swapped, strict=True)):
-        old, new = (teacher.tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids for text in (before, after))
+    for row, pair in enumerate(zip(captions, swapped, strict=True)):
+        old, new = teacher.tokenizer(list(pair), padding="max_length", max_length=length, truncation=True).input_ids
         for kind, i0, i1, j0, j1 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
             if kind == "equal":
                 moved[row, range(i0, i1), range(j0, j1)] = 1.0
