@@ -49,9 +49,8 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Edited:
-    """'edit' and, where asked for or made, 'reconstruction': pictures, B x 3 x H x W in [-1, 1]; latents, B x C x h x w, of these two, of
-    the 'input', and 'inverted', the noise they start from; noises: that one and, of the inversion's last step, the 'predicted' and the
-    'regularised'. Of a prompt alone the reconstruction is the 'input'.
+    """Pictures, B x 3 x H x W in [-1, 1]: 'edit' and, where asked for, 'reconstruction', which of a prompt alone is the 'input'; latents,
+    B x C x h x w, of these, of the 'input' and of 'inverted', the noise they start from; noises as invert gives them.
     """
 
     pictures: dict[str, Tensor]

@@ -82,10 +82,7 @@ def invert(
 
 
 def steps_upwards(schedule: Sequence[Step]) -> list[Step]:
-    """DDIM backwards, from the image to the noise.
-
-    The latent is at the level *below* a step's timestep; the lowest level lies under the last timestep and is evaluated there.
-    """
+    """DDIM backwards: the latent is at the level *below* a step's timestep; the lowest is evaluated at the last timestep, above it."""
     below = [*schedule[1:], schedule[-1]]
     return [Step(low.timestep, step.alpha_next, step.alpha) for step, low in zip(schedule, below, strict=True)][::-1]
 
@@ -99,9 +96,8 @@ def official_steps_upwards(teacher: Teacher, count: int) -> list[Step]:
 
 def draw_shifts(generators: Sequence[torch.Generator], channels_height: Sequence[int], steps: int, config: Inversion) -> Tensor:
     """Random shifts r ~ U{1 .. side/2 - 1} for every pyramid level: B x S x O x I x C x L integers."""
-    channels, height = channels_height
-    shape = (steps, config.outer_iterations, config.inner_iterations, channels)
-    beyond = [max(side // 2, 2) for side in _pyramid_sides(height)]
+    shape = (steps, config.outer_iterations, config.inner_iterations, channels_height[0])
+    beyond = [max(side // 2, 2) for side in _pyramid_sides(channels_height[1])]
     return torch.stack([torch.stack([torch.randint(1, most, shape, generator=g) for most in beyond], -1) for g in generators])
 
 

@@ -5,6 +5,7 @@ Shapes: B images, H heads, P pixels, T text tokens.
 
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,15 +49,12 @@ def replacement(alignment: tuple[Tensor, Tensor], cross: bool, most_pixels: int)
     """
     moved_BTT, own_BT = alignment
 
-    def words(probabilities: Tensor) -> Tensor:
+    def replaced(is_cross: bool, probabilities: Tensor) -> Tensor:
         reference, negative, edit = probabilities.chunk(3)
-        return torch.cat([reference, negative, reference @ moved_BTT[:, None].to(edit) + edit * own_BT[:, None, None].to(edit)])
+        words = reference @ moved_BTT[:, None].to(edit) + edit * own_BT[:, None, None].to(edit) if is_cross else reference
+        return torch.cat([reference, negative, words])
 
-    def layout(probabilities: Tensor) -> Tensor:
-        reference, negative, _ = probabilities.chunk(3)
-        return torch.cat([reference, negative, reference])
-
-    return lambda is_cross, pixels: words if is_cross and cross else layout if not is_cross and pixels <= most_pixels else None
+    return lambda is_cross, pixels: partial(replaced, is_cross) if (cross if is_cross else pixels <= most_pixels) else None
 
 
 def align_tokens(teacher: Teacher, captions: Sequence[str], swapped: Sequence[str]) -> tuple[Tensor, Tensor]:
