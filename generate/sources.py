@@ -13,7 +13,7 @@ from typing import IO, Any
 import fsspec
 import numpy as np
 from braceexpand import braceexpand
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from configs.errors import UserError
 from configs.schema import Source, Task
@@ -211,6 +211,8 @@ def read_square(file: Path | IO[bytes], side: int, max_pixels: int) -> np.ndarra
                 raise Unreadable(f"{image.width} x {image.height} is above source.max_pixels={max_pixels}")
             image.draft("RGB", (side, side))
             upright = _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:  # its own text names an address in memory: no two runs would say the same
+        raise Unreadable("no PNG, JPEG or WebP image") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(str(error)) from error
     return np.asarray(ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS))
