@@ -70,6 +70,7 @@ def generate(config: Config) -> Path:
             source = input_source(config)
         count, (shards, missing) = len(source.names), _shards(config, source)
         mine = dict(list(missing.items())[state.process_index :: state.num_processes])
+        state.wait_for_everyone()  # a shard that another process finished before this one looked would shift the shares
         if state.is_main_process:
             print(f"pairs: {count} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}", flush=True)
         if mine:
