@@ -13,9 +13,8 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.schema import Config, Task
 from generate.directions import EditDirection
-from generate.guidance import Lockstep, Texts, edit_in_lockstep, guided
+from generate.guidance import Lockstep, Texts, align_tokens, edit_by_replacing, edit_in_lockstep, guided
 from generate.inversion import ddim_step, invert, official_steps_upwards, steps_upwards
-from generate.prompt_to_prompt import align_tokens, edit_by_replacing
 from models.teacher import Teacher
 
 
