@@ -9,10 +9,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from configs.errors import UserError
-from configs.loader import HERE, digest
+from configs.loader import digest
 from configs.schema import Direction, Task
-from generate.grammar import sentences
-from generate.language import written_bank
+from generate.banks import task_banks
 from generate.shards import whole_file, write_json
 from models.teacher import Teacher
 
@@ -39,8 +38,8 @@ def edit_direction(teacher: Teacher, task: Task, config: Direction, cache: Path)
     if config.file:
         value, report = read_embedding(config.file, "direction.file", shape), f"direction from {config.file}"
     elif config.source_embedding:
-        value = read_embedding(config.target_embedding, "direction.target_embedding", shape)
-        value = value - read_embedding(config.source_embedding, "direction.source_embedding", shape)
+        target = read_embedding(config.target_embedding, "direction.target_embedding", shape)
+        value = target - read_embedding(config.source_embedding, "direction.source_embedding", shape)
         report = f"direction {config.source_embedding} -> {config.target_embedding}"
     else:
         value, report = _from_banks(teacher, task, config, cache)
@@ -50,8 +49,7 @@ def edit_direction(teacher: Teacher, task: Task, config: Direction, cache: Path)
         report += f" + {strength:g} x {path}"
     largest, token = value[0].norm(dim=-1).max(0)
     report += f", norm {value.norm():.2f}, most at token {int(token)} ({float(largest):.2f})"
-    value = value.to(teacher.device)
-    return EditDirection(value, digest(value.flatten().tolist()), report)
+    return EditDirection(value.to(teacher.device), digest(value.flatten().tolist()), report)
 
 
 def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) -> tuple[Tensor, str]:
@@ -59,52 +57,24 @@ def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) ->
     banks = task_banks(task, config, cache.parent / "banks")
     path = cache / f"{digest(teacher.text_fingerprint(), banks)}.safetensors"
     about = path.with_suffix(".json")
+    words = {"source": task.source, "target": task.target}
     if not (path.exists() and about.exists()):
-        value = _difference(teacher, *banks)
-        even, odd = (_difference(teacher, *(bank[part::2] for bank in banks)).flatten() for part in (0, 1))
-        about_it = {
-            "source": task.source,
-            "target": task.target,
+        source_NTD, target_NTD = (teacher.embed(bank) for bank in banks)
+        value = (target_NTD.mean(0) - source_NTD.mean(0))[None].cpu()
+        even, odd = ((target_NTD[half::2].mean(0) - source_NTD[half::2].mean(0)).flatten() for half in (0, 1))
+        with whole_file(path) as stream:
+            stream.write(save({"direction": value}, words))
+        quality = {
             "sentences": [len(bank) for bank in banks],
             "cosine_between_halves": float(torch.cosine_similarity(even, odd, dim=0)),
             "norm_per_token": value[0].norm(dim=-1).tolist(),
         }
-        with whole_file(path) as stream:
-            stream.write(save({"direction": value}, {"source": task.source, "target": task.target}))
-        write_json(about, about_it)
+        write_json(about, words | quality)
     found = json.loads(about.read_text())
-    report = f"direction '{task.source}' -> '{task.target}': {found['sentences'][0]} + {found['sentences'][1]} sentences"
-    report += f", cosine between the halves of the banks {found['cosine_between_halves']:.3f}"
-    report += " (make more sentences)" if found["cosine_between_halves"] < FEW_SENTENCES else ""
+    (sources, targets), cosine = found["sentences"], found["cosine_between_halves"]
+    report = f"direction '{task.source}' -> '{task.target}': {sources} + {targets} sentences"
+    report += f", cosine between the halves of the banks {cosine:.3f}" + (" (make more sentences)" if cosine < FEW_SENTENCES else "")
     return read_embedding(str(path), "direction", None), report
-
-
-def task_banks(task: Task, config: Direction, folder: Path) -> tuple[list[str], list[str]]:
-    """Sentences about the source and the target: of their files, else of the language model (kept in `folder`), else of the grammar."""
-
-    def bank(name: str, key: str, words: str) -> list[str]:
-        if not name and config.language_model:
-            name = str(written_bank(words, config, folder))
-        return read_bank(name, key) if name else sentences(words, config.sentences)
-
-    return bank(task.source_bank, "task.source_bank", task.source), bank(task.target_bank, "task.target_bank", task.target)
-
-
-def read_bank(name: str, key: str) -> list[str]:
-    """The sentences of a bank file, one a line, blank lines and # comments left out."""
-    path = Path(name) if Path(name).is_absolute() or Path(name).exists() else HERE / "banks" / name
-    if not path.is_file():
-        known = ", ".join(sorted(file.name for file in (HERE / "banks").glob("*.txt")))
-        raise UserError(f"{key}={name}: no such sentence bank. In configs/banks there are: {known}")
-    lines = [line.strip() for line in path.read_text().splitlines()]
-    kept = [line for line in lines if line and not line.startswith("#")]
-    if len(kept) < 2:
-        raise UserError(f"{path}: {len(kept)} sentences; a direction needs many (the paper takes about 1000 a word)")
-    return kept
-
-
-def _difference(teacher: Teacher, source: list[str], target: list[str]) -> Tensor:
-    return (teacher.embed(target).mean(0) - teacher.embed(source).mean(0))[None].cpu()
 
 
 def read_embedding(path: str, key: str, shape: tuple[int, ...] | None) -> Tensor:

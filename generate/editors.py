@@ -13,9 +13,8 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.schema import Config, Task
 from generate.directions import EditDirection
-from generate.guidance import Lockstep, Texts, edit_in_lockstep, guided
-from generate.inversion import Inverted, ddim_step, invert, official_steps_upwards, steps_upwards
-from generate.prompt_to_prompt import align_tokens, edit_by_replacing
+from generate.guidance import Lockstep, Texts, align_tokens, edit_by_replacing, edit_in_lockstep, guided
+from generate.inversion import ddim_step, invert, official_steps_upwards, steps_upwards
 from models.teacher import Teacher
 
 
@@ -25,23 +24,19 @@ class Method:
 
     noise: str  # stochastic, partial (stochastic, edit.strength of the way), ddim or regularised
     text: str  # swap or direction
-    attention: str = ""  # guides, replaces or nothing
-
-    @property
-    def guided(self) -> bool:
-        return self.attention == "guides"
+    guided: bool = False  # by the reference's attention maps
+    replaced: bool = False  # attention, by the reference's
 
 
 METHODS = {
     "sdedit": Method("partial", "swap"),
-    "prompt-to-prompt": Method("ddim", "swap", "replaces"),
+    "prompt-to-prompt": Method("ddim", "swap", replaced=True),
     "A": Method("stochastic", "swap"),
     "B": Method("ddim", "swap"),
     "C": Method("regularised", "swap"),
     "D": Method("regularised", "direction"),
-    "pix2pix-zero": Method("regularised", "direction", "guides"),
+    "pix2pix-zero": Method("regularised", "direction", guided=True),
 }
-OF_REAL_IMAGES = ("ddim", "regularised")  # noises that an image is inverted to
 CHOICES = {
     "edit.method": tuple(METHODS),
     "edit.mode": ("paper", "official"),
@@ -53,9 +48,8 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Edited:
-    """'edit' and, where asked for or made, 'reconstruction': pictures, B x 3 x H x W in [-1, 1]; latents, B x C x h x w, of these two, of
-    the 'input', and 'inverted', the noise they start from; noises: that one and, of the inversion's last step, the 'predicted' and the
-    'regularised'. Of a prompt alone the reconstruction is the 'input'.
+    """Pictures, B x 3 x H x W in [-1, 1]: 'edit' and, where asked for, 'reconstruction', which of a prompt alone is the 'input'; latents,
+    B x C x h x w, of these, of the 'input' and of 'inverted', the noise they start from; noises as invert gives them.
     """
 
     pictures: dict[str, Tensor]
@@ -70,27 +64,24 @@ class Editor:
         for key, known in CHOICES.items():
             if (value := attrgetter(key)(config)) not in known:
                 raise UserError(f"{key}={value}: there are {', '.join(known)}")
-        self.method = METHODS[config.edit.method]
-        self.teacher, self.direction, self.task, self.seed = teacher, direction, config.task, config.seed
+        edit, steps = config.edit, config.inversion.steps or config.edit.steps
+        self.teacher, self.direction, self.config, self.method = teacher, direction, config, METHODS[edit.method]
         self.guidance = config.guidance if self.method.guided else replace(config.guidance, amount=0.0)
-        self.prompt_to_prompt, self.inversion = config.prompt_to_prompt, config.inversion
-        if self.method.noise != "regularised":
-            self.inversion = replace(config.inversion, lambda_ac=0.0, lambda_kl=0.0)
-        self.official = config.edit.mode == "official"
-        steps = config.inversion.steps or config.edit.steps
+        plain = replace(config.inversion, lambda_ac=0.0, lambda_kl=0.0)
+        self.inversion = config.inversion if self.method.noise == "regularised" else plain
+        self.official = edit.mode == "official"
         self.inversion_steps = official_steps_upwards(teacher, steps) if self.official else steps_upwards(teacher.schedule(steps))
-        self.schedule = teacher.schedule(config.edit.steps)
-        self.solver = config.edit.solver
-        if self.official and self.solver != "ddim":
-            raise UserError(f"edit.solver={self.solver}: edit.mode=official is DDIM's")
-        if not 0 <= config.guidance.until <= 1:
-            raise UserError(f"guidance.until={config.guidance.until}: a share of the steps, 0 to 1")
-        if config.guidance.maps == "inversion" and (self.official or steps != config.edit.steps):
+        self.schedule = teacher.schedule(edit.steps)
+        if self.official and edit.solver != "ddim":
+            raise UserError(f"edit.solver={edit.solver}: edit.mode=official is DDIM's")
+        if not 0 <= self.guidance.until <= 1:
+            raise UserError(f"guidance.until={self.guidance.until}: a share of the steps, 0 to 1")
+        if self.guidance.maps == "inversion" and (self.official or steps != edit.steps):
             raise UserError("guidance.maps=inversion: needs edit.mode=paper, and inversion.steps equal to edit.steps")
         if self.method.noise == "partial":
-            if not 0 < config.edit.strength <= 1:
-                raise UserError(f"edit.strength={config.edit.strength}: above 0, at most 1")
-            self.schedule = self.schedule[-max(1, round(config.edit.strength * config.edit.steps)) :]
+            if not 0 < edit.strength <= 1:
+                raise UserError(f"edit.strength={edit.strength}: above 0, at most 1")
+            self.schedule = self.schedule[-max(1, round(edit.strength * edit.steps)) :]
 
     def shortened(self, steps: int) -> "Editor":
         """The same with the noisiest `steps` steps of each pass alone: as much memory, and a share of the work."""
@@ -103,42 +94,37 @@ class Editor:
         """Edit images in [-1, 1], or with None the images that the captions themselves give. Every draw derives from the seed and a
         sample's key, so a result does not depend on its batch.
         """
-        generators = [torch.Generator().manual_seed(sample_seed(self.seed, key)) for key in keys]
+        generators = [torch.Generator().manual_seed(sample_seed(self.config.seed, key)) for key in keys]
         synthetic, caption_BTD = image_BCHW is None, self.teacher.embed(captions)
-        swapped = [swap_words(caption, self.task) for caption in captions]
+        swapped = [swap_words(caption, self.config.task) for caption in captions]
         empty = self.guidance.negative == "empty" or (self.guidance.negative == "auto" and synthetic)
         texts = Texts(
             caption_BTD,
             caption_BTD + self.direction.value_1TD if self.method.text == "direction" else self.teacher.embed(swapped),
             self.teacher.embed([""] * len(captions)) if empty else caption_BTD,
         )
-        input_BCHW = None if image_BCHW is None else self.teacher.encode(image_BCHW)
-        start = self._start(input_BCHW, caption_BTD, generators)
-        reference_BCHW: Tensor | None
-        if self.method.attention == "replaces":
-            alignment = align_tokens(self.teacher, captions, swapped)
-            way = self.guidance.scale, alignment, self.prompt_to_prompt, self.solver
-            reference_BCHW, edit_BCHW = edit_by_replacing(self.teacher, self.schedule, start.noise, texts, *way)
+        latents = {} if image_BCHW is None else {"input": self.teacher.encode(image_BCHW)}
+        noises, maps = self._start(latents.get("input"), caption_BTD, generators)
+        common, solver, follow = (self.teacher, self.schedule, noises["inverted"], texts), self.config.edit.solver, reconstruct or synthetic
+        if self.method.replaced:
+            way = self.guidance.scale, align_tokens(self.teacher, captions, swapped), self.config.prompt_to_prompt, solver
+            reference_BCHW, edit_BCHW = edit_by_replacing(*common, *way)
         else:
-            lockstep = Lockstep(reconstruct or synthetic, empty and (self.official or synthetic), self.official, self.solver, start.maps)
-            reference_BCHW, edit_BCHW = edit_in_lockstep(self.teacher, self.schedule, start.noise, texts, self.guidance, lockstep)
-        made = {"edit": edit_BCHW}
-        if reference_BCHW is not None and (reconstruct or synthetic):
-            made["input" if synthetic else "reconstruction"] = reference_BCHW
-        latents = ({} if input_BCHW is None else {"input": input_BCHW}) | {"inverted": start.noise} | made
-        noises = {"inverted": start.noise, "predicted": start.predicted, "regularised": start.regularised}
+            lockstep = Lockstep(follow, empty and (self.official or synthetic), self.official, solver, maps)
+            reference_BCHW, edit_BCHW = edit_in_lockstep(*common, self.guidance, lockstep)
+        made = {"edit": edit_BCHW} | ({"input" if synthetic else "reconstruction": reference_BCHW} if follow else {})
         pictures = {name: self.teacher.decode(latent) for name, latent in made.items()}
-        return Edited(pictures, latents, {name: noise for name, noise in noises.items() if noise is not None})
+        return Edited(pictures, latents | {"inverted": noises["inverted"]} | made, noises)
 
-    def _start(self, input_BCHW: Tensor | None, caption_BTD: Tensor, generators: list[torch.Generator]) -> Inverted:
-        """The noise that the trajectories leave from: drawn, or the input's."""
-        if input_BCHW is not None and self.method.noise in OF_REAL_IMAGES:
+    def _start(self, input_BCHW: Tensor | None, caption_BTD: Tensor, generators: list[torch.Generator]) -> tuple[dict, dict]:
+        """As invert gives them: the noise that the trajectories leave from, drawn or the input's, and maps."""
+        if input_BCHW is not None and self.method.noise in ("ddim", "regularised"):
             kept = guided(len(self.schedule), self.guidance) - 1 if self.guidance.maps == "inversion" else 0
-            ways = generators, self.inversion, self.solver, max(kept, 0)
-            return invert(self.teacher, self.inversion_steps, input_BCHW, caption_BTD, *ways)
+            way = generators, self.inversion, self.config.edit.solver, max(kept, 0)
+            return invert(self.teacher, self.inversion_steps, input_BCHW, caption_BTD, *way)
         drawn = [torch.randn(self.teacher.latent_shape, generator=generator) for generator in generators]
         drawn_BCHW = torch.stack(drawn).to(self.teacher.device)
-        return Inverted(drawn_BCHW if input_BCHW is None else ddim_step(input_BCHW, drawn_BCHW, 1.0, self.schedule[0].alpha))
+        return {"inverted": drawn_BCHW if input_BCHW is None else ddim_step(input_BCHW, drawn_BCHW, 1.0, self.schedule[0].alpha)}, {}
 
 
 def swap_words(caption: str, task: Task) -> str:

@@ -8,7 +8,6 @@ Shapes: B batch, C latent channels, H W latent cells, S steps, O outer and I inn
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -43,27 +42,14 @@ class Solver:
 
     def step(self, latent_BCHW: Tensor, noise_BCHW: Tensor, alpha_from: float, alpha_to: float) -> Tensor:
         """The latent at the next level, from the noise predicted at this one."""
-        if self.name == "ddim":
-            return ddim_step(latent_BCHW, noise_BCHW, alpha_from, alpha_to)
-        clean = (latent_BCHW - (1 - alpha_from) ** 0.5 * noise_BCHW) / alpha_from**0.5
-        advance = (math.log(alpha_to / (1 - alpha_to)) - math.log(alpha_from / (1 - alpha_from))) / 2
-        ahead = clean
-        if self.clean is not None and self.advance:
-            ahead = clean + advance / self.advance / 2 * (clean - self.clean)
-        self.clean, self.advance = clean, advance
-        return ddim_step(latent_BCHW, (latent_BCHW - alpha_from**0.5 * ahead) / (1 - alpha_from) ** 0.5, alpha_from, alpha_to)
-
-
-@dataclass
-class Inverted:
-    """noise: what the image became, B x C x H x W; maps: cross-attention maps on the way, by timestep; predicted and regularised: the last
-    step's noise before and after the regularisation, None where nothing was inverted.
-    """
-
-    noise: Tensor
-    maps: dict[int, list[Tensor]] = field(default_factory=dict)
-    predicted: Tensor | None = None
-    regularised: Tensor | None = None
+        if self.name == "multistep":
+            clean = ahead = (latent_BCHW - (1 - alpha_from) ** 0.5 * noise_BCHW) / alpha_from**0.5
+            advance = (math.log(alpha_to / (1 - alpha_to)) - math.log(alpha_from / (1 - alpha_from))) / 2
+            if self.clean is not None and self.advance:
+                ahead = clean + advance / self.advance / 2 * (clean - self.clean)
+            self.clean, self.advance = clean, advance
+            noise_BCHW = (latent_BCHW - alpha_from**0.5 * ahead) / (1 - alpha_from) ** 0.5
+        return ddim_step(latent_BCHW, noise_BCHW, alpha_from, alpha_to)
 
 
 @torch.no_grad()
@@ -76,15 +62,13 @@ def invert(
     config: Inversion,
     solver: str = "ddim",
     map_steps: int = 0,
-) -> Inverted:
-    """Invert latents, B x C x H x W, under their captions (guidance scale 1), with the maps of the last map_steps steps.
+) -> tuple[dict[str, Tensor], dict[int, list[Tensor]]]:
+    """Invert latents under their captions (guidance scale 1): noises, B x C x H x W each, and the maps of the last map_steps steps.
 
-    generators: one CPU generator an image, from which its shifts are drawn, so that a result does not depend on its batch.
+    'inverted' is what the latents became, 'predicted' and 'regularised' the last step's noise before and after the regularisation; maps
+    are by timestep. generators: one CPU generator an image, from which its shifts are drawn.
     """
-    shifts = None
-    if config.lambda_ac:
-        shifts = draw_shifts(generators, latent_BCHW.shape[1:3], len(steps), config).to(latent_BCHW.device)
-    latent_BCHW = latent_BCHW.clone()
+    shifts_BSOICL = draw_shifts(generators, latent_BCHW.shape[1:3], len(steps), config).to(latent_BCHW.device)
     upwards, maps = Solver(solver), {}
     predicted = noise = latent_BCHW
     for index, (timestep, alpha_from, alpha_to) in enumerate(steps):
@@ -92,16 +76,13 @@ def invert(
             predicted, maps[timestep] = teacher.noise_and_maps(latent_BCHW, timestep, caption_BTD)
         else:
             predicted = teacher.noise(latent_BCHW, timestep, caption_BTD)
-        noise = regularise(predicted, None if shifts is None else shifts[:, len(steps) - 1 - index], config)
+        noise = regularise(predicted, shifts_BSOICL[:, -1 - index], config)
         latent_BCHW = upwards.step(latent_BCHW, noise, alpha_from, alpha_to)
-    return Inverted(latent_BCHW, maps, predicted, noise)
+    return {"inverted": latent_BCHW, "predicted": predicted, "regularised": noise}, maps
 
 
 def steps_upwards(schedule: Sequence[Step]) -> list[Step]:
-    """DDIM backwards, from the image to the noise.
-
-    The latent is at the level *below* a step's timestep; the lowest level lies under the last timestep and is evaluated there.
-    """
+    """DDIM backwards: the latent is at the level *below* a step's timestep; the lowest is evaluated at the last timestep, above it."""
     below = [*schedule[1:], schedule[-1]]
     return [Step(low.timestep, step.alpha_next, step.alpha) for step, low in zip(schedule, below, strict=True)][::-1]
 
@@ -115,20 +96,18 @@ def official_steps_upwards(teacher: Teacher, count: int) -> list[Step]:
 
 def draw_shifts(generators: Sequence[torch.Generator], channels_height: Sequence[int], steps: int, config: Inversion) -> Tensor:
     """Random shifts r ~ U{1 .. side/2 - 1} for every pyramid level: B x S x O x I x C x L integers."""
-    channels, height = channels_height
-    shape = (steps, config.outer_iterations, config.inner_iterations, channels)
-    beyond = [max(side // 2, 2) for side in _pyramid_sides(height)]
+    shape = (steps, config.outer_iterations, config.inner_iterations, channels_height[0])
+    beyond = [max(side // 2, 2) for side in _pyramid_sides(channels_height[1])]
     return torch.stack([torch.stack([torch.randint(1, most, shape, generator=g) for most in beyond], -1) for g in generators])
 
 
-def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor | None, config: Inversion) -> Tensor:
-    """The predicted noise after outer x (inner auto-correlation steps, one KL step); shifts None: no auto-correlation term."""
-    circulants = None if shifts_BOICL is None else symmetric_circulants(noise_BCHW, shifts_BOICL)
+def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor, config: Inversion) -> Tensor:
+    """The predicted noise after outer x (inner auto-correlation steps, one KL step)."""
+    circulants = symmetric_circulants(noise_BCHW, shifts_BOICL) if config.lambda_ac else []
     for outer in range(config.outer_iterations):
-        if circulants is not None:
-            for inner in range(config.inner_iterations):
-                gradient = auto_correlation_gradient(noise_BCHW, [level[:, outer, inner] for level in circulants], config.pool_gain)
-                noise_BCHW = noise_BCHW - config.lambda_ac / config.inner_iterations * gradient
+        for inner in range(config.inner_iterations if config.lambda_ac else 0):
+            gradient = auto_correlation_gradient(noise_BCHW, [level[:, outer, inner] for level in circulants], config.pool_gain)
+            noise_BCHW = noise_BCHW - config.lambda_ac / config.inner_iterations * gradient
         if config.lambda_kl:
             noise_BCHW = noise_BCHW - config.lambda_kl * kl_gradient(noise_BCHW)
     return noise_BCHW
@@ -138,12 +117,12 @@ def symmetric_circulants(noise_BCHW: Tensor, shifts_BxCL: Tensor) -> list[Tensor
     """For each level the matrices S_r with S_r v = roll(v, r) + roll(v, -r), for the shifts given: (..., C, side, side) a level. With a
     shift of its own for every image and channel a matrix product is one batched call, where rolls would be a gather.
     """
-    tables = [_circulant_table(side, noise_BCHW.device, noise_BCHW.dtype) for side in _pyramid_sides(noise_BCHW.shape[2])]
-    return [table[shifts_BxCL[..., level]] for level, table in enumerate(tables)]
+    sides = _pyramid_sides(noise_BCHW.shape[2])
+    return [_circulants(side, noise_BCHW.device, noise_BCHW.dtype)[shifts_BxCL[..., level]] for level, side in enumerate(sides)]
 
 
 @lru_cache(maxsize=32)
-def _circulant_table(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _circulants(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     identity = torch.eye(side, device=device, dtype=dtype)
     return torch.stack([identity.roll(r, 0) + identity.roll(-r, 0) for r in range(max(side // 2, 2))])
 
@@ -154,19 +133,15 @@ def auto_correlation_gradient(noise_BCHW: Tensor, circulants: list[Tensor], pool
     With m = mean(n * roll(n, r)) over N cells: dL/dn = 2 m (roll(n, r) + roll(n, -r)) / N, and the mean is half of mean(n * S_r n), as both
     rolls have the same one. Coarser levels reach the finest through the average pooling: a quarter to each of four cells, times pool_gain.
     """
-    gradients, level = [], noise_BCHW
-    for index, circulant in enumerate(circulants):
-        if index:
-            level = F.avg_pool2d(level, 2) * pool_gain
-        gradient = torch.zeros_like(level)
-        for neighbours in (circulant @ level, level @ circulant):
-            mean = (level * neighbours).mean((2, 3), keepdim=True) / 2
-            gradient = gradient + 2 * mean / level[0, 0].numel() * neighbours
-        gradients.append(gradient)
-    total = gradients.pop()
-    while gradients:
-        total = gradients.pop() + F.interpolate(total, scale_factor=2, mode="nearest") * (pool_gain / 4)
-    return total
+    circulant, *coarser = circulants
+    gradient = torch.zeros_like(noise_BCHW)
+    for neighbours in (circulant @ noise_BCHW, noise_BCHW @ circulant):
+        mean = (noise_BCHW * neighbours).mean((2, 3), keepdim=True) / 2
+        gradient = gradient + 2 * mean / noise_BCHW[0, 0].numel() * neighbours
+    if coarser:
+        pooled = auto_correlation_gradient(F.avg_pool2d(noise_BCHW, 2) * pool_gain, coarser, pool_gain)
+        gradient = gradient + F.interpolate(pooled, scale_factor=2, mode="nearest") * (pool_gain / 4)
+    return gradient
 
 
 def kl_gradient(noise_BCHW: Tensor) -> Tensor:
@@ -185,8 +160,8 @@ def noise_statistics(noise_BCHW: Tensor) -> list[dict[str, float]]:
     products = [(noise_BCHW * noise_BCHW.roll(shift, axis)).mean((2, 3)) for shift in shifts for axis in (2, 3)]
     correlation = torch.stack(products).square().mean((0, 2)).sqrt()
     variance, mean = torch.var_mean(noise_BCHW, (1, 2, 3))
-    columns = zip(mean.tolist(), variance.tolist(), correlation.tolist(), strict=True)
-    return [dict(zip(("mean", "variance", "auto_correlation"), (round(value, 4) for value in row), strict=True)) for row in columns]
+    found = {"mean": mean, "variance": variance, "auto_correlation": correlation}
+    return [{name: round(float(values[row]), 4) for name, values in found.items()} for row in range(len(noise_BCHW))]
 
 
 def _pyramid_sides(height: int) -> list[int]:

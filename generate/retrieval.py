@@ -1,6 +1,8 @@
 """Retrieval (Parmar et al. 2023, section 4): of a large source, the images nearest to the source word by CLIP."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +33,25 @@ def nearest(source: InputSource, config: Config) -> InputSource:
     readable_N = np.isfinite(similarity_N)
     if not readable_N.all():
         print(f"retrieval: {np.count_nonzero(~readable_N)} of {len(readable_N)} images could not be read and were passed over", flush=True)
-    fit = np.flatnonzero(readable_N)
+    by_similarity = np.argsort(-similarity_N, kind="stable")[: np.count_nonzero(readable_N)].tolist()
     if asked.aesthetics:  # a look into each image's metadata
-        scores = [aesthetics_of(source.metadata(index)) for index in fit.tolist()]
-        fit = fit[[score is None or score >= asked.aesthetics for score in scores]]
-    if not len(fit):
+        by_similarity = [index for index in by_similarity if _aesthetics(source.metadata(index)) >= asked.aesthetics]
+    if not by_similarity:
         raise UserError(f"source.images={config.source.images}: no readable image of aesthetics {asked.aesthetics:g} or more in it")
-    kept = fit[np.argsort(-similarity_N[fit], kind="stable")][: min(asked.k, config.generate.pairs)].tolist()
+    kept = by_similarity[: min(asked.k, config.generate.pairs)]
     rows = [{"id": source.names[index], "similarity": round(float(similarity_N[index]), 4)} for index in kept]
     write_json(folder / f"nearest-{digest(config.task.source)}.json", {"text": config.task.source, "nearest": rows})
 
     def load(place: int) -> InputImage:
         item = source.load(kept[place])
-        item.about["similarity"] = rows[place]["similarity"]
-        return item
+        return replace(item, about=item.about | {"similarity": rows[place]["similarity"]})
 
     return InputSource([source.names[index] for index in kept], load)
 
 
-def aesthetics_of(metadata: dict[str, Any]) -> float | None:
-    """The aesthetics score of an image's metadata, None where it has none."""
-    return next((float(metadata[key]) for key in AESTHETICS if isinstance(metadata.get(key), int | float)), None)
+def _aesthetics(metadata: dict[str, Any]) -> float:
+    """The score where there is one."""
+    return next((float(metadata[key]) for key in AESTHETICS if isinstance(metadata.get(key), int | float)), math.inf)
 
 
 def _similarity(source: InputSource, config: Config, folder: Path) -> np.ndarray:
@@ -63,9 +63,8 @@ def _similarity(source: InputSource, config: Config, folder: Path) -> np.ndarray
         path = folder / f"{start // CHUNK:06d}.npy"
         if not path.exists():
             stop = min(start + CHUNK, count)
-            features_ND = _features(source, range(start, stop), scorer, len(text_D))
             with whole_file(path) as stream:
-                np.save(stream, features_ND)
+                np.save(stream, _features(source, range(start, stop), scorer, len(text_D)))
             print(f"retrieval: {stop} of {count} images looked at", flush=True)
         parts.append(np.load(path, allow_pickle=False))
     return np.concatenate(parts) @ text_D

@@ -1,13 +1,10 @@
 """Where the inputs come from: rendered scenes, photographs, webdataset tars, or prompts alone. Same ids in the same order, every time."""
 
-import contextlib
-import glob
 import hashlib
 import io
 import json
 import re
 import tarfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +13,12 @@ from typing import IO, Any
 import fsspec
 import numpy as np
 from braceexpand import braceexpand
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from configs.errors import UserError
 from configs.schema import Source, Task
-from generate.shards import read_member, tar_members
+from generate.banks import read_bank
+from generate.shards import open_image, read_member, tar_members
 from models.miniature.captions import caption
 from models.miniature.scenes import Look, render, scene
 
@@ -94,16 +92,10 @@ def _scenes(config: Source, task: Task, resolution: int, limit: int) -> InputSou
 
 def _prompts(config: Source, limit: int) -> InputSource:
     """Inputs that the teacher makes itself: the prompts of a bank in turn, each time from another seed, so no inversion is needed."""
-    from generate.directions import read_bank
-
     prompts, bank = read_bank(config.prompts, "source.prompts"), Path(config.prompts).name
     names = [f"prompt-{index:06d}" for index in range(limit)]  # the seed derives from it
-
-    def load(index: int) -> InputImage:
-        nothing = np.empty((0, 0, 3), np.uint8)
-        return InputImage(names[index], nothing, prompts[index % len(prompts)], bank, {"id": names[index]})
-
-    return InputSource(names, load)
+    nothing = np.empty((0, 0, 3), np.uint8)
+    return InputSource(names, lambda index: InputImage(names[index], nothing, prompts[index % len(prompts)], bank, {"id": names[index]}))
 
 
 def _photos(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
@@ -116,25 +108,18 @@ def _photos(config: Source, task: Task, resolution: int, limit: int) -> InputSou
         raise UserError(f"source.images={config.images}: no such folder or image")
     if root.suffix == ".txt":
         found = [root.parent / line.strip() for line in root.read_text().splitlines() if line.strip()]
-        root = root.parent
     elif root.is_file():
         found = [root]
     else:
         found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    paths = found[:limit]
-    names = [path.relative_to(root).as_posix() if path != root and path.is_relative_to(root) else path.name for path in paths]
+    paths, folder = found[:limit], root if root.is_dir() else root.parent
 
-    def load(index: int) -> InputImage:
-        image = read_square(paths[index], resolution, config.max_pixels)
-        beside = paths[index].with_suffix(".txt")
-        own = (beside.read_text(errors="replace"), beside.name) if beside.is_file() else ("", "")
-        return _photo(config, task, names[index], image, *own)
+    def beside(index: int, suffix: str) -> tuple[bytes, str]:
+        path = paths[index].with_suffix(suffix)
+        return (path.read_bytes() if path.is_file() else b""), path.name
 
-    def metadata(index: int) -> dict[str, Any]:
-        beside = paths[index].with_suffix(".json")
-        return _json_object(beside.read_bytes()) if beside.is_file() else {}
-
-    return InputSource(names, load, metadata)
+    names = [path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name for path in paths]
+    return _pictures(config, task, resolution, names, paths.__getitem__, beside)
 
 
 def _tars(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
@@ -142,58 +127,71 @@ def _tars(config: Source, task: Task, resolution: int, limit: int) -> InputSourc
 
     A caption is in KEY.txt, else in KEY.json's 'caption', and what else is known in KEY.json. A name is TAR/KEY.
     """
-    entries: list[tuple[str, str, dict[str, tuple[int, int]]]] = []  # name, local tar, offset and size by extension
+    names: list[str] = []
+    members: list[tuple[Path, dict[str, tuple[int, int]]]] = []  # the local tar; offset and size by extension
     try:
         for pattern in braceexpand(config.images):
             for path in local_files(pattern):
-                shown = Path(path if "*" in pattern else pattern).name
-                entries += [(f"{shown}/{key}", path, parts) for key, parts in tar_members(Path(path)).items() if _image_part(parts)]
+                pictured = {key: parts for key, parts in tar_members(path).items() if _image_suffix(parts)}
+                shown = path.name if "*" in pattern else Path(pattern).name
+                names += [f"{shown}/{key}" for key in pictured]
+                members += [(path, parts) for parts in pictured.values()]
     except (OSError, ValueError, ImportError, tarfile.TarError) as error:
         raise UserError(f"source.images={config.images} cannot be read as webdataset tars: {error}") from error
-    entries = entries[:limit]
 
-    def member(index: int, extension: str) -> bytes:
-        _, path, parts = entries[index]
-        return read_member(Path(path), parts[extension]) if extension in parts else b""
+    def beside(index: int, suffix: str) -> tuple[bytes, str]:
+        path, parts = members[index]
+        return (read_member(path, parts[suffix[1:]]) if suffix[1:] in parts else b""), suffix[1:]
 
-    def load(index: int) -> InputImage:
-        name, _, parts = entries[index]
-        image = read_square(io.BytesIO(member(index, _image_part(parts))), resolution, config.max_pixels)
-        own = member(index, "txt").decode(errors="replace"), "txt"
-        if not own[0].strip():
-            own = str(metadata(index).get("caption") or ""), "json"
-        return _photo(config, task, name, image, *own)
+    def image(index: int) -> IO[bytes]:
+        return io.BytesIO(beside(index, _image_suffix(members[index][1]))[0])
+
+    return _pictures(config, task, resolution, names[:limit], image, beside, captions_in_json=True)
+
+
+def _image_suffix(parts: dict[str, tuple[int, int]]) -> str:
+    return next((suffix for suffix in SUFFIXES if suffix[1:] in parts), "")
+
+
+def local_files(pattern: str) -> list[Path]:
+    """The files that a path or glob names, sorted; those behind an address are fetched into ~/.cache/zero2gan first."""
+    cache = {"cache_storage": str(Path.home() / ".cache" / "zero2gan")}
+    found = fsspec.open_local(f"filecache::{pattern}", filecache=cache) if "://" in pattern else fsspec.open_local(pattern)
+    return [Path(found)] if isinstance(found, str) else sorted(map(Path, found))
+
+
+def _pictures(
+    config: Source,
+    task: Task,
+    resolution: int,
+    names: Sequence[str],
+    image: Callable[[int], Path | IO[bytes]],
+    beside: Callable[[int, str], tuple[bytes, str]],
+    captions_in_json: bool = False,
+) -> InputSource:
+    """Images with what lies beside them: beside(index, suffix) is its content, empty where there is none, and what a record calls it.
+
+    The caption is source.caption, else the image's own, else the task's template.
+    """
 
     def metadata(index: int) -> dict[str, Any]:
-        return _json_object(member(index, "json"))
-
-    return InputSource([name for name, _, _ in entries], load, metadata)
-
-
-def _image_part(parts: dict[str, tuple[int, int]]) -> str:
-    return next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in parts), "")
-
-
-def local_files(pattern: str) -> list[str]:
-    """The files that a path or glob names, sorted; those behind an address are fetched into ~/.cache/zero2gan first."""
-    if "://" not in pattern:
-        return sorted(glob.glob(pattern)) or [pattern]
-    found = fsspec.open_local(f"filecache::{pattern}", filecache={"cache_storage": str(Path.home() / ".cache" / "zero2gan")})
-    return [found] if isinstance(found, str) else sorted(found)
-
-
-def _json_object(data: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        found = json.loads(data)
+        try:
+            found = json.loads(beside(index, ".json")[0])
+        except ValueError:
+            return {}
         return found if isinstance(found, dict) else {}
-    return {}
 
+    def load(index: int) -> InputImage:
+        picture = read_square(image(index), resolution, config.max_pixels)
+        content, name = beside(index, ".txt")
+        captions = {"source.caption": config.caption, name: content.decode(errors="replace").strip()}
+        if captions_in_json:
+            captions["json"] = str(metadata(index).get("caption") or "").strip()
+        template = "task.caption", task.caption.format(source=task.source)
+        origin, text = next(((origin, text) for origin, text in captions.items() if text), template)
+        return InputImage(photo_key(names[index]), picture, text, origin, {"id": names[index]})
 
-def _photo(config: Source, task: Task, name: str, image: np.ndarray, own: str, origin: str) -> InputImage:
-    """The caption: source.caption, else the image's own, from `origin`, else the task's template."""
-    text = config.caption or own.strip() or task.caption.format(source=task.source)
-    origin = "source.caption" if config.caption else origin if own.strip() else "task.caption"
-    return InputImage(photo_key(name), image, text, origin, {"id": name})
+    return InputSource(names, load, metadata)
 
 
 def photo_key(name: str) -> str:
@@ -202,19 +200,19 @@ def photo_key(name: str) -> str:
     return f"{readable or 'image'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def read_square(path: Path | IO[bytes], side: int, max_pixels: int) -> np.ndarray:
+def read_square(file: Path | IO[bytes], side: int, max_pixels: int) -> np.ndarray:
     """The image upright, as RGB uint8 side x side x 3: centre square, Lanczos; transparency over white, 16 bit scaled to 8.
 
     Raises Unreadable for anything but a PNG, JPEG or WebP of at most max_pixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    raise Unreadable(f"{image.width} x {image.height} is above source.max_pixels={max_pixels}")
-                image.draft("RGB", (side, side))
-                upright = _to_rgb(ImageOps.exif_transpose(image))
+        with open_image(file, FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise Unreadable(f"{image.width} x {image.height} is above source.max_pixels={max_pixels}")
+            image.draft("RGB", (side, side))
+            upright = _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:  # its own text names an address in memory: no two runs would say the same
+        raise Unreadable("no PNG, JPEG or WebP image") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(str(error)) from error
     return np.asarray(ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS))

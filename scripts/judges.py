@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs.loader import digest, model_files, scorer_files
 from configs.schema import Config
-from generate.directions import task_banks
+from generate.banks import task_banks
 from models.clip_scorer import ClipScorer
 from models.dino import dino_keys, load_dino
 from models.miniature.scenes import Look, mask, scene

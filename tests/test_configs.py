@@ -27,7 +27,7 @@ ENTRY_POINTS = (
 
 @pytest.mark.parametrize("task", available("task"))
 def test_every_task_is_complete(task, tmp_path):
-    from generate.directions import task_banks
+    from generate.banks import task_banks
     from generate.editors import swap_words
 
     words = ["task.source=tree", "task.target=cherry blossom tree"] if task == "custom" else []
@@ -53,7 +53,7 @@ def test_a_custom_task_is_two_words():
 
 
 def test_the_grammar_differs_by_the_words_alone():
-    from generate.grammar import sentences
+    from generate.banks import sentences
 
     cats, owls = sentences("cat", 1000), sentences("owl", 1000)
     assert len(set(cats)) == 1000 and cats == sentences("cat", 1000)

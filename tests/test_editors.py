@@ -134,8 +134,8 @@ def test_maps_that_are_there_need_no_reference_pass(tiny_teacher):
 def test_the_inversion_keeps_the_maps_that_guidance_asks_for(tiny_teacher):
     schedule = tiny_teacher.schedule(6)
     latent, text = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), tiny_teacher.embed(["a tree"])
-    found = invert(tiny_teacher, steps_upwards(schedule), latent, text, [torch.Generator()], Inversion(), map_steps=3)
-    assert list(found.maps) == [step.timestep for step in schedule[3:0:-1]] and len(found.maps[schedule[1].timestep]) > 3
+    _, maps = invert(tiny_teacher, steps_upwards(schedule), latent, text, [torch.Generator()], Inversion(), map_steps=3)
+    assert list(maps) == [step.timestep for step in schedule[3:0:-1]] and len(maps[schedule[1].timestep]) > 3
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     arguments = ["edit.steps=6", "guidance.maps=inversion", "guidance.until=0.6"]
     assert set(edit(tiny_teacher, arguments, image, reconstruct=False).latents) == {"input", "inverted", "edit"}

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from configs.errors import UserError
 from configs.loader import load, pairs_dir
-from generate import run
+from generate import batches, run
 from generate.directions import edit_direction
 from generate.editors import swap_words
 from generate.shards import read_pairs
@@ -174,6 +174,18 @@ def test_two_processes_make_the_same_shards(tiny_run, tmp_path):
     assert one == two
     assert done.stdout.count("pairs: 5 wanted") == 1  # the second process knew that it was not the first
     assert len(json.loads(one["000000.json"])["keys"]) == 2
+
+
+def test_nobody_writes_before_all_have_seen_what_is_missing(tiny_run, monkeypatch):
+    """Else a shard that one process finished early would shift the shares of the others, and some would be nobody's."""
+    events = []
+    state = run.process_group()
+    monkeypatch.setattr(run, "process_group", lambda: state)
+    monkeypatch.setattr(state, "wait_for_everyone", lambda: events.append("waited"))
+    monkeypatch.setattr(run, "_shards", lambda *inputs, shares=run._shards: events.append("looked") or shares(*inputs))
+    monkeypatch.setattr(batches, "write_shards", lambda *inputs, write=batches.write_shards: events.append("wrote") or write(*inputs))
+    assert run.main(tiny_run) == 0
+    assert "waited" in events[events.index("looked") : events.index("wrote")]
 
 
 def test_a_teacher_trained_anew_or_another_bank_is_another_configuration(tiny_run, tiny_teacher_folder, tmp_path):

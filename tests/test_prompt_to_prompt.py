@@ -6,8 +6,7 @@ from configs.loader import load
 from configs.schema import PromptToPrompt
 from generate.directions import EditDirection
 from generate.editors import Editor
-from generate.guidance import Texts
-from generate.prompt_to_prompt import align_tokens, edit_by_replacing, replacement
+from generate.guidance import Texts, align_tokens, edit_by_replacing, replacement
 
 
 def tokens(teacher, text):

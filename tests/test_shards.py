@@ -8,7 +8,6 @@ import pytest
 from configs.errors import UserError
 from generate.shards import (
     Pair,
-    ShardError,
     exclusive,
     finished_shards,
     locate,
@@ -81,7 +80,7 @@ def test_a_cut_tar_is_refused_by_name(tmp_path, keep):
     shard = write_shard(tmp_path, 7, make_pairs(), {})
     data = shard.read_bytes()
     shard.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(ShardError, match="000007.tar"):
+    with pytest.raises(UserError, match="000007.tar"):
         finished_shards(tmp_path)
 
 
@@ -90,7 +89,7 @@ def test_a_flipped_bit_is_found(tmp_path):
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(ShardError, match="differs from its manifest"):
+    with pytest.raises(UserError, match="differs from its manifest"):
         verify(shard)
 
 
@@ -104,12 +103,12 @@ def test_a_tar_without_a_manifest_is_not_read(tmp_path):
 def test_foul_keys_are_refused(tmp_path, key):
     pair = make_pairs(1)[0]
     pair.key = key
-    with pytest.raises(ShardError, match="key"):
+    with pytest.raises(UserError, match="key"):
         write_shard(tmp_path, 0, [pair], {})
 
 
 def test_a_repeated_key_is_refused(tmp_path):
-    with pytest.raises(ShardError, match="repeated"):
+    with pytest.raises(UserError, match="repeated"):
         write_shard(tmp_path, 0, make_pairs(1) * 2, {})
 
 
@@ -121,5 +120,5 @@ def test_two_writers_are_refused(tmp_path):
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path):
-    with pytest.raises(ShardError, match=r"generate/run\.py"):
+    with pytest.raises(UserError, match=r"generate/run\.py"):
         finished_shards(tmp_path)

@@ -132,6 +132,17 @@ def test_tars_of_img2dataset(tmp_path, pattern):
     assert len(open_source(Source(images=f"{tmp_path}/{pattern}"), TASK, 16, 4).names) == 4
 
 
+def test_what_is_wrong_with_a_member_is_said_alike_every_time(tmp_path):
+    """It goes into the shard's manifest, which is the same after an interruption."""
+    import webdataset
+
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "broken", "png": b"no image"})
+    source = open_source(Source(images=f"{tmp_path}/a.tar"), TASK, 16, 100)
+    with pytest.raises(Unreadable, match="^no PNG, JPEG or WebP image$"):
+        source.load(0)
+
+
 def test_a_tar_behind_an_address(tmp_path, monkeypatch):
     import fsspec
 

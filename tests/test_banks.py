@@ -8,8 +8,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.schema import Direction, Task
-from generate.directions import task_banks
-from generate.language import captions_of, written_bank
+from generate.banks import captions_of, task_banks, written_bank
 
 
 @pytest.fixture

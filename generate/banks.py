@@ -1,18 +1,24 @@
-"""Sentence banks from a language model (Parmar et al. 2023, section 3.1 asks GPT-3): a local one of transformers, or any OpenAI-compatible
-endpoint. A bank is a text file that one can read and edit; what is there is not asked for again.
+"""Sentences about a word, for edit directions (Parmar et al. 2023, section 3.1): of a text file; of a grammar that knows any word; or, as
+the paper asks GPT-3, of a language model, a local one of transformers or any OpenAI-compatible endpoint.
 """
 
 import json
 import os
+import random
 import re
 import urllib.request
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
-from configs.errors import UserError
-from configs.loader import digest, find_file
-from configs.schema import Direction
+import yaml
 
+from configs.errors import UserError
+from configs.loader import HERE, digest, find_file
+from configs.schema import Direction, Task
+
+BANKS = HERE / "banks"
+DETERMINERS = ("a ", "an ", "the ", "one ", "two ", "three ", "some ", "many ")
 REQUEST = (
     "Provide many captions for images containing {words}. Write one caption a line and nothing else. "
     "Vary the place, the light, the style, the number and what is beside it."
@@ -23,9 +29,47 @@ IDLE_REPLIES = 5  # so many in a row without a new sentence: it has no more
 TIMEOUT_S = 120.0
 
 
+def task_banks(task: Task, config: Direction, folder: Path) -> tuple[list[str], list[str]]:
+    """Sentences about the source and the target: of their files, else of the language model (kept in `folder`), else of the grammar."""
+
+    def bank(name: str, key: str, words: str) -> list[str]:
+        if not name and config.language_model:
+            name = str(written_bank(words, config, folder))
+        return read_bank(name, key) if name else sentences(words, config.sentences)
+
+    return bank(task.source_bank, "task.source_bank", task.source), bank(task.target_bank, "task.target_bank", task.target)
+
+
+def read_bank(name: str, key: str) -> list[str]:
+    """The sentences of a bank file (a path, or in configs/banks), one a line, blank lines and # comments left out."""
+    path = Path(name) if Path(name).exists() else BANKS / name
+    if not path.is_file():
+        known = ", ".join(sorted(file.name for file in BANKS.glob("*.txt")))
+        raise UserError(f"{key}={name}: no such sentence bank. In configs/banks there are: {known}")
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    kept = [line for line in lines if line and not line.startswith("#")]
+    if len(kept) < 2:
+        raise UserError(f"{path}: {len(kept)} sentences; a direction needs many (the paper takes about 1000 a word)")
+    return kept
+
+
+def sentences(words: str, count: int) -> list[str]:
+    """`count` different sentences about the words ('cat', 'cherry blossom tree', 'two dogs') by configs/banks/grammar.yaml."""
+    grammar = yaml.safe_load((BANKS / "grammar.yaml").read_text())
+    slots = list(product(*(grammar[name] for name in ("openings", "qualities", "places", "lights"))))
+    return [_sentence(words, *slot) for slot in random.Random(0).sample(slots, min(count, len(slots)))]
+
+
+def _sentence(words: str, opening: str, quality: str, place: str, light: str) -> str:
+    if not words.startswith(DETERMINERS):  # 'two small dogs' would have to be parsed
+        words = f"{quality} {words}".strip()
+        words = ("an " if words[0].lower() in "aeiou" else "a ") + words
+    return " ".join(part for part in (opening, words, place, light) if part)
+
+
 def written_bank(words: str, config: Direction, folder: Path) -> Path:
-    """The file of `config.sentences` sentences about the words, made if it is not there (an interruption keeps what was replied). UserError
-    where the model does not load or answer, or has no more to say.
+    """The text file of `config.sentences` sentences about the words, to read and edit; made if it is not there (an interruption keeps
+    what was replied). UserError where the model does not load or answer, or has no more to say.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
     path = folder / f"{slug}-{digest(words, config.language_model, config.endpoint, config.sentences)}.txt"
@@ -45,8 +89,7 @@ def written_bank(words: str, config: Direction, folder: Path) -> Path:
         found += new
         part.write_text("".join(f"{line}\n" for line in found))
     part.write_text(f"# {words}, by {config.language_model}; edit it, or delete it to have it made anew\n" + part.read_text())
-    part.replace(path)
-    return path
+    return part.replace(path)
 
 
 def captions_of(reply: str, words: str) -> list[str]:
@@ -79,12 +122,12 @@ def _local(config: Direction) -> Callable[[str, int], str]:
 def _endpoint(config: Direction) -> Callable[[str, int], str]:
     if not config.endpoint.startswith(("http://", "https://")):
         raise UserError(f"direction.endpoint={config.endpoint}: it is the base address of a service, https://HOST/v1")
+    headers = {"Content-Type": "application/json"}
+    if os.environ.get("OPENAI_API_KEY"):
+        headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
 
     def ask(request: str, seed: int) -> str:
         body = {"model": config.language_model, "messages": [{"role": "user", "content": request}], "temperature": 1.0, "seed": seed}
-        headers = {"Content-Type": "application/json"}
-        if os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
         call = urllib.request.Request(f"{config.endpoint.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(call, timeout=TIMEOUT_S) as reply:
