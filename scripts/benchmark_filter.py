@@ -1,6 +1,7 @@
 """What `scripts/benchmark.py filter` times: our batches beside the plain use of the same libraries, one picture at a time.
 
 Both score the same pairs in memory with the same networks: CLIP, segment-anything's masks with CLIP's look at each, LPIPS, sharpness.
+Crops and sharpness are made by the same functions.
 B batch, C channels, H W pixels, N texts, D feature width.
 """
 
@@ -19,12 +20,13 @@ from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 
 from configs.schema import Config
 from filter.run import batch_scorer
+from filter.scores import sharpness
 from generate.shards import Pair
 from models.clip_scorer import ClipScorer
 from models.devices import pick_device
 from models.miniature.scenes import Look, render, scene
 from models.perceptual import Perceptual, perceptual_loss
-from models.segmenter import Segmenter
+from models.segmenter import Segmenter, masked_crop
 from scripts.timing import Found, measure
 
 SIDE = 512  # of the pictures at the real size
@@ -93,44 +95,30 @@ class PlainScorer:
         pictures = image, edit
         before, after = (self._features(picture) @ self.texts_ND.T for picture in pictures)
         first, second = (self._mask(picture, nouns_ND) for picture, nouns_ND in zip(pictures, self.nouns_ND, strict=True))
-        signed = [torch.from_numpy(picture / 127.5 - 1).float().permute(2, 0, 1)[None].to(self.scorer.device) for picture in pictures]
+        levels = [torch.tensor(picture).permute(2, 0, 1)[None].to(self.scorer.device).float() for picture in pictures]
         return {
             "clip_gain": float(after[0, 1] - before[0, 1]),
             "overlap_iou": (first & second).sum() / (first | second).sum() if first.any() and second.any() else None,
-            "lpips_input_edit": float(self.lpips(*signed)),
-            "sharpness_input": _sharpness(image),
-            "sharpness_edit": _sharpness(edit),
+            "lpips_input_edit": float(self.lpips(*(level / 127.5 - 1 for level in levels))),
+            "sharpness_input": float(sharpness(levels[0])),
+            "sharpness_edit": float(sharpness(levels[1])),
         }
 
     def _features(self, image: np.ndarray) -> torch.Tensor:
         return self.scorer.model.encode_image(self.preprocess(Image.fromarray(image))[None].to(self.scorer.device), normalize=True)
 
     def _mask(self, image: np.ndarray, nouns_ND: torch.Tensor) -> np.ndarray:
-        settings, chosen = self.settings, np.zeros(image.shape[:2], dtype=bool)
+        settings, chosen_HW, image_CHW = self.settings, np.zeros(image.shape[:2], dtype=bool), torch.tensor(image).permute(2, 0, 1).float()
         proposed = self.generator.generate(image)
         self.masks.append(len(proposed))
-        for mask in (found["segmentation"] for found in proposed if found["area"] >= max(1, settings.min_area * chosen.size)):
-            crop = _crop(image, mask, settings.crop_margin, settings.outside)
-            logits = self.scorer.logit_scale * self._features(crop) @ nouns_ND.T
+        for found in (found for found in proposed if found["area"] >= max(1, settings.min_area * chosen_HW.size)):
+            (left, top, width, height), mask_HW = found["bbox"], found["segmentation"]
+            box = left, top, left + width, top + height
+            crop_CHW = masked_crop(image_CHW, torch.from_numpy(mask_HW), box, settings.crop_margin, settings.outside)
+            logits = self.scorer.logit_scale * self._features(crop_CHW.byte().permute(1, 2, 0).numpy()) @ nouns_ND.T
             if logits.softmax(-1)[0, 0] >= settings.min_noun_probability:
-                chosen |= mask
-        return chosen
-
-
-def _crop(image: np.ndarray, mask: np.ndarray, margin: float, outside: float) -> np.ndarray:
-    """The square around a mask in the picture faded to grey."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    side = max(1, round(max(bottom - top, right - left) * (1 + 2 * margin)))
-    faded = np.where(mask[..., None], image, outside * image + (1 - outside) * 128)
-    padded = np.pad(faded, ((side, side), (side, side), (0, 0)), constant_values=128)
-    top, left = (top + bottom - side) // 2 + side, (left + right - side) // 2 + side
-    return padded[top : top + side, left : left + side].round().astype(np.uint8)
-
-
-def _sharpness(image: np.ndarray) -> float:
-    grey = image @ np.array([0.299, 0.587, 0.114])
-    return float((grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]).var())
+                chosen_HW |= mask_HW
+        return chosen_HW
 
 
 def scene_pairs(count: int, side: int) -> list[Pair]:

@@ -154,7 +154,6 @@ def test_stopped_it_shows_what_there_is(asked, tmp_path, capsys, monkeypatch):
         time.sleep(0.05)
 
     monkeypatch.setattr(compare, "time", SimpleNamespace(sleep=interrupt))
-    monkeypatch.setitem(compare.TABLES, "losses", rows)
     assert compare.main(arguments) == 130
     found = check_stopped(capsys.readouterr().out, folder)
     assert all(process.poll() is not None for process in started)
@@ -173,7 +172,7 @@ def check_stopped(out, folder):
     assert list(on_the_way) == ["L1", "endless"] and list(table) == ["L1"] and "not trained to the end: endless; waiting." in out
     found = json.loads((folder / "table.json").read_text())
     assert found["not_ended"] == ["endless", "waiting"] and list(found["rows"]) == ["L1"] and (folder / "grid.png").is_file()
-    assert {images: cell["mean"] for images, cell in found["validation"]["L1"].items()}.keys() == {"4", "8"}
+    assert found["validation"]["L1"].keys() == {"4", "8"}
     return found
 
 
