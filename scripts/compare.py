@@ -8,8 +8,9 @@
 
 Each row is a training of its own by distill/train.py on the run's selected pairs, from scratch at distill.lr=0.001 distill.beta1=0.0 where
 neither the keys given here nor the row say otherwise. Its averaged weights edit rendered scenes, evaluate.scenes from evaluate.first_seed
-on, and are compared with the true edits. Prints a Markdown table; that as JSON, a picture grid, and each training with its log are in
-<run>/compare/<table>. Run the same command again to go on after an interruption.
+on, and are compared with the true edits. Prints a Markdown table, and one of the validation LPIPS on the way; both as JSON, a picture grid,
+and each training with its log are in <run>/compare/<table>. An interruption or a training that fails leaves the tables of those that have
+ended, and an exit code that is not 0; run the same command again to go on.
 """
 
 from __future__ import annotations
@@ -21,30 +22,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import load, pairs_dir, run_dir
+from configs.loader import load, pairs_dir, run_dir, to_yaml
 from configs.schema import Config
 from generate.shards import write_json
+from generate.sources import InputImage, open_source
 from scripts.evaluate import averaged, picture_grid, print_columns, trained_on, true_edit
-
-if TYPE_CHECKING:
-    import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("task", "teacher", "generator", "augment", "distill", "evaluate", "compare")
 BASE = ("distill.init=", "distill.lr=0.001", "distill.beta1=0.0")  # a task may go on from trained weights, at their learning rate
 TABLES: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "configs" / "compare.yaml").read_text())  # table -> row -> what it alone sets
 SCRATCH = "from scratch"  # the row whose last validation the others of its table are to reach
-ON_FEW_PAIRS = ("augment",)
 NEAR = 0.01  # of LPIPS
 COLUMNS = {  # title and digits after the point
     "lpips_true": ("LPIPS to truth", 3),
@@ -61,7 +60,7 @@ COLUMNS = {  # title and digits after the point
     "reached": ("share of scratch's images to its last LPIPS", 3),
     "reached_near": (f"to {NEAR} above", 3),
 }
-GRID_SCENES, POLL_S = 8, 0.2
+POLL_S = 0.2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if table not in TABLES and not {"--help", "-h", "--list"} & {*arguments}:
         print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)
         return 2
-    asked = [argument for argument in arguments if argument != "--dry-run"]
-    return entry(__doc__, SECTIONS, lambda _: compare(asked, table), lambda config: plan(config, table), [*BASE, *arguments])
+    asked = [*BASE, *arguments]
+    return entry(__doc__, SECTIONS, lambda config: compare(config, asked, table), lambda config: plan(config, table), asked)
 
 
 def plan(config: Config, table: str) -> dict[str, Any]:
@@ -85,39 +84,28 @@ def _sets(config: Config, table: str, row: str) -> list[str]:
     return [override.format(init=config.compare.init) for override in TABLES[table][row].split()]
 
 
-def compare(asked: Sequence[str], table: str) -> dict[str, Any]:
-    """Print the table and return it: 'images' (their number), 'measured_by', 'sets' (row -> its overrides), and 'rows': name -> column of
-    COLUMNS -> {'mean'; 'low', 'high' where it is one over images}.
+def compare(config: Config, asked: Sequence[str], table: str) -> None:
+    """Train the rows of a table, and report on them whatever ends that: an error, Ctrl-C or SIGTERM too.
 
-    asked: the command line's arguments. UserError where there is no true edit, and with its last words where a training fails.
+    asked: what the configuration was loaded from. UserError where there is no true edit, and at the end where trainings failed.
     """
-    from generate.sources import open_source
-
-    config = load([*BASE, *asked])
     if not config.task.scene_truth:
         raise UserError(f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against")
-    side, source = config.teacher.resolution, replace(config.source, images="", prompts="", first_seed=config.evaluate.first_seed)
-    scenes = open_source(source, config.task, side, config.evaluate.scenes)
+    source = replace(config.source, images="", prompts="", first_seed=config.evaluate.first_seed)
+    scenes = open_source(source, config.task, config.teacher.resolution, config.evaluate.scenes)
     if trained_on(config, {*scenes.names}):
         raise UserError(f"evaluate.first_seed={source.first_seed}: the pairs were made from some of these scenes; name later ones")
-    folder, arguments, configs = run_dir(config) / "compare" / table, {}, {}
+    arguments, configs = {}, {}
     for row in TABLES[table]:
-        runs = folder / re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
+        runs = run_dir(config) / "compare" / table / re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
         places = [f"runs_dir={runs}", f"generate.out={pairs_dir(config).resolve()}"]
-        arguments[row] = [*BASE, *asked, *_sets(config, table, row), *places]
+        arguments[row] = [*asked, *_sets(config, table, row), *places]
         configs[row] = load(arguments[row])
-        _select(config, configs[row], config.compare.few_pairs if table in ON_FEW_PAIRS else 0)
-    train_all(arguments, {row: Path(one.runs_dir) / "log.txt" for row, one in configs.items()}, config.compare.jobs)
-    loaded = [scenes.load(place) for place in range(len(scenes.names))]
-    truth = np.stack([true_edit(config, one.about, side) for one in loaded])
-    pictures = {"input": np.stack([one.image for one in loaded])}
-    measured_by, rows = _measure(config, configs, pictures, truth)
-    result = {"images": len(truth), "measured_by": measured_by, "rows": rows, "sets": {row: _sets(config, table, row) for row in rows}}
-    write_json(folder / "table.json", result)
-    picture_grid({name: stack[:GRID_SCENES] for name, stack in {**pictures, "true edit": truth}.items()}).save(folder / "grid.png")
-    print_columns(rows, COLUMNS, missing="-")
-    print(f"\n{len(truth)} scenes, means [95 % bootstrap interval]. FID, KID: {measured_by['FID, KID']}.\ntable and grid: {folder}")
-    return result
+        _select(config, configs[row], config.compare.few_pairs if table == "augment" else 0)
+    try:
+        train_all(arguments, {row: Path(one.runs_dir) / "log.txt" for row, one in configs.items()}, config.compare.jobs)
+    finally:
+        report(config, table, configs, [scenes.load(place) for place in range(len(scenes.names))])
 
 
 def _select(config: Config, variant: Config, few: int) -> None:
@@ -134,9 +122,9 @@ def _select(config: Config, variant: Config, few: int) -> None:
 
 
 def train_all(arguments: Mapping[str, Sequence[str]], logs: Mapping[str, Path], jobs: int) -> None:
-    """Train each row to its end, at most `jobs` at once. UserError at the first that fails; the others are stopped then."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    waiting, running = list(arguments), dict[str, "subprocess.Popen[bytes]"]()
+    """Train each row to its end, at most `jobs` at once; stopped, stop them all. UserError with the last words of those that failed."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    waiting, running, failed = list(arguments), dict[str, "subprocess.Popen[bytes]"](), []
     try:
         while waiting or running:
             while waiting and len(running) < max(1, jobs):
@@ -148,39 +136,81 @@ def train_all(arguments: Mapping[str, Sequence[str]], logs: Mapping[str, Path], 
             time.sleep(POLL_S)
             for row in [row for row, process in running.items() if process.poll() is not None]:
                 *_, last = "", *logs[row].read_text(errors="replace").splitlines()
-                if running.pop(row).returncode:
-                    raise UserError(f"{row}: {last.removeprefix('error: ')} ({logs[row]}); run the same command again to go on")
                 print(f"{row}: {last}", flush=True)
+                if running.pop(row).returncode:
+                    failed.append(f"{row}: {last.removeprefix('error: ')} ({logs[row]})")
     finally:
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
+    if failed:
+        raise UserError("; ".join(failed) + "; run the same command again to go on")
 
 
-def _measure(config: Config, configs: Mapping[str, Config], pictures: dict[str, np.ndarray], truth: np.ndarray) -> tuple[Any, Any]:
-    """'measured_by' and 'rows' of compare(); the edits of pictures['input'] join it by the row's name."""
+def report(config: Config, table: str, configs: Mapping[str, Config], scenes: Sequence[InputImage]) -> None:
+    """Print where each row stood on the way, and how the edits of those trained to their end compare with the true ones.
+
+    table.json says the same: 'images' (how many scenes), 'measured_by', 'sets' (row -> its overrides), 'not_ended' (rows), and row ->
+    column -> {'mean'; 'low', 'high' where it is one over images}: 'rows' with COLUMNS, 'validation' with a column for each number of images
+    shown. grid.png shows the edits. Without any row that has ended there is neither.
+    """
+    from distill import checkpoints
+
+    logs = {row: log for row, one in configs.items() if (log := _log(one))}
+    validation = {row: {str(line["images"]): {"mean": line["lpips"]} for line in checks(log)} for row, log in logs.items()}
+    shown = sorted({images for row in validation.values() for images in row}, key=int)
+    print("\nLPIPS to the teacher's edits of held-out pairs, by images shown:")
+    print_columns(validation, {images: (f"{int(images):,}", 3) for images in shown}, missing="-")
+    saved = {row: checkpoints.saved(run_dir(configs[row]) / "train" / "checkpoints") for row in logs}
+    ended = [row for row in logs if any(int(path.name) >= configs[row].distill.images for path in saved[row])]
+    not_ended = [row for row in configs if row not in ended]
+    if not_ended:
+        print(f"\nnot trained to the end: {'; '.join(not_ended)}. Run the same command again to go on", flush=True)
+    if ended:
+        folder, sets = run_dir(config) / "compare" / table, {row: _sets(config, table, row) for row in ended}
+        found, pictures = _measure(config, {row: configs[row] for row in ended}, logs, scenes)
+        write_json(folder / "table.json", {**found, "validation": validation, "not_ended": not_ended, "sets": sets})
+        picture_grid(pictures).save(folder / "grid.png")
+        print_columns(found["rows"], COLUMNS, missing="-")
+        about = f"{len(scenes)} scenes, means [95 % bootstrap interval]. FID, KID: {found['measured_by']['FID, KID']}."
+        print(f"\n{about}\ntable and grid: {folder}")
+
+
+def _log(variant: Config) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl where the variant was trained with just these settings, else none."""
+    folder = run_dir(variant) / "train"
+    with suppress(FileNotFoundError):
+        if (folder / "config.yaml").read_text() == to_yaml(variant):
+            return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return []
+
+
+def _measure(
+    config: Config, configs: Mapping[str, Config], logs: Mapping[str, Sequence[Mapping[str, Any]]], scenes: Sequence[InputImage]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """'images', 'measured_by' and 'rows' of table.json, and the columns of grid.png."""
     from models.devices import pick_device
     from models.perceptual import perceptual_loss
     from scripts import metrics
 
+    truth = np.stack([true_edit(config, one.about, config.teacher.resolution) for one in scenes])
     device = pick_device(config.generate.device)
     perceptual = perceptual_loss(device)
     network, name = metrics.set_network(config.evaluate.inception, perceptual)
-    features, sharpness, rows = metrics.set_features(truth, network), _sharpness(truth), {}
-    files = {row: run_dir(one) / "train" / "metrics.jsonl" for row, one in configs.items()}
-    logs = {row: [json.loads(line) for line in file.read_text().splitlines()] for row, file in files.items()}
+    features, pictures, rows = metrics.set_features(truth, network), {"input": np.stack([one.image for one in scenes])}, {}
     for row, one in configs.items():
         edits, whole = edit(one, pictures["input"], device)
         columns = {"lpips_true": metrics.lpips_distance(perceptual, edits, truth), "psnr_true": metrics.psnr(edits, truth)}
         whole |= metrics.set_distances(metrics.set_features(edits, network), features) if len(edits) > 1 else {}
-        whole |= {"sharpness": _sharpness(edits) / sharpness, **of_training(logs[row], logs.get(SCRATCH))}
+        whole |= {"sharpness": _sharpness(edits) / _sharpness(truth)}
+        whole |= of_training(logs[row], logs[SCRATCH] if SCRATCH in configs else None)
         rows[row] = averaged(config, columns) | {column: {"mean": value} for column, value in whole.items()}
         pictures[row] = edits
-    return {"FID, KID": name}, rows
+    return {"images": len(truth), "measured_by": {"FID, KID": name}, "rows": rows}, {**pictures, "true edit": truth}
 
 
-def edit(config: Config, inputs: np.ndarray, device: torch.device) -> tuple[np.ndarray, dict[str, float]]:
+def edit(config: Config, inputs: np.ndarray, device: Any) -> tuple[np.ndarray, dict[str, float]]:
     """The inputs (uint8 N x H x W x 3) as the training's averaged weights edit them, and what its checkpoint says of their number."""
     import torch
 
@@ -188,7 +218,7 @@ def edit(config: Config, inputs: np.ndarray, device: torch.device) -> tuple[np.n
     from models.comodgan import CoModGenerator
 
     found = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
-    assert found  # it was trained just now
+    assert found  # it has ended
     generator = CoModGenerator(**found.state["generator"]).eval().to(device)
     generator.load_state_dict(found.tensors["ema"])
     z_1D = state.fixed_latent(config).to(device) if config.distill.latent == "sampled" else None
@@ -206,15 +236,19 @@ def of_training(log: Sequence[Mapping[str, Any]], scratch: Sequence[Mapping[str,
     its images after which this one's validation LPIPS was first at or below its last one ('reached'), or at most NEAR above
     ('reached_near'); left out where it never was.
     """
-    checks = [line for line in log if line["kind"] == "validation"]
     speed = median(line["images_per_s"] for line in log if line["kind"] == "train")
-    found = {"lpips_teacher": checks[-1]["lpips"], "psnr_teacher": checks[-1]["psnr"], "images_per_s": speed}
+    found = {"lpips_teacher": checks(log)[-1]["lpips"], "psnr_teacher": checks(log)[-1]["psnr"], "images_per_s": speed}
     if scratch:
-        goal = [line for line in scratch if line["kind"] == "validation"][-1]
+        goal = checks(scratch)[-1]
         for column, limit in (("reached", goal["lpips"]), ("reached_near", goal["lpips"] + NEAR)):
-            there = [line["images"] for line in checks if line["lpips"] <= limit]
+            there = [line["images"] for line in checks(log) if line["lpips"] <= limit]
             found |= {column: there[0] / goal["images"]} if there else {}
     return found
+
+
+def checks(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of the lines of metrics.jsonl that are validations."""
+    return [line for line in log if line["kind"] == "validation"]
 
 
 def _sharpness(images: np.ndarray) -> float:

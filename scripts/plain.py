@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 
@@ -32,8 +33,6 @@ class PlainPix2PixZero:
     """A diffusers StableDiffusionPipeline's modules in the reference code's loops. Guidance and step counts are arguments."""
 
     def __init__(self, pipeline: Any, steps: int) -> None:
-        from diffusers import DDIMScheduler
-
         self.pipeline, self.unet, self.attention = pipeline, pipeline.unet, RecordingAttention()
         self.unet.set_attn_processor(self.attention)
         self.unet.requires_grad_(False)
@@ -45,10 +44,8 @@ class PlainPix2PixZero:
 
     def embed(self, text: str) -> Tensor:
         """1 x T x D."""
-        tokenizer = self.pipeline.tokenizer
-        tokens = tokenizer(text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
         with torch.no_grad():
-            return self.pipeline.text_encoder(tokens.input_ids.to(self.pipeline.text_encoder.device))[0]
+            return self.pipeline.encode_prompt(text, self.unet.device, 1, False)[0]
 
     def invert(self, latent: Tensor, text: Tensor, lambda_ac: float, lambda_kl: float) -> Tensor:
         """The regularised inversion of a latent 1 x C x H x W, by the inverse schedule that leaves out the first and the last timestep."""

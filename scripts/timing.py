@@ -1,32 +1,35 @@
-"""What the benchmarks share: a clock, the machine's own rate, and Stable Diffusion 1.4's networks without a download."""
+"""What the benchmarks share: the form of what they find, a clock, and the machine's own rate."""
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+import torch
 
 STARTED = time.perf_counter()
-CAPTION = "a photo of a tree in summer"
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product gives the machine's rate
 
 
-def measure(
-    run: Callable[[], object], pairs: int, device: Any, warm: bool = False, first: Callable[[], object] | None = None
-) -> dict[str, float]:
-    """Seconds a pair, and the peak of the memory: the GPU's own, or on a CPU the process's so far.
+class Found(NamedTuple):
+    """A benchmark's rows, of columns of scripts/benchmark.py; ratios are to the first. headline: the row of `ratio`."""
 
-    On a GPU, and with `warm`, `first` runs before the clock does, or else `run` itself: kernels are loaded, chosen and compiled there.
+    settings: str
+    device: torch.device
+    rows: dict[str, dict[str, float]]
+    headline: str
+
+
+def measure(run: Callable[[], object], pairs: int, device: torch.device, first: Callable[[], object]) -> dict[str, float]:
+    """Seconds a pair of `run`, and the peak of the memory: the GPU's own, or on a CPU the process's so far.
+
+    `first` runs before the clock does: kernels are loaded, chosen and compiled there.
     """
-    import resource
-
-    import torch
-
     on_gpu = device.type == "cuda"
-    if on_gpu or warm:
-        (first or run)()
+    first()
     if on_gpu:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -39,53 +42,13 @@ def measure(
     return {"seconds": seconds, "memory": torch.cuda.max_memory_allocated(device) if on_gpu else kilobytes * 1024}
 
 
-def product_rate(device: Any, dtype: Any) -> float:
-    """Floating point operations a second of a large square matrix product on this machine, the best of five."""
-    import torch
-
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations a second of a large square matrix product on this machine, the best of six."""
     side = PRODUCT_SIDE[device.type]
-    matrix, best = torch.randn(side, side, device=device, dtype=dtype), 0.0
-    for _ in range(6):
-        began = time.perf_counter()
-        matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * side**3 / (time.perf_counter() - began))
-    return best
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    return max(2 * side**3 / measure(lambda: matrix @ matrix, 1, device, lambda: None)["seconds"] for _ in range(6))
 
 
 def say(what: str) -> None:
     """A line of progress, with the seconds since the start; to stderr, as stdout is for the table."""
     print(f"[{time.perf_counter() - STARTED:.0f} s] {what}", file=sys.stderr, flush=True)
-
-
-def stable_diffusion_14(dtype: Any, device: Any) -> Any:
-    """Stable Diffusion 1.4's networks with random weights, and a small tokenizer that pads to its 77 tokens."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from configs.loader import find_file
-
-    folder, levels = Path(find_file("models/miniature/teacher")), (128, 256, 512, 512)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77)
-    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    with torch.device(device):  # a GPU draws a billion random weights at once
-        parts = {
-            "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-            "vae": AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=levels,
-                layers_per_block=2,
-                sample_size=512,
-                scaling_factor=0.18215,
-            ),
-            "text_encoder": CLIPTextModel(text),
-        }
-    parts = {name: torch.nn.Module.to(module, dtype).eval() for name, module in parts.items()}  # diffusers' own warns
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
-    with torch.no_grad():
-        return StableDiffusionPipeline(
-            **parts, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )

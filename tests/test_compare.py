@@ -1,6 +1,10 @@
 """scripts/compare.py: a table end to end on rendered scenes, and what it reads out of a training's log."""
 
 import json
+import os
+import signal
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,9 +41,9 @@ def asked(tmp_path, monkeypatch):
 def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     rows = {row: compare.TABLES["losses"][row] for row in ("L1", "L1 + LPIPS + GAN .1")}  # of five: each is a process of its own
     monkeypatch.setitem(compare.TABLES, "losses", rows)
-    assert compare.main(["losses", *asked, "compare.jobs=2"]) == 0
-    (table,) = printed_tables(capsys.readouterr().out)
-    assert list(table) == list(rows)
+    assert compare.main(["losses", *asked, "compare.jobs=2", "distill.save_every_images=4"]) == 0
+    on_the_way, table = printed_tables(capsys.readouterr().out)
+    assert list(table) == list(on_the_way) == list(rows)
     folder = tmp_path / "runs/tree2winter/miniature/compare/losses"
     result = json.loads((folder / "table.json").read_text())
     assert result["images"] == 3 and result["sets"]["L1"] == ["distill.lpips=0"]
@@ -47,6 +51,9 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     trained = folder / "l1-lpips-gan-1/tree2winter/miniature/train"
     assert "adversarial: 0.1\n" in (trained / "config.yaml").read_text() and "beta1: 0.0\n" in (trained / "config.yaml").read_text()
     last = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines() if "validation" in line][-1]
+    checks = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines() if "validation" in line]
+    assert [line["images"] for line in checks] == [4, 8] and checks[-1] == last and result["not_ended"] == []
+    assert on_the_way["L1 + LPIPS + GAN .1"] == {str(line["images"]): f"{line['lpips']:.3f}" for line in checks}
     row = result["rows"]["L1 + LPIPS + GAN .1"]
     assert row["lpips_teacher"]["mean"] == last["lpips"] and row["images"]["mean"] == 8 and "reached" not in row
     log = (folder / "l1-lpips-gan-1/log.txt").read_text()
@@ -63,7 +70,7 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     assert mean(table["L1"]["sharpness / truth's"]) == pytest.approx(sharp[0] / sharp[1], abs=0.006)
 
     del rows["L1 + LPIPS + GAN .1"]
-    assert compare.main(["losses", *asked]) == 0  # goes on from the end: nothing is trained again
+    assert compare.main(["losses", *asked, "distill.save_every_images=4"]) == 0  # goes on from the end: nothing is trained again
     assert "train: going on from" in (folder / "l1/log.txt").read_text()
     assert json.loads((folder / "table.json").read_text())["rows"] == {"L1": result["rows"]["L1"]}
 
@@ -124,16 +131,49 @@ def test_shares_of_the_training_from_scratch_by_hand():
 
 
 def test_a_training_that_fails_is_named_and_the_others_end(asked, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(compare.TABLES, "losses", {"endless": "distill.images=1000000", "wrong": "distill.dtype=float16"})
-    started = []
-    popen = compare.subprocess.Popen
+    monkeypatch.setitem(compare.TABLES, "losses", {"wrong": "distill.dtype=float16", "L1": "distill.lpips=0"})
+    assert compare.main(["losses", *asked, "evaluate.scenes=2"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: wrong: distill.dtype=float16: it is") and "compare/losses/wrong/log.txt" in err and err.count("\n") == 1
+    on_the_way, table = printed_tables(out)
+    assert list(on_the_way) == list(table) == ["L1"] and "not trained to the end: wrong." in out
+
+
+def test_stopped_it_shows_what_there_is(asked, tmp_path, capsys, monkeypatch):
+    """Ctrl-C while one row still trains; then SIGTERM before anything is trained again."""
+    rows = {"L1": "distill.lpips=0", "endless": "distill.images=1000000", "waiting": ""}
+    monkeypatch.setitem(compare.TABLES, "losses", rows)
+    arguments = ["losses", *asked, "compare.jobs=2", "evaluate.scenes=2", "distill.save_every_images=4"]
+    folder, started, popen = tmp_path / "runs/tree2winter/miniature/compare/losses", [], compare.subprocess.Popen
+    trained = {row: folder / row.lower() / "tree2winter/miniature/train" for row in rows}
     monkeypatch.setattr(compare.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    assert compare.main(["losses", *asked, "compare.jobs=2"]) == 2
-    said = capsys.readouterr().err
-    assert (
-        said.startswith("error: wrong: distill.dtype=float16: it is") and "compare/losses/wrong/log.txt" in said and said.count("\n") == 1
-    )
-    assert len(started) == 2 and all(process.poll() for process in started)
+
+    def interrupt(_):
+        if (trained["L1"] / "checkpoints/000000008/state.json").exists() and list(trained["endless"].glob("checkpoints/0*")):
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+
+    monkeypatch.setattr(compare, "time", SimpleNamespace(sleep=interrupt))
+    assert compare.main(arguments) == 130
+    found = check_stopped(capsys.readouterr().out, folder)
+    assert all(process.poll() is not None for process in started)
+
+    (folder / "table.json").unlink()
+    monkeypatch.setattr(compare, "time", SimpleNamespace(sleep=lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(SystemExit, match="143"):
+        compare.main(arguments)
+    assert check_stopped(capsys.readouterr().out, folder)["rows"] == found["rows"]
+    assert all(process.poll() is not None for process in started)
+
+
+def check_stopped(out, folder):
+    """L1 has ended, endless was on the way, waiting never began."""
+    on_the_way, table = printed_tables(out)
+    assert list(on_the_way) == ["L1", "endless"] and list(table) == ["L1"] and "not trained to the end: endless; waiting." in out
+    found = json.loads((folder / "table.json").read_text())
+    assert found["not_ended"] == ["endless", "waiting"] and list(found["rows"]) == ["L1"] and (folder / "grid.png").is_file()
+    assert found["validation"]["L1"].keys() == {"4", "8"}
+    return found
 
 
 def test_what_is_refused_or_only_told(asked, tmp_path, capsys):
