@@ -24,7 +24,8 @@ from configs.schema import Config, Generator
 from distill import adapters, checkpoints, pairs, validation
 from distill.augment import PairAugment
 from distill.losses import Adversary, DistillationLoss
-from generate.shards import write_json
+from distill.train import read_metrics
+from generate.shards import whole_file, write_json
 from models.comodgan import CoModGenerator
 from models.discriminator import Discriminator
 from models.perceptual import perceptual_loss
@@ -244,9 +245,9 @@ class TrainingState:
             return
         (self.folder / "config.yaml").write_text(to_yaml(config))
         metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():  # what was logged after the checkpoint we go on from is about to be logged again
-            lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["images"] <= self.images]
-            metrics.write_text("".join(line + "\n" for line in lines))
+        lines = [json.dumps(line) + "\n" for line in read_metrics(metrics) if line["images"] <= self.images]  # later ones come again
+        with whole_file(metrics) as stream:
+            stream.write("".join(lines).encode())
         self._say(
             f"{len(self.training)} pairs, {len(self.held_out)} held out, to {self.config.images} images on {self.device}, "
             f"training {self.share:.1%} of the weights"

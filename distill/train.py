@@ -9,6 +9,7 @@ Reads <run>/pairs and <run>/selection.json, writes <run>/train. Run the same com
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.cli import entry
+from configs.errors import UserError
 from configs.loader import run_dir
 from configs.schema import Config
 
@@ -80,6 +82,19 @@ def train_step(state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.
     return losses
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for a last one that is cut off (training goes on, or was killed); none where there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is not JSON ({error}): delete that line") from error
+    return entries
+
+
 def plan(config: Config) -> dict[str, Any]:
     """What --dry-run prints: where, how much, how large."""
     import torch
@@ -109,8 +124,6 @@ def plan(config: Config) -> dict[str, Any]:
 
 def _checked(config: Config) -> Config:
     """The configuration itself, or UserError for a value that training cannot use."""
-    from configs.errors import UserError
-
     distill = config.distill
     known = {"dtype": tuple(PRECISIONS), "latent": ("fixed", "sampled")}
     for key, choices in known.items():
@@ -127,8 +140,6 @@ def _checked(config: Config) -> Config:
 def _trackers(name: str) -> list[Any]:
     """What accelerate is to log with. UserError where it finds no such tracker installed."""
     from accelerate.tracking import get_available_trackers
-
-    from configs.errors import UserError
 
     installed = [tracker.value for tracker in get_available_trackers()]
     if name not in ("", "auto", *installed):

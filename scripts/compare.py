@@ -14,7 +14,6 @@ on, and are compared with the true edits. Prints a Markdown table; that as JSON,
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -33,6 +32,7 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import load, pairs_dir, run_dir
 from configs.schema import Config
+from distill.train import read_metrics
 from generate.shards import write_json
 from scripts.evaluate import averaged, picture_grid, print_columns, trained_on, true_edit
 
@@ -169,7 +169,7 @@ def _measure(config: Config, configs: Mapping[str, Config], pictures: dict[str, 
     network, name = metrics.set_network(config.evaluate.inception, perceptual)
     features, sharpness, rows = metrics.set_features(truth, network), _sharpness(truth), {}
     files = {row: run_dir(one) / "train" / "metrics.jsonl" for row, one in configs.items()}
-    logs = {row: [json.loads(line) for line in file.read_text().splitlines()] for row, file in files.items()}
+    logs = {row: read_metrics(file) for row, file in files.items()}
     for row, one in configs.items():
         edits, whole = edit(one, pictures["input"], device)
         columns = {"lpips_true": metrics.lpips_distance(perceptual, edits, truth), "psnr_true": metrics.psnr(edits, truth)}
