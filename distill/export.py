@@ -105,7 +105,7 @@ def _load(config: Config) -> tuple[Any, dict[str, Any], np.ndarray, np.ndarray]:
         "format": 1,
         "config": generator.config,
         "resolution": generator.config["resolution"],
-        "z": fixed_latent(config)[0].tolist() if sampled else None,
+        "z": fixed_latent(generator.config["z_dim"], made_with["seed"])[0].tolist() if sampled else None,
         "task": config.task.name,
         "source": config.task.source,
         "target": config.task.target,

@@ -70,7 +70,7 @@ class TrainingState:
             self.trained |= {f"discriminator.{name}": parameter for name, parameter in discriminator.named_parameters()}
         betas = (self.config.beta1, self.config.beta2)
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=self.config.lr, betas=betas, fused=True)
-        self.z_1D = fixed_latent(config).to(self.device) if self.config.latent == "sampled" else None
+        self.z_1D = fixed_latent(config.generator.z_dim, self.seed).to(self.device) if self.config.latent == "sampled" else None
         self.augment = PairAugment(config.augment, resolution)
         self.perceptual = perceptual_loss(self.device)
         self.loss = DistillationLoss(self.config, self.perceptual, self.adversary)
@@ -268,9 +268,9 @@ class TrainingState:
             print(f"train: {text}", flush=True)
 
 
-def fixed_latent(config: Config) -> torch.Tensor:
-    """The one latent, 1 x D, that validation and export use where training samples them: drawn from the seed."""
-    return torch.randn(1, config.generator.z_dim, generator=torch.Generator().manual_seed(config.seed))
+def fixed_latent(z_dim: int, seed: int) -> torch.Tensor:
+    """The one latent, 1 x D, that validation and export use where training samples them: drawn from the training's seed."""
+    return torch.randn(1, z_dim, generator=torch.Generator().manual_seed(seed))
 
 
 def _with_plain_errors(loader: Iterable[Any]) -> Iterator[Any]:

@@ -191,7 +191,7 @@ def edit(config: Config, inputs: np.ndarray, device: torch.device) -> tuple[np.n
     assert found  # it was trained just now
     generator = CoModGenerator.from_config(found.state["generator"]).eval().to(device)
     generator.load_state_dict(found.tensors["ema"])
-    z_1D = state.fixed_latent(config).to(device) if config.distill.latent == "sampled" else None
+    z_1D = state.fixed_latent(config.generator.z_dim, config.seed).to(device) if config.distill.latent == "sampled" else None
     with torch.no_grad():
         batches_BCHW = torch.from_numpy(inputs).permute(0, 3, 1, 2).split(config.distill.batch)
         edits = [validation.to_uint8(validation.run(generator, pairs.to_unit(batch.to(device)), z_1D)) for batch in batches_BCHW]

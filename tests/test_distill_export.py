@@ -117,6 +117,16 @@ def test_files_say_what_they_are(run):
     assert oct((run / "export" / "generator.safetensors").stat().st_mode)[-3:] == "644"
 
 
+def test_the_latent_is_the_training_s_whatever_export_is_told(run, tmp_path):
+    """The one that validation used, drawn from the seed of the training."""
+    other = tmp_path / "tree2winter" / "miniature"
+    make_pairs(other)
+    train(load(arguments(other, *SHORT, "distill.latent=sampled", "seed=5")))
+    assert export_main(arguments(other, NONE_ELSE)) == 0
+    z_1D = torch.randn(1, 8, generator=torch.Generator().manual_seed(5))
+    assert json.loads((other / "export" / "config.json").read_text())["z"] == z_1D[0].tolist()
+
+
 def test_training_starts_from_an_exported_generator(run, tmp_path, capsys):
     other = tmp_path / "tree2winter" / "miniature"
     make_pairs(other)
