@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import run_dir
-from configs.schema import Config
+from configs.schema import Config, Distill
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +45,8 @@ def train(config: Config) -> Path:
 
     from generate.shards import exclusive
 
-    precision = PRECISIONS[_checked(config).distill.dtype]
-    folder = run_dir(config) / "train"
+    _check(config.distill)
+    folder, precision = run_dir(config) / "train", PRECISIONS[config.distill.dtype]
     trackers = _trackers(config.distill.tracker)
     accelerator = Accelerator(cpu=not is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=folder)
     with exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext():
@@ -54,19 +54,14 @@ def train(config: Config) -> Path:
 
         state = TrainingState(config, accelerator, folder)
         try:
-            return loop(config, state)
+            for input_BCHW, edit_BCHW in state.batches():
+                state.log(train_step(state, input_BCHW, edit_BCHW))
+                if state.due():
+                    state.validate()
+                    state.save()
+            return state.path
         finally:
             accelerator.end_training()  # so that no process is left waiting
-
-
-def loop(config: Config, state: TrainingState) -> Path:
-    """All steps, with a checkpoint each distill.save_every_images."""
-    for input_BCHW, edit_BCHW in state.batches():
-        state.log(train_step(state, input_BCHW, edit_BCHW))
-        if state.due():
-            state.validate()
-            state.save()
-    return state.path
 
 
 def train_step(state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -104,13 +99,14 @@ def plan(config: Config) -> dict[str, Any]:
     from models.comodgan import CoModGenerator
     from models.discriminator import Discriminator
 
-    side, sizes, adversary = _checked(config).teacher.resolution, config.generator, config.distill.adversarial > 0
-    with torch.device("meta"):
-        networks = [CoModGenerator(side, **asdict(sizes)), Discriminator(side, sizes.channel_base, sizes.channel_max)][: 1 + adversary]
-        with FlopCounterMode(display=False) as counter:
-            networks[0].eval()(torch.zeros(1, 3, side, side))
-    parameters, *judge = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
-    in_one_checkpoint = 16 * parameters + 12 * sum(judge)  # weights and Adam's two moments, float32; of the generator the average too
+    _check(config.distill)
+    side, sizes = config.teacher.resolution, config.generator
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        generator = CoModGenerator(side, **asdict(sizes)).eval()
+        generator(torch.zeros(1, 3, side, side))
+        adversary = Discriminator(side, sizes.channel_base, sizes.channel_max) if config.distill.adversarial > 0 else torch.nn.Identity()
+    parameters, judge = (sum(parameter.numel() for parameter in network.parameters()) for network in (generator, adversary))
+    in_one_checkpoint = 16 * parameters + 12 * judge  # weights and Adam's two moments, float32; of the generator the average too
     keys = selected_keys(run_dir(config))
     return {
         "folder": run_dir(config) / "train",
@@ -122,11 +118,9 @@ def plan(config: Config) -> dict[str, Any]:
     }
 
 
-def _checked(config: Config) -> Config:
-    """The configuration itself, or UserError for a value that training cannot use."""
-    distill = config.distill
-    known = {"dtype": tuple(PRECISIONS), "latent": ("fixed", "sampled")}
-    for key, choices in known.items():
+def _check(distill: Distill) -> None:
+    """UserError for a value that training cannot use."""
+    for key, choices in {"dtype": PRECISIONS, "latent": ("fixed", "sampled")}.items():
         if getattr(distill, key) not in choices:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is {' or '.join(choices)}")
     for key in ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs", "r1_every"):
@@ -134,7 +128,6 @@ def _checked(config: Config) -> Config:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is 1 or more")
     if distill.adapter_rank and (distill.adapter_rank < 0 or not distill.init):
         raise UserError(f"distill.adapter_rank={distill.adapter_rank}: it is 0, or more with a trained generator as distill.init=")
-    return config
 
 
 def _trackers(name: str) -> list[Any]:

@@ -99,19 +99,18 @@ def _plain_steps(config: Config, steps: int, device: Any) -> Generator[float, No
     from torch.utils.data import DataLoader
 
     from distill import pairs
-    from distill.augment import PairAugment
     from models.comodgan import CoModGenerator
     from models.perceptual import perceptual_loss
 
     side, settings = config.teacher.resolution, config.distill
     dataset = pairs.PairDataset(pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config))), side)
-    order = pairs.step_batches(0, steps, settings.batch, len(dataset), config.seed, 0, 1)
+    order = [pairs.step_positions(step, settings.batch, len(dataset), config.seed) for step in range(steps)]
     generator = CoModGenerator(side, **asdict(config.generator)).to(device)
     average, perceptual = copy.deepcopy(generator), perceptual_loss(device)
-    augment = PairAugment(config.augment, side)
+    augment = pairs.PairAugment(config.augment, side)
     optimizer = torch.optim.Adam(generator.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), foreach=False)
     began = time.perf_counter()
-    for _, input_BCHW, edit_BCHW in DataLoader(dataset, batch_sampler=order):
+    for input_BCHW, edit_BCHW in DataLoader(dataset, batch_sampler=order):
         input_BCHW, edit_BCHW = (image.to(device).float() / 127.5 - 1 for image in (input_BCHW, edit_BCHW))
         waited_s = time.perf_counter() - began
         input_BCHW, edit_BCHW = augment(input_BCHW, edit_BCHW)

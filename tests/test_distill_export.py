@@ -143,12 +143,12 @@ def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
     config = load(arguments(learner, *SHORT, f"distill.labels={onnx_file}"))
     state, translator = TrainingState(config, Accelerator(cpu=True), tmp_path), Translator(onnx_file, threads=1)
     for dataset, workers in ((state.training, 2), (state.held_out, 0)):
-        for places, *batches in DataLoader(dataset, 3, num_workers=workers):
-            for place, *pair in zip(places, *batches, strict=True):
-                own = images[dataset.locations[place].key]
-                edit_HWC = translator(own["input"]) if dataset is state.training else own["edit"]
-                for found_CHW, expected_HWC in zip(pair, (own["input"], edit_HWC), strict=True):
-                    assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
+        found = [pair for batches in DataLoader(dataset, 3, num_workers=workers) for pair in zip(*batches, strict=True)]
+        for location, pair in zip(dataset.locations, found, strict=True):
+            own = images[location.key]
+            edit_HWC = translator(own["input"]) if dataset is state.training else own["edit"]
+            for found_CHW, expected_HWC in zip(pair, (own["input"], edit_HWC), strict=True):
+                assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
     for file, workers in (("missing.onnx", 0), (str(learner / "selection.json"), 2)):
         assert train_main(arguments(learner, *SHORT, f"distill.labels={file}", f"distill.workers={workers}")) == 2
         said = capsys.readouterr().err.strip()
