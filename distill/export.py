@@ -14,15 +14,17 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import pairs_dir, run_dir
 from configs.schema import Config
-
-if TYPE_CHECKING:
-    import numpy as np
+from distill.browser import write_page
+from distill.translate import Translator
+from generate.shards import PairLocation, exclusive, finished_shards, read_manifest, read_pair, write_json
 
 SECTIONS = ("task", "teacher", "distill", "export")
 CHECKED_PICTURES = 16
@@ -43,9 +45,7 @@ def export(config: Config) -> Path:
     UserError without a checkpoint, for an unknown format, and where a file differs from PyTorch by more than its kind may (8-bit
     arithmetic may: its loss is measured and told): then nothing there is replaced.
     """
-    from distill.browser import write_page
     from distill.formats import FORMATS, write
-    from generate.shards import exclusive, write_json
 
     run, folder, formats = run_dir(config), run_dir(config) / "export", config.export.formats
     if unknown := set(formats) - set(FORMATS):
@@ -83,11 +83,9 @@ def plan(config: Config) -> dict[str, Any]:
 
 def _load(config: Config) -> tuple[Any, dict[str, Any], np.ndarray, np.ndarray]:
     """The generator, what its files say of themselves, held-out inputs and some of training (uint8 B x H x W x 3)."""
-    import numpy as np
     import torch
 
     from distill import checkpoints, pairs
-    from generate.shards import PairLocation, finished_shards, read_manifest, read_pair
 
     checkpoint = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
     if checkpoint is None:
@@ -118,7 +116,6 @@ def _load(config: Config) -> tuple[Any, dict[str, Any], np.ndarray, np.ndarray]:
 
 def _check(folder: Path, generator: Any, about: dict[str, Any], images_BHWC: np.ndarray) -> dict[str, Any]:
     """Differences in 8-bit levels between each file and the checkpoint's weights in PyTorch, on these pictures."""
-    import numpy as np
     import torch
 
     from distill.formats import Edit, Picture, read
@@ -144,10 +141,6 @@ def _check(folder: Path, generator: Any, about: dict[str, Any], images_BHWC: np.
 
 def _edit(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
     """The edits by this file of the pictures."""
-    import numpy as np
-
-    from distill.translate import Translator
-
     if path.name != "generator-float.onnx":
         return Translator(path)(images_BHWC)
     import onnxruntime

@@ -84,7 +84,7 @@ class TrainingState:
         self.augment = pairs.PairAugment(config.augment, resolution)
         self.perceptual = perceptual_loss(self.device)
         self.loss = partial(distillation_loss, self.config, self.perceptual, self.adversary)
-        self.step, self.path = 0, Path()
+        self.step, self.last_step, self.path = 0, -(-self.config.images // self.config.batch), Path()
         self._resume(config.force)
         if self.config.compile:
             if self.device.type == "cuda":
@@ -99,7 +99,7 @@ class TrainingState:
     def batches(self) -> Batches[tuple[torch.Tensor, torch.Tensor], None, None]:
         """This process's part of each step still to do: input and edit, B x 3 x H x W in [-1, 1]."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        order = (self._positions(step)[rank::processes] for step in range(self.step, self._last_step()))
+        order = (self._positions(step)[rank::processes] for step in range(self.step, self.last_step))
         on_gpu = self.device.type == "cuda"
         loader: Any = DataLoader(self.training, batch_sampler=order, num_workers=self.config.workers, pin_memory=on_gpu)
         asked = time.perf_counter()
@@ -185,7 +185,7 @@ class TrainingState:
     def due(self) -> bool:
         """Whether a checkpoint is to be written now: each save_every_images, and at the end."""
         every, batch = self.config.save_every_images, self.config.batch
-        return self.images // every > (self.images - batch) // every or self.step >= self._last_step()
+        return self.images // every > (self.images - batch) // every or self.step >= self.last_step
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -236,9 +236,6 @@ class TrainingState:
     def _positions(self, step: int) -> list[int]:
         return pairs.step_positions(step, self.config.batch, len(self.training), self.seed)
 
-    def _last_step(self) -> int:
-        return -(-self.config.images // self.config.batch)
-
     def _resume(self, force: bool) -> None:
         found = checkpoints.newest(self.folder / "checkpoints")
         if found is None:
@@ -279,8 +276,7 @@ class TrainingState:
                 stream.write(json.dumps({"images": self.images, "kind": kind, **numbers}) + "\n")
 
     def _say(self, text: str) -> None:
-        if self.accelerator.is_main_process:
-            print(f"train: {text}", flush=True)
+        self.accelerator.print(f"train: {text}", flush=True)
 
 
 def load_exported(generator: CoModGenerator, path: Path) -> None:

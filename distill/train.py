@@ -20,6 +20,7 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import run_dir
 from configs.schema import Config, Distill
+from generate.shards import exclusive
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +43,6 @@ def train(config: Config) -> Path:
     """
     from accelerate import Accelerator
     from torch.cuda import is_available
-
-    from generate.shards import exclusive
 
     _check(config.distill)
     folder, precision = run_dir(config) / "train", PRECISIONS[config.distill.dtype]
@@ -130,16 +129,17 @@ def _check(distill: Distill) -> None:
         raise UserError(f"distill.adapter_rank={distill.adapter_rank}: it is 0, or more with a trained generator as distill.init=")
 
 
-def _trackers(name: str) -> list[Any]:
+def _trackers(name: str) -> list[str]:
     """What accelerate is to log with. UserError where it finds no such tracker installed."""
     from accelerate.tracking import get_available_trackers
 
     installed = [tracker.value for tracker in get_available_trackers()]
-    if name not in ("", "auto", *installed):
-        raise UserError(
-            f"distill.tracker={name}: accelerate finds {', '.join(installed) or 'none'} installed; leave it empty or pip install it"
-        )
-    return [tracker for tracker in installed if tracker == {"auto": "tensorboard"}.get(name, name)]
+    if name == "auto":
+        return [tracker for tracker in installed if tracker == "tensorboard"]
+    if name and name not in installed:
+        found = ", ".join(installed) or "none"
+        raise UserError(f"distill.tracker={name}: accelerate finds {found} installed; leave it empty or pip install it")
+    return [name] if name else []
 
 
 if __name__ == "__main__":

@@ -40,13 +40,13 @@ class TranslateError(Exception):
 
 
 class Translator:
-    """An exported generator as a function on pictures. Loaded once; `side` is that of its squares, `about` what the file says of itself."""
+    """An exported generator as a function on pictures. Loaded once; `side` is that of its squares."""
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         """path: a .onnx or .pt2, or a folder with them. threads: of the CPU, 0 lets the runtime choose. TranslateError without a model."""
         self.path = find_model(Path(path))
         load = _load_torch if self.path.suffix == ".pt2" else _load_onnx
-        self.side, self.about, self._run = load(self.path, threads)
+        self.side, self._run = load(self.path, threads)
         self.seconds, self.pictures = 0.0, 0  # spent in the model, and pictures or frames edited
 
     def __call__(self, picture: Any) -> Any:
@@ -74,7 +74,7 @@ class Translator:
         return [blend([next(edits) for _ in places], places, image.shape) for image, places in together]
 
 
-def _load_onnx(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[[Any], Any]]:
+def _load_onnx(path: Path, threads: int) -> tuple[int, Callable[[Any], Any]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -87,17 +87,17 @@ def _load_onnx(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[
     shape, kind = session.get_inputs()[0].shape, session.get_inputs()[0].type
     if kind != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
         raise TranslateError(f"{path} takes {kind} {shape}, not uint8 pictures: export it with distill/export.py")
-    return int(shape[1]), dict(session.get_modelmeta().custom_metadata_map), lambda tiles: session.run(None, {"image": tiles})[0]
+    return shape[1], lambda tiles: session.run(None, {"image": tiles})[0]
 
 
-def _load_torch(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[[Any], Any]]:
+def _load_torch(path: Path, threads: int) -> tuple[int, Callable[[Any], Any]]:
     import torch
     from torch.export.passes import move_to_device_pass
 
-    about_file = {"config.json": ""}
+    about = {"config.json": ""}
     try:
-        program = torch.export.load(path, extra_files=about_file)
-        about = json.loads(about_file["config.json"])
+        program = torch.export.load(path, extra_files=about)
+        side = json.loads(about["config.json"])["resolution"]
     except Exception as error:  # noqa: BLE001 - a damaged archive fails in any of its parts
         raise TranslateError(f"{path} is no program of distill/export.py that this PyTorch can load ({error})") from error
     if threads:
@@ -119,7 +119,7 @@ def _load_torch(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable
             edit_BHWC = module(image_BHWC)[:count]
         return edit_BHWC.clone() if given else edit_BHWC.cpu().numpy()  # the next call writes where this one did
 
-    return about["resolution"], about, run
+    return side, run
 
 
 def find_model(path: Path) -> Path:
