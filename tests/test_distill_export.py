@@ -117,7 +117,7 @@ def test_files_say_what_they_are(run):
     assert oct((run / "export" / "generator.safetensors").stat().st_mode)[-3:] == "644"
 
 
-def test_the_latent_is_the_training_s_whatever_export_is_told(run, tmp_path):
+def test_the_latent_is_the_training_s_whatever_export_is_told(tmp_path):
     """The one that validation used, drawn from the seed of the training."""
     other = tmp_path / "tree2winter" / "miniature"
     make_pairs(other)
