@@ -13,10 +13,13 @@ import shutil
 import tarfile
 import urllib.request
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from configs.errors import UserError
 from configs.schema import Export
+from generate.shards import whole_file
 
 VERSION = "1.30.0"
 ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
@@ -28,13 +31,11 @@ FILES = (  # with WebGPU, and the smaller one without
 TIMEOUT_S = 60
 
 
-def write_page(folder: Path, config: Export, example_HWC: Any) -> None:
+def write_page(folder: Path, config: Export, example_HWC: np.ndarray) -> None:
     """Write index.html, an example to start with (uint8) and onnxruntime-web's files; generator.onnx and config.json belong beside them.
 
     UserError where the package cannot be had or is not the one that was published.
     """
-    from PIL import Image
-
     with tarfile.open(fileobj=io.BytesIO(_package(config.onnxruntime_web))) as tar:
         for name in FILES:
             member = tar.extractfile(f"package/dist/{name}")
@@ -47,29 +48,20 @@ def write_page(folder: Path, config: Export, example_HWC: Any) -> None:
 def _package(path: str) -> bytes:
     """The npm package from `path`, else from the user's cache, else from the registry."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "zero2gan" / ADDRESS.rpartition("/")[2]
-    archive = Path(path) if path else cache
     fetch = not path and not cache.exists()
+    origin = ADDRESS if fetch else path or str(cache)
+    advice = f"set export.onnxruntime_web= to what `npm pack onnxruntime-web@{VERSION}` gets, or leave page out of export.formats"
     try:
         if fetch:
             print(f"export: fetching {ADDRESS}", flush=True)
-            with urllib.request.urlopen(ADDRESS, timeout=TIMEOUT_S) as reply:
-                data = reply.read()
-        else:
-            data = archive.read_bytes()
+        with urllib.request.urlopen(ADDRESS, timeout=TIMEOUT_S) if fetch else open(origin, "rb") as stream:
+            data = stream.read()
     except OSError as error:
-        raise UserError(
-            f"{ADDRESS if fetch else archive} cannot be read ({error}): set export.onnxruntime_web= to that package's .tgz "
-            f"(`npm pack onnxruntime-web@{VERSION}`), or leave page out of export.formats"
-        ) from error
+        raise UserError(f"{origin} cannot be read ({error}): {advice}") from error
     found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
     if found != INTEGRITY:
-        raise UserError(
-            f"{ADDRESS if fetch else archive} is not onnxruntime-web {VERSION} as npm publishes it ({found}): remove it, "
-            f"or set export.onnxruntime_web= to what `npm pack onnxruntime-web@{VERSION}` gets"
-        )
+        raise UserError(f"{origin} is not onnxruntime-web {VERSION} as npm publishes it ({found}): remove it, {advice}")
     if fetch:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(data)
-        temporary.replace(cache)
+        with whole_file(cache) as stream:
+            stream.write(data)
     return data

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from configs.errors import UserError
 from generate.shards import fingerprint, write_json
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from models.comodgan import CoModGenerator
 
 
 @dataclass
@@ -34,32 +35,45 @@ class Checkpoint:
     state: dict[str, Any]
     tensors: dict[str, dict[str, torch.Tensor]]
 
+    def average(self) -> CoModGenerator:
+        """The generator of the averaged weights, for use."""
+        generator = CoModGenerator(**self.state["generator"]).eval().requires_grad_(False)
+        generator.load_state_dict(self.tensors["ema"])
+        return generator
+
+
+def fixed_latent(made_with: dict[str, Any]) -> list[float] | None:
+    """The one latent that validation and export use where training samples them, drawn from the run's seed; None (zeros) where not.
+
+    made_with: of state.json.
+    """
+    if made_with["distill.latent"] == "fixed":
+        return None
+    return torch.randn(1, made_with["generator.z_dim"], generator=torch.Generator().manual_seed(made_with["seed"]))[0].tolist()
+
 
 def save(folder: Path, images: int, about: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], keep: int) -> Path:
     """Write <folder>/<images> atomically, then remove all but the newest `keep`; returns its path.
 
     tensors: one dictionary for each file. Raises UserError, with the earlier checkpoints untouched, where the disk has no room.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     for torn in folder.glob(".*.tmp"):  # of a killed process; the caller holds the run's lock
         shutil.rmtree(torn, ignore_errors=True)
     final = folder / f"{images:09d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    needed = sum(tensor.nbytes for part in tensors.values() for tensor in part.values())
+    temporary = folder / f".{final.name}.tmp"
+    needed, free = sum(tensor.nbytes for part in tensors.values() for tensor in part.values()), shutil.disk_usage(folder).free
     try:
-        if shutil.disk_usage(folder).free < needed:
-            raise OSError(f"{shutil.disk_usage(folder).free} bytes are free")
+        if free < needed:
+            raise OSError(f"{free} bytes are free")
         temporary.mkdir()
-        state = {**about, "images": images, "files": {}}
+        files = {}
         for name, part in tensors.items():
             path = temporary / f"{name}.safetensors"
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in part.items()}, path)
-            state["files"][name] = fingerprint(path)
+            files[name] = fingerprint(path)
             _sync(path)
-        write_json(temporary / "state.json", state)
+        write_json(temporary / "state.json", {**about, "images": images, "files": files})
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same name
         os.replace(temporary, final)
         _sync(folder)
@@ -97,34 +111,31 @@ def newest(folder: Path) -> Checkpoint | None:
 
 def adam_tensors(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Adam's state by parameter name."""
-    states = ((name, optimizer.state.get(parameter, {})) for name, parameter in trained.items())
-    return {f"{name}.{key}": tensor for name, state in states for key, tensor in state.items()}
+    return {f"{name}.{key}": tensor for name, parameter in trained.items() for key, tensor in optimizer.state[parameter].items()}
 
 
 def restore_adam(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """The reverse of adam_tensors, in each parameter's device and memory format."""
     for name, parameter in trained.items():
         if f"{name}.step" in tensors:
-            moments = {key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"]) for key in MOMENTS}
+            moments = {key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"]) for key in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": tensors[f"{name}.step"].to(parameter.device, copy=True), **moments}  # as fused Adam asks
 
 
-def refuse_changes(checkpoint: Checkpoint, about: dict[str, Any], force: bool) -> None:
+def refuse_changes(checkpoint: Checkpoint, made_with: dict[str, Any], force: bool) -> None:
     """Raise UserError with the differing keys where the run was made with other settings or data; with `force` only name them."""
-    before = checkpoint.state.get("made_with", {})
-    now = json.loads(json.dumps(about["made_with"]))
-    changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    before, now = checkpoint.state["made_with"], json.loads(json.dumps(made_with))
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    changes = "; ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys)
     if changes and not force:
         raise UserError(
-            f"{checkpoint.path} was made with other settings: {'; '.join(changes)}. Set them back, choose another runs_dir=, or force=true"
+            f"{checkpoint.path} was made with other settings: {changes}. Set them back, choose another runs_dir=, or force=true"
         )
     if changes:
-        print(f"warning: going on from {checkpoint.path} with other settings: {'; '.join(changes)}", file=sys.stderr)
+        print(f"warning: going on from {checkpoint.path} with other settings: {changes}", file=sys.stderr)
 
 
 def _read(path: Path) -> Checkpoint:
-    from safetensors.torch import load_file
-
     state = json.loads((path / "state.json").read_text())
     tensors = {}
     for name, expected in state["files"].items():
@@ -137,7 +148,5 @@ def _read(path: Path) -> Checkpoint:
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)

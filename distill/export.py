@@ -8,19 +8,23 @@ export.formats adds: float, fp16, int8, pt2, page. Each file is compared with Py
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import pairs_dir, run_dir
 from configs.schema import Config
-
-if TYPE_CHECKING:
-    import numpy as np
+from distill.browser import write_page
+from distill.translate import Translator
+from generate.shards import PairLocation, exclusive, finished_shards, read_manifest, read_pair, write_json
 
 SECTIONS = ("task", "teacher", "distill", "export")
 CHECKED_PICTURES = 16
@@ -41,12 +45,7 @@ def export(config: Config) -> Path:
     UserError without a checkpoint, for an unknown format, and where a file differs from PyTorch by more than its kind may (8-bit
     arithmetic may: its loss is measured and told): then nothing there is replaced.
     """
-    import shutil
-    import tempfile
-
-    from distill.browser import write_page
     from distill.formats import FORMATS, write
-    from generate.shards import exclusive, write_json
 
     run, folder, formats = run_dir(config), run_dir(config) / "export", config.export.formats
     if unknown := set(formats) - set(FORMATS):
@@ -84,49 +83,39 @@ def plan(config: Config) -> dict[str, Any]:
 
 def _load(config: Config) -> tuple[Any, dict[str, Any], np.ndarray, np.ndarray]:
     """The generator, what its files say of themselves, held-out inputs and some of training (uint8 B x H x W x 3)."""
-    import numpy as np
     import torch
 
     from distill import checkpoints, pairs
-    from distill.state import fixed_latent
-    from generate.shards import finished_shards, read_manifest
-    from models.comodgan import CoModGenerator
 
     checkpoint = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
     if checkpoint is None:
         raise UserError(f"{run_dir(config) / 'train'} has no checkpoint: run distill/train.py with the same task= and teacher= first")
-    generator = CoModGenerator(**checkpoint.state["generator"]).eval().requires_grad_(False)
-    generator.load_state_dict(checkpoint.tensors["ema"])
-    made_with = checkpoint.state["made_with"]
-    locations = pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config)))
-    training, held_out = pairs.split(pairs.source_ids(locations), made_with["distill.validation_share"], made_with["seed"])
-    sampled = made_with["distill.latent"] == "sampled"
+    generator, made_with = checkpoint.average(), checkpoint.state["made_with"]
+    training, held_out = pairs.split_pairs(config, made_with["distill.validation_share"], made_with["seed"])
     about = {
         "format": 1,
         "config": generator.config,
         "resolution": generator.config["resolution"],
-        "z": fixed_latent(config)[0].tolist() if sampled else None,
+        "z": checkpoints.fixed_latent(made_with),
         "task": config.task.name,
         "source": config.task.source,
         "target": config.task.target,
         "teacher": config.teacher.name,
         "images_seen": checkpoint.state["images"],
-        "pairs": len(locations),
+        "pairs": len(training) + len(held_out),
         "pairs_sha256": [read_manifest(shard)["sha256"] for shard in finished_shards(pairs_dir(config))],
         "git_revision": _git_revision(),
         "torch": torch.__version__,
     }
 
-    def inputs(places: list[int]) -> np.ndarray:
-        chosen = pairs.PairDataset([locations[place] for place in places], about["resolution"])
-        return np.stack([chosen[place][1].permute(1, 2, 0).numpy() for place in range(len(chosen))])
+    def inputs(locations: list[PairLocation]) -> np.ndarray:
+        return np.stack([read_pair(location, ("input",)).images["input"] for location in locations])
 
     return generator, about, inputs(held_out[:CHECKED_PICTURES]), inputs(training[:CALIBRATION_PICTURES])
 
 
 def _check(folder: Path, generator: Any, about: dict[str, Any], images_BHWC: np.ndarray) -> dict[str, Any]:
     """Differences in 8-bit levels between each file and the checkpoint's weights in PyTorch, on these pictures."""
-    import numpy as np
     import torch
 
     from distill.formats import Edit, Picture, read
@@ -139,23 +128,19 @@ def _check(folder: Path, generator: Any, about: dict[str, Any], images_BHWC: np.
     for path in sorted(folder.iterdir()):
         edits = in_pytorch(read(path)[0]) if path.suffix == ".safetensors" else _edit(path, images_BHWC)
         ten_bits = "fp16" in path.name or (path.suffix == ".pt2" and torch.cuda.is_available())  # TF32, a GPU's way with float32
-        difference, allowed = edits.astype(int) - expected, MAX_LEVELS_FP16 if ten_bits else MAX_LEVELS
+        difference = edits.astype(int) - expected
         formats[path.name] = {
             "max_levels": int(np.abs(difference).max()),
             "mean_levels": float(np.abs(difference).mean()),
             "psnr_db": float(20 * np.log10(255 / max(np.sqrt(np.square(difference).mean()), 1e-3))),
-            "allowed_levels": 255 if "int8" in path.name else allowed,
+            "allowed_levels": 255 if "int8" in path.name else MAX_LEVELS_FP16 if ten_bits else MAX_LEVELS,
             "bytes": path.stat().st_size,
         }
     return {"pictures": len(images_BHWC), "formats": formats}
 
 
 def _edit(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
-    """The pictures as an exported file edits them."""
-    import numpy as np
-
-    from distill.translate import Translator
-
+    """The edits by this file of the pictures."""
     if path.name != "generator-float.onnx":
         return Translator(path)(images_BHWC)
     import onnxruntime

@@ -9,22 +9,22 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from configs.errors import UserError
+from models.comodgan import CoModGenerator
+
 BATCH = torch.export.Dim("batch", min=1, max=4096)
-FORMATS = {
-    "float": "generator-float.onnx: float32 B x 3 x H x W in [-1, 1], in and out",
-    "fp16": "generator-fp16.onnx and generator-fp16.pt2, for GPUs",
-    "int8": "generator-int8.onnx, for CPUs",
-    "pt2": "generator.pt2, for PyTorch without this repository",
-    "page": "index.html, which edits in a browser",
-}
+FORMATS = ("float", "fp16", "int8", "pt2", "page")  # beside generator.safetensors and generator.onnx; docs/distill.md says what each is
 QUANTISED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]  # the arithmetic; what lies between stays float32
 
 
@@ -33,7 +33,7 @@ class Edit(nn.Module):
 
     z_1D: torch.Tensor
 
-    def __init__(self, generator: Any, z: Sequence[float] | None) -> None:
+    def __init__(self, generator: CoModGenerator, z: Sequence[float] | None) -> None:
         super().__init__()
         self.generator = generator
         self.register_buffer("z_1D", torch.tensor([z or [0.0] * generator.config["z_dim"]]))
@@ -55,37 +55,44 @@ class Picture(nn.Module):
         return edit_BCHW.round().clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def read(path: Path) -> tuple[Any, dict[str, Any]]:
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What an exported generator.safetensors says of itself, and its tensors by name. UserError where it is none."""
+    try:
+        with safe_open(path, "pt") as stream:
+            about = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
+            return about, {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dictionary
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py") from error
+
+
+def read(path: Path) -> tuple[CoModGenerator, dict[str, Any]]:
     """The generator of an exported generator.safetensors, for use, and what the file says of itself."""
-    from safetensors import safe_open
-
-    from models.comodgan import CoModGenerator
-
-    with safe_open(path, "pt") as stream:
-        about = {key: json.loads(value) for key, value in stream.metadata().items()}
-        generator = CoModGenerator(**about["config"]).eval().requires_grad_(False)
-        generator.load_state_dict({name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118 - not a dictionary
+    about, tensors = read_file(path)
+    generator = CoModGenerator(**about["config"]).eval().requires_grad_(False)
+    generator.load_state_dict(tensors)
     return generator, about
 
 
-def write(folder: Path, generator: Any, about: dict[str, Any], formats: Collection[str], calibration_BHWC: Any, onnx: bool = True) -> None:
+def write(
+    folder: Path, generator: CoModGenerator, about: dict[str, Any], formats: Collection[str], calibration_BHWC: Any, onnx: bool = True
+) -> None:
     """Write generator.safetensors, generator.onnx and those of `formats` (see FORMATS; the page is not of them).
 
     calibration_BHWC: uint8 pictures like those to come, for int8. onnx: False writes no .onnx.
     """
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
     save_file(tensors, folder / "generator.safetensors", {key: json.dumps(value) for key, value in about.items()})
     side = about["resolution"]
     image_BCHW, picture_BHWC = torch.zeros(2, 3, side, side), torch.zeros(2, side, side, 3, dtype=torch.uint8)
     edit = folded(Edit(generator, about["z"]), image_BCHW)
     program = trace(Picture(edit), picture_BHWC)
-    if "pt2" in formats:
-        write_program(folder / "generator.pt2", program, about)
+    programs = {"generator.pt2": program} if "pt2" in formats else {}
     if "fp16" in formats:
-        compiled = folded(Edit(copy.deepcopy(generator).write_as_sums(), about["z"]), image_BCHW).half()
-        write_program(folder / "generator-fp16.pt2", trace(Picture(compiled, torch.float16), picture_BHWC), about)
+        sums = folded(Edit(copy.deepcopy(generator).write_as_sums(), about["z"]), image_BCHW).half()
+        programs["generator-fp16.pt2"] = trace(Picture(sums, torch.float16), picture_BHWC)
+    for name, each in programs.items():
+        with _quiet():
+            torch.export.save(each, folder / name, extra_files={"config.json": json.dumps(about)})  # for torch.export.load
     if not onnx:
         return
     write_onnx(folder / "generator.onnx", program, about)
@@ -153,24 +160,16 @@ def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict[st
     onnx.save(model, path)
 
 
-def write_program(path: Path, program: torch.export.ExportedProgram, about: dict[str, Any]) -> None:
-    """For torch.export.load; the description is its extra file config.json."""
-    with _quiet():
-        torch.export.save(program, path, extra_files={"config.json": json.dumps(about)})
-
-
 def write_int8(path: Path, float_onnx: Path, calibration_BHWC: Any) -> None:
     """The ONNX graph with 8-bit arithmetic where onnxruntime has it, ranges from the calibration pictures (uint8)."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rows = iter(calibration_BHWC)
+    rows = ({"image": row[None]} for row in calibration_BHWC)
 
+    class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, Any] | None:
-            row = next(self.rows, None)
-            return None if row is None else {"image": row[None]}
+            return next(rows, None)
 
     graph = onnx.load(float_onnx).graph
     weights = {tensor.name for tensor in graph.initializer}  # onnxruntime before 1.24 runs no MatMul by weights with a range a channel
@@ -185,8 +184,6 @@ def write_int8(path: Path, float_onnx: Path, calibration_BHWC: Any) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporters talk about their own progress."""
-    import logging
-
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

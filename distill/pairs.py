@@ -1,6 +1,6 @@
-"""Random access to the pairs that the filter kept, their split, and an order of training that needs no state.
+"""What training is fed: the pairs that the filter kept, their split, an order that needs no state, and augmentation.
 
-B batch, C channels, H W pixels.
+B batch, C channels, H W pixels, N pairs.
 """
 
 from __future__ import annotations
@@ -9,69 +9,69 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from configs.errors import UserError
+from configs.loader import pairs_dir, run_dir
+from configs.schema import Augment, Config
 from distill.translate import TranslateError, Translator
 from generate.shards import PairLocation, finished_shards, locate, read_pair
 
 
 class PairDataset(Dataset):
-    """Pairs by position: (position, input, edit), the images uint8 3 x H x W; read from the shards in place.
+    """Pairs by position: (input, edit), uint8 3 x H x W; read from the shards in place.
 
     Where all of them, decoded, are at most cache_gb, each is decoded once: the worker processes fill and read one memory. What they get
     are views of it, not to be written to. labels: an exported generator.onnx whose edits stand in the place of the pairs' own.
     """
 
     def __init__(self, locations: Sequence[PairLocation], resolution: int, cache_gb: float = 0.0, labels: str = "") -> None:
-        self.locations = list(locations)
-        self.resolution, self.labels = resolution, labels
+        self.locations, self.resolution, self.labels = locations, resolution, labels
         if labels and not Path(labels).is_file():
             raise UserError(f"distill.labels={labels}: there is no such file; give the generator.onnx of distill/export.py")
         self.cache_N2CHW: torch.Tensor | None = None
-        size = (len(self.locations), 2, 3, resolution, resolution)
+        size = (len(locations), 2, 3, resolution, resolution)
         if math.prod(size) <= cache_gb * 1e9:
             try:
+                self.cached_N = torch.zeros(len(locations), dtype=torch.bool).share_memory_()
                 self.cache_N2CHW = torch.empty(size, dtype=torch.uint8).share_memory_()
-                self.cached_N = torch.zeros(len(self.locations), dtype=torch.bool).share_memory_()
             except RuntimeError as error:  # a container may have little: then as without
-                self.cache_N2CHW = None
                 print(f"warning: decoded pictures are not kept ({str(error).splitlines()[0]})", file=sys.stderr)
 
     def __len__(self) -> int:
         return len(self.locations)
 
-    def __getitem__(self, position: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, ...]:
         if self.cache_N2CHW is None:
-            return position, *self._decode(position)
+            return tuple(self._decode_2CHW(position))
         if not self.cached_N[position]:
-            for place, image_CHW in zip(self.cache_N2CHW[position], self._decode(position), strict=True):
-                place.copy_(image_CHW)
+            self.cache_N2CHW[position] = self._decode_2CHW(position)
             self.cached_N[position] = True  # only now: another process may look
-        return position, *self.cache_N2CHW[position]
+        return tuple(self.cache_N2CHW[position])
 
-    def _decode(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decode_2CHW(self, position: int) -> torch.Tensor:
         pair = read_pair(self.locations[position], ("input", "edit"))
-        side = self.resolution
-        for name in ("input", "edit"):
-            if pair.images[name].shape != (side, side, 3):
+        shape = (self.resolution, self.resolution, 3)
+        for name, image_HWC in pair.images.items():
+            if image_HWC.shape != shape:
                 raise UserError(
-                    f"{self.locations[position].shard}: {pair.key}.{name}.png is {pair.images[name].shape}, "
-                    f"teacher.resolution={side} asks for {(side, side, 3)}"
+                    f"{self.locations[position].shard}: {pair.key}.{name}.png is {image_HWC.shape}, "
+                    f"teacher.resolution={self.resolution} asks for {shape}"
                 )
         if self.labels:
             try:
                 pair.images["edit"] = _labeller(self.labels)(pair.images["input"])
             except TranslateError as error:
                 raise UserError(f"distill.labels: {error}") from error
-        input_CHW, edit_CHW = (torch.from_numpy(pair.images[name].transpose(2, 0, 1).copy()) for name in ("input", "edit"))
-        return input_CHW, edit_CHW
+        return torch.from_numpy(np.stack([pair.images["input"], pair.images["edit"]])).permute(0, 3, 1, 2).contiguous()
 
 
 @lru_cache(maxsize=1)
@@ -85,10 +85,8 @@ def selected_keys(run: Path) -> list[str]:
     path = run / "selection.json"
     try:
         keys = json.loads(path.read_text())["kept"]
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: run filter/run.py with the same task= and teacher= first") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run filter/run.py again") from error
+        raise UserError(f"{path} is missing or cannot be read ({error}): run filter/run.py with the same task= and teacher=") from error
     if not keys:
         raise UserError(f"{path} keeps no pair: lower task.clip_gain or task.overlap and run filter/run.py again")
     return keys
@@ -106,9 +104,12 @@ def find_pairs(folder: Path, keys: Sequence[str]) -> list[PairLocation]:
     return [found[key] for key in keys]
 
 
-def source_ids(locations: Sequence[PairLocation]) -> list[str]:
-    """The source image of each pair, from its record."""
-    return [str(read_pair(location, ()).record["source"]["id"]) for location in locations]
+def split_pairs(config: Config, share: float, seed: int) -> tuple[list[PairLocation], list[PairLocation]]:
+    """The run's selected pairs for training and for validation, see split()."""
+    locations = find_pairs(pairs_dir(config), selected_keys(run_dir(config)))
+    sources = [str(read_pair(location, ()).record["source"]["id"]) for location in locations]
+    training, held_out = split(sources, share, seed)
+    return [locations[place] for place in training], [locations[place] for place in held_out]
 
 
 def split(sources: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -119,7 +120,8 @@ def split(sources: Sequence[str], share: float, seed: int) -> tuple[list[int], l
     """
     if not 0 < share < 1:
         raise UserError(f"distill.validation_share={share}: give a share between 0 and 1")
-    place = {source: _unit_hash(f"{seed}:{source}") for source in set(sources)}
+    hashes = {source: hashlib.sha256(f"{seed}:{source}".encode()).digest()[:8] for source in sources}
+    place = {source: int.from_bytes(value, "big") / 2**64 for source, value in hashes.items()}
     held_out = {source for source, value in place.items() if value < share} or {min(place, key=place.__getitem__)}
     training = [position for position, source in enumerate(sources) if source not in held_out]
     if not training:
@@ -127,16 +129,14 @@ def split(sources: Sequence[str], share: float, seed: int) -> tuple[list[int], l
     return training, [position for position, source in enumerate(sources) if source in held_out]
 
 
-def step_positions(step: int, batch: int, count: int, seed: int) -> np.ndarray:
+def step_positions(step: int, batch: int, count: int, seed: int) -> list[int]:
     """Which of `count` training pairs step `step` (from 0) shows: one permutation an epoch, a function of its arguments alone."""
-    places = np.arange(step * batch, (step + 1) * batch)
-    return np.array([_permutation(count, seed, int(place // count))[place % count] for place in places])
+    return [_permutation(count, seed, place // count)[place % count] for place in range(step * batch, (step + 1) * batch)]
 
 
-def step_batches(first: int, last: int, batch: int, count: int, seed: int, rank: int, processes: int) -> Iterator[list[int]]:
-    """Batches of one process: its part of steps first .. last - 1."""
-    for step in range(first, last):
-        yield step_positions(step, batch, count, seed)[rank::processes].tolist()
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> list[int]:
+    return np.random.default_rng([seed, epoch]).permutation(count).tolist()
 
 
 def to_unit(image_uint8_BCHW: torch.Tensor) -> torch.Tensor:
@@ -144,10 +144,36 @@ def to_unit(image_uint8_BCHW: torch.Tensor) -> torch.Tensor:
     return (image_uint8_BCHW.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
 
-def _unit_hash(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+class PairAugment(nn.Module):
+    """Augments a batch of pairs of `resolution` pixels on the device they lie on.
 
+    Colour jitter and geometry are one draw for both images, so that what the edit changes stays the only difference between them. Every
+    draw comes from torch's global generator, which the training loop seeds anew for each step.
+    """
 
-@lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+    def __init__(self, config: Augment, resolution: int) -> None:
+        super().__init__()
+        import kornia.augmentation as K
+
+        self.steps: Any = nn.ModuleList()  # kornia's layers have forward_parameters, which nn.Module does not tell
+        jitter = (config.brightness, config.contrast, config.saturation, config.hue)
+        if any(jitter):
+            self.steps.append(K.ColorJitter(*jitter, p=1.0))
+        if config.crop < 1:
+            self.steps.append(K.RandomResizedCrop((resolution, resolution), scale=(config.crop**2, 1.0), ratio=(1.0, 1.0), p=1.0))
+        if config.flip > 0:
+            self.steps.append(K.RandomHorizontalFlip(p=config.flip))
+        self.noise = config.noise
+
+    @torch.no_grad()
+    def forward(self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The augmented pairs; both in and out in [-1, 1], the noise on the input may leave it by a little."""
+        pair = [(image_BCHW + 1) / 2 for image_BCHW in (input_BCHW, edit_BCHW)]
+        for step in self.steps:
+            draw = step.forward_parameters(pair[0].shape)
+            pair = [step(image_BCHW, params=draw) for image_BCHW in pair]
+        input_BCHW, edit_BCHW = (image_BCHW.clamp(0, 1) * 2 - 1 for image_BCHW in pair)
+        if self.noise > 0:
+            deviation_B111 = self.noise * torch.rand(len(input_BCHW), 1, 1, 1, device=input_BCHW.device)
+            input_BCHW = input_BCHW + deviation_B111 * torch.randn_like(input_BCHW)
+        return input_BCHW, edit_BCHW

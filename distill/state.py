@@ -8,28 +8,32 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections import defaultdict
 from collections.abc import Generator as Batches
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torchvision.utils import save_image
 
 from configs.errors import UserError
-from configs.loader import digest, find_file, pairs_dir, run_dir, to_yaml
+from configs.loader import digest, find_file, to_yaml
 from configs.schema import Config, Generator
-from distill import adapters, checkpoints, pairs, validation
-from distill.augment import PairAugment
-from distill.losses import Adversary, DistillationLoss
-from generate.shards import write_json
+from distill import adapters, checkpoints, pairs
+from distill.formats import Edit, read_file
+from distill.losses import Adversary, distillation_loss
+from distill.train import read_metrics
+from generate.shards import whole_file, write_json
 from models.comodgan import CoModGenerator
 from models.discriminator import Discriminator
 from models.perceptual import perceptual_loss
 
 LOG_EVERY_S = 10.0  # a line of progress
+GRID_ROWS = 8
 EMA_RAMP = 0.05  # the half-life is at most this share of the images seen, so that the start is soon forgotten (Karras et al. 2020)
 # these change no weight
 FREE_KEYS = ("images", "save_every_images", "keep_checkpoints", "max_validation_pairs", "workers", "cache_gb", "tracker")
@@ -44,11 +48,17 @@ class TrainingState:
         if self.config.batch % accelerator.num_processes:
             raise UserError(f"distill.batch={self.config.batch} cannot be shared by {accelerator.num_processes} processes: give a multiple")
         resolution = config.teacher.resolution
-        locations = pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config)))
-        training, held_out = pairs.split(pairs.source_ids(locations), self.config.validation_share, self.seed)
-        labels = find_file(self.config.labels) if self.config.labels else ""
-        self.training = pairs.PairDataset([locations[place] for place in training], resolution, self.config.cache_gb, labels)
-        self.held_out = pairs.PairDataset([locations[place] for place in held_out][: self.config.max_validation_pairs], resolution)
+        training, held_out = pairs.split_pairs(config, self.config.validation_share, self.seed)
+        self.training = pairs.PairDataset(training, resolution, self.config.cache_gb, find_file(self.config.labels))
+        self.held_out = pairs.PairDataset(held_out[: self.config.max_validation_pairs], resolution)
+        self.made_with = {
+            "teacher.resolution": resolution,
+            "seed": self.seed,
+            "pairs": digest([location.key for location in training]),
+            **{f"generator.{key}": value for key, value in asdict(config.generator).items()},
+            **{f"augment.{key}": value for key, value in asdict(config.augment).items()},
+            **{f"distill.{key}": value for key, value in asdict(config.distill).items() if key not in FREE_KEYS},
+        }
 
         torch.manual_seed(self.seed)
         self.generator = CoModGenerator(resolution, **asdict(config.generator)).to(self.device).to(memory_format=torch.channels_last)
@@ -62,30 +72,20 @@ class TrainingState:
             adapters.adapt(self.generator, self.config.adapter_rank)
         self.trained = {name: parameter for name, parameter in self.generator.named_parameters() if parameter.requires_grad}
         self.share = sum(parameter.numel() for parameter in self.trained.values()) / sum(value.numel() for value in self.ema.parameters())
+        self.networks: dict[str, torch.nn.Module] = {"generator": self.generator, "ema": self.ema}  # what a checkpoint holds the weights of
         self.adversary: Adversary | None = None
         if self.config.adversarial > 0:
             discriminator = Discriminator(resolution, config.generator.channel_base, config.generator.channel_max).to(self.device)
-            self.adversary = Adversary(discriminator.to(memory_format=torch.channels_last), self.config, accelerator.autocast)
+            self.networks["discriminator"] = discriminator.to(memory_format=torch.channels_last)
+            self.adversary = Adversary(discriminator, self.config, accelerator.autocast)
             self.trained |= {f"discriminator.{name}": parameter for name, parameter in discriminator.named_parameters()}
         betas = (self.config.beta1, self.config.beta2)
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=self.config.lr, betas=betas, fused=True)
-        self.z_1D = fixed_latent(config).to(self.device) if self.config.latent == "sampled" else None
-        self.augment = PairAugment(config.augment, resolution)
+        self.augment = pairs.PairAugment(config.augment, resolution)
         self.perceptual = perceptual_loss(self.device)
-        self.loss = DistillationLoss(self.config, self.perceptual, self.adversary)
-        self.step, self.path = 0, Path()
-        self.about = {
-            "made_with": {
-                "teacher.resolution": resolution,
-                "seed": self.seed,
-                "pairs": digest([location.key for location in self.training.locations]),
-                **{f"generator.{key}": value for key, value in asdict(config.generator).items()},
-                **{f"augment.{key}": value for key, value in asdict(config.augment).items()},
-                **{f"distill.{key}": value for key, value in asdict(config.distill).items() if key not in FREE_KEYS},
-            },
-            "generator": self.generator.config,
-        }
-        self._resume(config)
+        self.loss = partial(distillation_loss, self.config, self.perceptual, self.adversary)
+        self.step, self.last_step, self.path = 0, -(-self.config.images // self.config.batch), Path()
+        self._resume(config.force)
         if self.config.compile:
             if self.device.type == "cuda":
                 self.generator.write_as_sums()
@@ -99,15 +99,18 @@ class TrainingState:
     def batches(self) -> Batches[tuple[torch.Tensor, torch.Tensor], None, None]:
         """This process's part of each step still to do: input and edit, B x 3 x H x W in [-1, 1]."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        order = pairs.step_batches(self.step, self._last_step(), self.config.batch, len(self.training), self.seed, rank, processes)
+        order = (self._positions(step)[rank::processes] for step in range(self.step, self.last_step))
         on_gpu = self.device.type == "cuda"
-        loader = DataLoader(self.training, batch_sampler=order, num_workers=self.config.workers, pin_memory=on_gpu)
+        loader: Any = DataLoader(self.training, batch_sampler=order, num_workers=self.config.workers, pin_memory=on_gpu)
         asked = time.perf_counter()
-        for _, *images in _with_plain_errors(loader):
-            input_BCHW, edit_BCHW = (pairs.to_unit(image.to(self.device, non_blocking=True)) for image in images)
-            self.waited_s += time.perf_counter() - asked
-            yield input_BCHW, edit_BCHW
-            asked = time.perf_counter()
+        try:
+            for images in loader:
+                input_BCHW, edit_BCHW = (pairs.to_unit(image.to(self.device, non_blocking=True)) for image in images)
+                self.waited_s += time.perf_counter() - asked
+                yield input_BCHW, edit_BCHW
+                asked = time.perf_counter()
+        except UserError as error:  # of a decoding process: it comes with its traceback as text, of which the user gets the last line
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("configs.errors.UserError: ")) from error
 
     def seed_step(self) -> None:
         """Seed every draw of this step by what it is, so that a step can be done again without any saved state."""
@@ -115,7 +118,7 @@ class TrainingState:
 
     def latent(self, batch: int) -> torch.Tensor | None:
         """Standard normal B x D, or None where distill.latent is 'fixed'."""
-        return None if self.z_1D is None else torch.randn(batch, self.z_1D.shape[1], device=self.device)
+        return None if self.config.latent == "fixed" else torch.randn(batch, self.generator.config["z_dim"], device=self.device)
 
     def teach_adversary(self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, fake_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
         """The discriminator's loss, and its gradients, averaged over the processes; nothing where there is none."""
@@ -140,8 +143,7 @@ class TrainingState:
             return dict(zip(losses, worst.mean(0), strict=False))  # all but the norm
         path = self.folder / "nonfinite.json"
         if self.accelerator.is_main_process:
-            places = pairs.step_positions(self.step, self.config.batch, len(self.training), self.seed)
-            keys = [self.training.locations[place].key for place in places]
+            keys = [self.training.locations[place].key for place in self._positions(self.step)]
             write_json(path, {"step": self.step, "images": self.images, "keys": keys, "losses_and_gradient_norm": str(worst.tolist())})
         raise UserError(
             f"step {self.step}: the loss or its gradient is not finite; nothing was updated. {path} names the pairs; "
@@ -163,15 +165,14 @@ class TrainingState:
             torch._foreach_lerp_(list(averages), adapters.merged(self.generator, names), 1 - keep)
 
     def log(self, losses: dict[str, torch.Tensor]) -> None:
-        """Add up the losses; every LOG_EVERY_S print one line and append it to metrics.jsonl."""
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+        """Keep the losses; every LOG_EVERY_S print one line of their means and append it to metrics.jsonl."""
+        self._losses.append(losses)
         elapsed_s = time.perf_counter() - self._since
         if elapsed_s < LOG_EVERY_S and self.images < self.config.images:
             return
-        rate = self._count * self.config.batch / elapsed_s
-        line = {name: float(value) / self._count for name, value in self._sums.items()}
+        count = len(self._losses)
+        rate = count * self.config.batch / elapsed_s
+        line = {name: float(sum(each[name] for each in self._losses)) / count for name in losses}
         line |= {"images_per_s": rate, "data_wait_share": self.waited_s / elapsed_s}
         self._write("train", line)
         left_s = max(0, self.config.images - self.images) / rate
@@ -184,28 +185,44 @@ class TrainingState:
     def due(self) -> bool:
         """Whether a checkpoint is to be written now: each save_every_images, and at the end."""
         every, batch = self.config.save_every_images, self.config.batch
-        return self.images // every > (self.images - batch) // every or self.step >= self._last_step()
+        return self.images // every > (self.images - batch) // every or self.step >= self.last_step
 
+    @torch.no_grad()
     def validate(self) -> None:
-        """Measure the averaged weights on held-out sources and save a grid of them; the main process does."""
-        if self.accelerator.is_main_process:
-            found = validation.measure(self.ema, self.perceptual, self.held_out, self.config.batch, self.device, self.z_1D)
-            self._write("validation", found)
-            path = self.folder / "samples" / f"{self.images:09d}.png"
-            path.parent.mkdir(exist_ok=True)
-            validation.grid(self.ema, self.held_out, self.device, self.z_1D).save(path)
-            self._say(
-                f"{self.images} images: held-out L1 {found['l1']:.4f}, PSNR {found['psnr']:.2f} dB, LPIPS {found['lpips']:.4f} "
-                f"over {len(self.held_out)} pairs"
-            )
+        """Means over held-out pairs of the averaged weights' L1 (in [-1, 1]), PSNR (dB) and LPIPS to the teacher's edit, and a picture of
+        some: input, teacher, generator; the main process does.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        edit = Edit(self.ema, checkpoints.fixed_latent(self.made_with)).to(self.device)
+        sums: dict[str, float] = defaultdict(float)
+        for images in DataLoader(self.held_out, self.config.batch):
+            input_BCHW, edit_BCHW = (pairs.to_unit(image.to(self.device)) for image in images)
+            fake_BCHW = edit(input_BCHW).float().clamp(-1, 1)
+            if not sums:
+                sheet = torch.stack([input_BCHW, edit_BCHW, fake_BCHW], 1)[:GRID_ROWS].flatten(0, 1)
+            error_BCHW = fake_BCHW - edit_BCHW
+            sums["l1"] += error_BCHW.abs().mean((1, 2, 3)).sum().item()
+            sums["psnr"] -= (10 * torch.log10((error_BCHW / 2).square().mean((1, 2, 3)).clamp_min(1e-10))).sum().item()
+            sums["lpips"] += self.perceptual(fake_BCHW, edit_BCHW).sum().item()
+        found = {name: value / len(self.held_out) for name, value in sums.items()}
+        self._write("validation", found)
+        path = self.folder / "samples" / f"{self.images:09d}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_image(sheet, path, nrow=3, padding=0, normalize=True, value_range=(-1, 1))
+        self._say(
+            f"{self.images} images: held-out L1 {found['l1']:.4f}, PSNR {found['psnr']:.2f} dB, LPIPS {found['lpips']:.4f} "
+            f"over {len(self.held_out)} pairs"
+        )
 
     def save(self) -> None:
         """Write a checkpoint; the other processes wait for it."""
         self.path = self.folder / "checkpoints" / f"{self.images:09d}"
         if self.accelerator.is_main_process:
-            adam = checkpoints.adam_tensors(self.trained, self.optimizer)
-            tensors = {**{name: module.state_dict() for name, module in self._networks().items()}, "adam": adam}
-            checkpoints.save(self.path.parent, self.images, {**self.about, "step": self.step}, tensors, self.config.keep_checkpoints)
+            tensors = {name: network.state_dict() for name, network in self.networks.items()}
+            tensors["adam"] = checkpoints.adam_tensors(self.trained, self.optimizer)
+            about = {"made_with": self.made_with, "generator": self.generator.config, "step": self.step}
+            checkpoints.save(self.path.parent, self.images, about, tensors, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self._reset_clock()
 
@@ -216,21 +233,17 @@ class TrainingState:
 
     # ---- behind them ----
 
-    def _networks(self) -> dict[str, torch.nn.Module]:
-        """What a checkpoint holds the weights of."""
-        return {"generator": self.generator, "ema": self.ema, **({"discriminator": self.adversary.discriminator} if self.adversary else {})}
+    def _positions(self, step: int) -> list[int]:
+        return pairs.step_positions(step, self.config.batch, len(self.training), self.seed)
 
-    def _last_step(self) -> int:
-        return -(-self.config.images // self.config.batch)
-
-    def _resume(self, config: Config) -> None:
+    def _resume(self, force: bool) -> None:
         found = checkpoints.newest(self.folder / "checkpoints")
         if found is None:
             return
-        checkpoints.refuse_changes(found, self.about, config.force)
+        checkpoints.refuse_changes(found, self.made_with, force)
         try:
-            for name, module in self._networks().items():
-                module.load_state_dict(found.tensors[name])
+            for name, network in self.networks.items():
+                network.load_state_dict(found.tensors[name])
         except (RuntimeError, KeyError) as error:
             raise UserError(f"{found.path} holds other networks: choose another runs_dir=, or delete {found.path.parent}") from error
         checkpoints.restore_adam(self.trained, self.optimizer, found.tensors["adam"])
@@ -244,17 +257,17 @@ class TrainingState:
             return
         (self.folder / "config.yaml").write_text(to_yaml(config))
         metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():  # what was logged after the checkpoint we go on from is about to be logged again
-            lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["images"] <= self.images]
-            metrics.write_text("".join(line + "\n" for line in lines))
+        lines = [json.dumps(line) + "\n" for line in read_metrics(metrics) if line["images"] <= self.images]  # later ones come again
+        with whole_file(metrics) as stream:
+            stream.write("".join(lines).encode())
         self._say(
             f"{len(self.training)} pairs, {len(self.held_out)} held out, to {self.config.images} images on {self.device}, "
             f"training {self.share:.1%} of the weights"
         )
 
     def _reset_clock(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._count, self.waited_s, self._since = 0, 0.0, time.perf_counter()
+        self._losses: list[dict[str, torch.Tensor]] = []
+        self.waited_s, self._since = 0.0, time.perf_counter()
 
     def _write(self, kind: str, numbers: dict[str, float]) -> None:
         self.accelerator.log({f"{kind}/{name}": value for name, value in numbers.items()}, step=self.images)
@@ -263,33 +276,13 @@ class TrainingState:
                 stream.write(json.dumps({"images": self.images, "kind": kind, **numbers}) + "\n")
 
     def _say(self, text: str) -> None:
-        if self.accelerator.is_main_process:
-            print(f"train: {text}", flush=True)
-
-
-def fixed_latent(config: Config) -> torch.Tensor:
-    """The one latent, 1 x D, that validation and export use where training samples them: drawn from the seed."""
-    return torch.randn(1, config.generator.z_dim, generator=torch.Generator().manual_seed(config.seed))
-
-
-def _with_plain_errors(loader: Iterable[Any]) -> Iterator[Any]:
-    """What a decoding process raises comes with its traceback as text: leave the user the last line."""
-    try:
-        yield from loader
-    except UserError as error:
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix("configs.errors.UserError: ")) from error
+        self.accelerator.print(f"train: {text}", flush=True)
 
 
 def load_exported(generator: CoModGenerator, path: Path) -> None:
     """Fill the generator from an exported generator.safetensors. UserError where it is none or was made with another configuration."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as stream:
-            config = json.loads((stream.metadata() or {}).get("config", "{}"))
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dictionary
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py") from error
+    about, tensors = read_file(path)
+    config = about.get("config", {})
     if {**asdict(Generator()), **config, "dropout": 0} != {**generator.config, "dropout": 0}:  # which no weight depends on
         raise UserError(
             f"{path} was made with {config}, this run's generator is {generator.config}: "

@@ -9,6 +9,7 @@ Reads <run>/pairs and <run>/selection.json, writes <run>/train. Run the same com
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.cli import entry
+from configs.errors import UserError
 from configs.loader import run_dir
-from configs.schema import Config
+from configs.schema import Config, Distill
+from generate.shards import exclusive
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +44,8 @@ def train(config: Config) -> Path:
     from accelerate import Accelerator
     from torch.cuda import is_available
 
-    from generate.shards import exclusive
-
-    precision = PRECISIONS[_checked(config).distill.dtype]
-    folder = run_dir(config) / "train"
+    _check(config.distill)
+    folder, precision = run_dir(config) / "train", PRECISIONS[config.distill.dtype]
     trackers = _trackers(config.distill.tracker)
     accelerator = Accelerator(cpu=not is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=folder)
     with exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext():
@@ -52,19 +53,14 @@ def train(config: Config) -> Path:
 
         state = TrainingState(config, accelerator, folder)
         try:
-            return loop(config, state)
+            for input_BCHW, edit_BCHW in state.batches():
+                state.log(train_step(state, input_BCHW, edit_BCHW))
+                if state.due():
+                    state.validate()
+                    state.save()
+            return state.path
         finally:
             accelerator.end_training()  # so that no process is left waiting
-
-
-def loop(config: Config, state: TrainingState) -> Path:
-    """All steps, with a checkpoint each distill.save_every_images."""
-    for input_BCHW, edit_BCHW in state.batches():
-        state.log(train_step(state, input_BCHW, edit_BCHW))
-        if state.due():
-            state.validate()
-            state.save()
-    return state.path
 
 
 def train_step(state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -80,6 +76,19 @@ def train_step(state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.
     return losses
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for a last one that is cut off (training goes on, or was killed); none where there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is not JSON ({error}): delete that line") from error
+    return entries
+
+
 def plan(config: Config) -> dict[str, Any]:
     """What --dry-run prints: where, how much, how large."""
     import torch
@@ -89,13 +98,14 @@ def plan(config: Config) -> dict[str, Any]:
     from models.comodgan import CoModGenerator
     from models.discriminator import Discriminator
 
-    side, sizes, adversary = _checked(config).teacher.resolution, config.generator, config.distill.adversarial > 0
-    with torch.device("meta"):
-        networks = [CoModGenerator(side, **asdict(sizes)), Discriminator(side, sizes.channel_base, sizes.channel_max)][: 1 + adversary]
-        with FlopCounterMode(display=False) as counter:
-            networks[0].eval()(torch.zeros(1, 3, side, side))
-    parameters, *judge = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
-    in_one_checkpoint = 16 * parameters + 12 * sum(judge)  # weights and Adam's two moments, float32; of the generator the average too
+    _check(config.distill)
+    side, sizes = config.teacher.resolution, config.generator
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        generator = CoModGenerator(side, **asdict(sizes)).eval()
+        generator(torch.zeros(1, 3, side, side))
+        adversary = Discriminator(side, sizes.channel_base, sizes.channel_max) if config.distill.adversarial > 0 else torch.nn.Identity()
+    parameters, judge = (sum(parameter.numel() for parameter in network.parameters()) for network in (generator, adversary))
+    in_one_checkpoint = 16 * parameters + 12 * judge  # weights and Adam's two moments, float32; of the generator the average too
     keys = selected_keys(run_dir(config))
     return {
         "folder": run_dir(config) / "train",
@@ -107,13 +117,9 @@ def plan(config: Config) -> dict[str, Any]:
     }
 
 
-def _checked(config: Config) -> Config:
-    """The configuration itself, or UserError for a value that training cannot use."""
-    from configs.errors import UserError
-
-    distill = config.distill
-    known = {"dtype": tuple(PRECISIONS), "latent": ("fixed", "sampled")}
-    for key, choices in known.items():
+def _check(distill: Distill) -> None:
+    """UserError for a value that training cannot use."""
+    for key, choices in {"dtype": PRECISIONS, "latent": ("fixed", "sampled")}.items():
         if getattr(distill, key) not in choices:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is {' or '.join(choices)}")
     for key in ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs", "r1_every"):
@@ -121,21 +127,19 @@ def _checked(config: Config) -> Config:
             raise UserError(f"distill.{key}={getattr(distill, key)}: it is 1 or more")
     if distill.adapter_rank and (distill.adapter_rank < 0 or not distill.init):
         raise UserError(f"distill.adapter_rank={distill.adapter_rank}: it is 0, or more with a trained generator as distill.init=")
-    return config
 
 
-def _trackers(name: str) -> list[Any]:
+def _trackers(name: str) -> list[str]:
     """What accelerate is to log with. UserError where it finds no such tracker installed."""
     from accelerate.tracking import get_available_trackers
 
-    from configs.errors import UserError
-
     installed = [tracker.value for tracker in get_available_trackers()]
-    if name not in ("", "auto", *installed):
-        raise UserError(
-            f"distill.tracker={name}: accelerate finds {', '.join(installed) or 'none'} installed; leave it empty or pip install it"
-        )
-    return [tracker for tracker in installed if tracker == {"auto": "tensorboard"}.get(name, name)]
+    if name == "auto":
+        return [tracker for tracker in installed if tracker == "tensorboard"]
+    if name and name not in installed:
+        found = ", ".join(installed) or "none"
+        raise UserError(f"distill.tracker={name}: accelerate finds {found} installed; leave it empty or pip install it")
+    return [name] if name else []
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ that overlap by a quarter or more are edited and blended.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
+import json
+import shutil
 import sys
 import time
 import warnings
@@ -22,9 +25,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageOps
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
+CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}", "avfoundation")}  # by sys.platform: FFmpeg's name and input format
+MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded, or enlarged
 OVERLAP = 0.25  # least share of a square that its neighbour sees too
 
 
@@ -33,13 +40,13 @@ class TranslateError(Exception):
 
 
 class Translator:
-    """An exported generator as a function on pictures. Loaded once; `side` is that of its squares, `about` what the file says of itself."""
+    """An exported generator as a function on pictures. Loaded once; `side` is that of its squares."""
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         """path: a .onnx or .pt2, or a folder with them. threads: of the CPU, 0 lets the runtime choose. TranslateError without a model."""
         self.path = find_model(Path(path))
         load = _load_torch if self.path.suffix == ".pt2" else _load_onnx
-        self.side, self.about, self._run = load(self.path, threads)
+        self.side, self._run = load(self.path, threads)
         self.seconds, self.pictures = 0.0, 0  # spent in the model, and pictures or frames edited
 
     def __call__(self, picture: Any) -> Any:
@@ -47,9 +54,6 @@ class Translator:
 
         A .pt2 on a GPU takes and gives PyTorch tensors there as well.
         """
-        import numpy as np
-        from PIL import Image
-
         if isinstance(picture, Image.Image):
             return Image.fromarray(self.edit([np.asarray(fit(picture, self.side))])[0])
         on_gpu = self.path.suffix == ".pt2" and getattr(picture, "is_cuda", False)
@@ -59,12 +63,10 @@ class Translator:
         edit_BHWC = self._run(array if array.ndim == 4 else array[None])
         return edit_BHWC if array.ndim == 4 else edit_BHWC[0]
 
-    def edit(self, images: Sequence[Any]) -> list[Any]:
+    def edit(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The edits of uint8 H x W x 3 arrays whose shorter side is `side` (see fit), all their squares in one call of the model."""
-        import numpy as np
-
         corners = [[(y, x) for y in starts(image.shape[0], self.side) for x in starts(image.shape[1], self.side)] for image in images]
-        together = list(zip(images, corners))  # noqa: B905 - runs on Python 3.9 too
+        together = list(zip(images, corners, strict=True))
         tiles_BHWC = np.stack([image[y : y + self.side, x : x + self.side] for image, places in together for y, x in places])
         began = time.perf_counter()
         edits = iter(self(tiles_BHWC))
@@ -72,7 +74,7 @@ class Translator:
         return [blend([next(edits) for _ in places], places, image.shape) for image, places in together]
 
 
-def _load_onnx(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[[Any], Any]]:
+def _load_onnx(path: Path, threads: int) -> tuple[int, Callable[[Any], Any]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -85,46 +87,39 @@ def _load_onnx(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[
     shape, kind = session.get_inputs()[0].shape, session.get_inputs()[0].type
     if kind != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
         raise TranslateError(f"{path} takes {kind} {shape}, not uint8 pictures: export it with distill/export.py")
-    return int(shape[1]), dict(session.get_modelmeta().custom_metadata_map), lambda tiles: session.run(None, {"image": tiles})[0]
+    return shape[1], lambda tiles: session.run(None, {"image": tiles})[0]
 
 
-def _load_torch(path: Path, threads: int) -> tuple[int, dict[str, Any], Callable[[Any], Any]]:
-    import json
-
+def _load_torch(path: Path, threads: int) -> tuple[int, Callable[[Any], Any]]:
     import torch
     from torch.export.passes import move_to_device_pass
 
-    about_file = {"config.json": ""}
+    about = {"config.json": ""}
     try:
-        program = torch.export.load(path, extra_files=about_file)
-        about = json.loads(about_file["config.json"])
+        program = torch.export.load(path, extra_files=about)
+        side = json.loads(about["config.json"])["resolution"]
     except Exception as error:  # noqa: BLE001 - a damaged archive fails in any of its parts
         raise TranslateError(f"{path} is no program of distill/export.py that this PyTorch can load ({error})") from error
     if threads:
         torch.set_num_threads(threads)
-    if not torch.cuda.is_available():
-        module: Any = program.module()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module: Any = program.module()
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True  # each size comes again and again
+        module = torch.compile(move_to_device_pass(program, device).module(), mode="reduce-overhead", dynamic=False)  # with CUDA graphs
 
-        def run(tiles_BHWC: Any) -> Any:
-            with torch.no_grad():
-                return module(torch.from_numpy(tiles_BHWC)).numpy()
-
-        return about["resolution"], about, run
-    torch.backends.cudnn.benchmark = True  # each size comes again and again
-    compiled = torch.compile(move_to_device_pass(program, "cuda").module(), mode="reduce-overhead", dynamic=False)  # with CUDA graphs
-
-    def run_compiled(tiles_BHWC: Any) -> Any:
-        on_gpu = isinstance(tiles_BHWC, torch.Tensor)
-        image_BHWC = tiles_BHWC if on_gpu else torch.from_numpy(tiles_BHWC).cuda()
-        count = len(image_BHWC)  # filled up to a power of two, as each size is compiled by itself
-        missing = 2 ** (count - 1).bit_length() - count
-        if missing:
+    def run(tiles_BHWC: Any) -> Any:
+        given = isinstance(tiles_BHWC, torch.Tensor)
+        image_BHWC = tiles_BHWC if given else torch.from_numpy(tiles_BHWC).to(device)
+        count = len(image_BHWC)
+        if device == "cuda":  # filled up to a power of two, as each size is compiled by itself
+            missing = 2 ** (count - 1).bit_length() - count
             image_BHWC = torch.cat([image_BHWC, image_BHWC.new_zeros(missing, *image_BHWC.shape[1:])])
         with torch.no_grad():
-            edit_BHWC = compiled(image_BHWC)[:count]
-        return edit_BHWC.clone() if on_gpu else edit_BHWC.cpu().numpy()  # the next call writes where this one did
+            edit_BHWC = module(image_BHWC)[:count]
+        return edit_BHWC.clone() if given else edit_BHWC.cpu().numpy()  # the next call writes where this one did
 
-    return about["resolution"], about, run_compiled
+    return side, run
 
 
 def find_model(path: Path) -> Path:
@@ -141,9 +136,6 @@ def find_model(path: Path) -> Path:
 
 
 def _gpu_for_torch() -> bool:
-    import importlib.util
-    import shutil
-
     if shutil.which("nvidia-smi") is None or importlib.util.find_spec("torch") is None:
         return False  # without the seconds that importing PyTorch takes
     import torch
@@ -157,44 +149,36 @@ def starts(length: int, side: int) -> list[int]:
     return [round(place * (length - side) / max(count - 1, 1)) for place in range(count)]
 
 
-def blend(tiles: Sequence[Any], corners: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Any:
+def blend(tiles: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> np.ndarray:
     """One uint8 picture of `shape` from square tiles at these (y, x); where they overlap, each counts less towards its rim."""
-    import numpy as np
-
     if len(tiles) == 1:
         return tiles[0]
     side = len(tiles[0])
     ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)).astype(np.float32)
     weight_HW1 = np.outer(ramp, ramp)[:, :, None]
     total_HWC, weights_HW1 = np.zeros(shape, np.float32), np.zeros((*shape[:2], 1), np.float32)
-    for tile_HWC, (y, x) in zip(tiles, corners):  # noqa: B905
+    for tile_HWC, (y, x) in zip(tiles, corners, strict=True):
         total_HWC[y : y + side, x : x + side] += weight_HW1 * tile_HWC
         weights_HW1[y : y + side, x : x + side] += weight_HW1
     return np.round(total_HWC / weights_HW1).astype(np.uint8)
 
 
-def fit(image: Any, side: int) -> Any:
-    """A PIL image turned upright by its EXIF orientation, RGB, its shorter side `side` and the other even; transparency on white."""
-    from PIL import Image, ImageOps
-
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """The image turned upright by its EXIF orientation, RGB, its shorter side `side` and the other even; transparency on white."""
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    scale = side / min(image.size)
-    size = tuple(side if length == min(image.size) else 2 * round(length * scale / 2) for length in image.size)  # as video codecs ask
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    short = min(image.size)
+    width, height = (side if length == short else 2 * round(length * (side / short) / 2) for length in image.size)  # as video codecs ask
+    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 
-def open_picture(path: Path, side: int) -> Any:
+def open_picture(path: Path, side: int) -> Image.Image:
     """The file as fit() makes it. OSError, or Pillow's bomb warning as an error, for what is no PNG, JPEG or WEBP, or too large."""
-    from PIL import Image
-
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise OSError(f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
             if side**2 * max(image.size) > MAX_PIXELS * min(image.size):  # a line of pixels, made `side` wide
                 raise OSError(f"{image.width} x {image.height} is too long: more than {MAX_PIXELS} pixels once its shorter side is {side}")
             return fit(image, side)
@@ -203,41 +187,37 @@ def open_picture(path: Path, side: int) -> Any:
 def plan_files(source: str, target: Path, overwrite: bool) -> dict[str, Path]:
     """Each input with its output. TranslateError where there is no input, two share an output, or one exists and may not be replaced."""
     path = Path(source)
-    if source.isdecimal() and not path.exists():
-        outputs = {source: target if target.suffix == ".mp4" else target / f"camera-{source}.mp4"}
-    else:
-        inputs = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES + VIDEOS) if path.is_dir() else [path]
-        if not inputs or not all(each.is_file() for each in inputs):
-            raise TranslateError(f"{path}: no such picture or video, or a folder without any")
-        endings = {each: ".mp4" if each.suffix.lower() in VIDEOS else ".png" for each in inputs}
-        outputs = {str(each): target / f"{each.stem}{ending}" for each, ending in endings.items()}
-        if not path.is_dir() and target.suffix:
-            if target.suffix != endings[path]:
-                raise TranslateError(f"{target}: name a folder, or a {endings[path]} file")
-            outputs = {source: target}
-    if len(set(outputs.values())) < len(outputs):
+    inputs = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES + VIDEOS) if path.is_dir() else [path]
+    if _is_camera(source):
+        inputs = [Path(f"camera-{source}.mp4")]
+    elif not inputs or not all(each.is_file() for each in inputs):
+        raise TranslateError(f"{path}: no such picture or video, or a folder without any")
+    endings = [".mp4" if each.suffix.lower() in VIDEOS else ".png" for each in inputs]
+    outputs = [target / f"{each.stem}{ending}" for each, ending in zip(inputs, endings, strict=True)]
+    if not path.is_dir() and target.suffix:
+        if target.suffix != endings[0]:
+            raise TranslateError(f"{target}: name a folder, or a {endings[0]} file")
+        outputs = [target]
+    if len(set(outputs)) < len(outputs):
         raise TranslateError(f"{path}: two inputs differ in their ending only and would be written to one file; rename one")
-    existing = [output for output in outputs.values() if output.exists()]
+    existing = [output for output in outputs if output.exists()]
     if existing and not overwrite:
         raise TranslateError(f"{existing[0]} exists ({len(existing)} such): name another folder or say --overwrite")
-    return outputs
+    return dict(zip(map(str, inputs) if path.is_dir() else [source], outputs, strict=True))
 
 
 def translate_pictures(translator: Translator, outputs: dict[str, Path], batch: int) -> list[str]:
     """Write each picture's edit; returns the names of those that cannot be read, each with its error."""
-    import numpy as np
-    from PIL import Image
-
     unreadable: list[str] = []
     paths = list(outputs)
     for start in range(0, len(paths), batch):
-        images: dict[str, Any] = {}
+        images: dict[str, np.ndarray] = {}
         for path in paths[start : start + batch]:
             try:
                 images[path] = np.asarray(open_picture(Path(path), translator.side))
             except (OSError, ValueError, Warning) as error:
                 unreadable.append(f"{Path(path).name} ({error})")
-        for path, edit_HWC in zip(images, translator.edit(list(images.values())) if images else []):  # noqa: B905
+        for path, edit_HWC in zip(images, translator.edit(list(images.values())) if images else [], strict=True):
             temporary = outputs[path].with_suffix(".png.tmp")
             Image.fromarray(edit_HWC).save(temporary, "PNG")
             temporary.replace(outputs[path])
@@ -254,44 +234,44 @@ def translate_video(translator: Translator, source: str, output: Path, batch: in
         import av
     except ImportError as error:
         raise TranslateError(f"{source}: videos and cameras need PyAV: pip install av") from error
-    import numpy as np
-
-    devices = {"linux": (f"/dev/video{source}", "v4l2"), "darwin": (source, "avfoundation")}
-    camera = source.isdecimal() and not Path(source).exists()
-    if camera and sys.platform not in devices:
+    camera = _is_camera(source)
+    if camera and sys.platform not in CAMERAS:
         raise TranslateError(f"camera {source}: only on Linux and macOS; use the export's index.html")
+    name, kind = CAMERAS[sys.platform] if camera else ("{}", None)
     temporary = output.with_suffix(".tmp.mp4")
     try:
-        with av.open(devices[sys.platform][0], format=devices[sys.platform][1]) if camera else av.open(source) as reader:
+        with av.open(name.format(source), format=kind) as reader, av.open(str(temporary), "w") as writer:
             incoming = reader.streams.video[0]
             incoming.thread_type = "AUTO"
-            with av.open(str(temporary), "w") as writer:
-                stream = writer.add_stream("libx264", rate=incoming.average_rate or 25, options={"crf": "18"})  # no loss to be seen
-                stream.pix_fmt = "yuv420p"  # the one that every player knows
-                done = 0
-                decoded = reader.decode(incoming)
-                try:
-                    while frames := list(itertools.islice(decoded, batch)):
-                        upright = [frame.to_image().rotate(frame.rotation, expand=True) for frame in frames]
-                        images = [np.asarray(fit(image, translator.side)) for image in upright]
-                        if not done:
-                            stream.height, stream.width = images[0].shape[:2]
-                            stream.codec_context.time_base = incoming.time_base
-                        for frame, edit_HWC in zip(frames, translator.edit(images)):  # noqa: B905
-                            edited = av.VideoFrame.from_ndarray(np.ascontiguousarray(edit_HWC), format="rgb24")
-                            edited.pts, edited.time_base = frame.pts, frame.time_base
-                            writer.mux(stream.encode(edited))
-                        done += len(frames)
-                        _progress(done, incoming.frames, "frames")
-                except KeyboardInterrupt:
-                    if not camera:
-                        raise
-                writer.mux(stream.encode())
+            stream = writer.add_stream("libx264", rate=incoming.average_rate or 25, options={"crf": "18"})  # no loss to be seen
+            stream.pix_fmt = "yuv420p"  # the one that every player knows
+            stream.codec_context.time_base = incoming.time_base
+            done, decoded = 0, reader.decode(incoming)
+            try:
+                while frames := list(itertools.islice(decoded, batch)):
+                    upright = [frame.to_image().rotate(frame.rotation, expand=True) for frame in frames]
+                    images = [np.asarray(fit(image, translator.side)) for image in upright]
+                    if not done:
+                        stream.height, stream.width = images[0].shape[:2]
+                    for frame, edit_HWC in zip(frames, translator.edit(images), strict=True):
+                        edited = av.VideoFrame.from_ndarray(np.ascontiguousarray(edit_HWC), format="rgb24")
+                        edited.pts, edited.time_base = frame.pts, frame.time_base
+                        writer.mux(stream.encode(edited))
+                    done += len(frames)
+                    _progress(done, incoming.frames, "frames")
+            except KeyboardInterrupt:
+                if not camera:
+                    raise
+            writer.mux(stream.encode())
         temporary.replace(output)
     except (av.FFmpegError, IndexError) as error:
         raise TranslateError(f"{source}: no video that can be read ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_camera(source: str) -> bool:
+    return source.isdecimal() and not Path(source).exists()
 
 
 def _progress(done: int, total: int, what: str) -> None:

@@ -22,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.loader import pairs_dir, run_dir
 from configs.schema import Config
 from distill import pairs
-from distill.augment import PairAugment
 from distill.state import TrainingState
 from distill.train import PRECISIONS, train_step
 from generate.shards import Pair, write_json, write_shard
@@ -93,13 +92,13 @@ def _plain_loop(config: Config, steps: int, device: torch.device) -> Seconds:
     """The same training as one writes it first: eager, float32, decoding in turn."""
     side, settings = config.teacher.resolution, config.distill
     dataset = pairs.PairDataset(pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config))), side)
-    order = pairs.step_batches(0, steps, settings.batch, len(dataset), config.seed, 0, 1)
+    order = [pairs.step_positions(step, settings.batch, len(dataset), config.seed) for step in range(steps)]
     generator = CoModGenerator(side, **asdict(config.generator)).to(device)
     average, perceptual, crop = copy.deepcopy(generator), perceptual_loss(device), settings.lpips_crop or side
-    augment = PairAugment(config.augment, side)
+    augment = pairs.PairAugment(config.augment, side)
     optimizer = torch.optim.Adam(generator.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), foreach=False)
     began = time.perf_counter()
-    for _, *images in DataLoader(dataset, batch_sampler=order):
+    for images in DataLoader(dataset, batch_sampler=order):
         input_BCHW, edit_BCHW = (image.to(device).float() / 127.5 - 1 for image in images)
         waited_s = time.perf_counter() - began
         input_BCHW, edit_BCHW = augment(input_BCHW, edit_BCHW)

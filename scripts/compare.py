@@ -15,7 +15,6 @@ ended, and an exit code that is not 0; run the same command again to go on.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -35,6 +34,7 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import load, pairs_dir, run_dir, to_yaml
 from configs.schema import Config
+from distill.train import read_metrics
 from generate.shards import write_json
 from generate.sources import InputImage, open_source
 from scripts.evaluate import averaged, picture_grid, print_columns, trained_on, true_edit
@@ -114,9 +114,9 @@ def _select(config: Config, variant: Config, few: int) -> None:
 
     keys = pairs.selected_keys(run_dir(config))
     if few:
-        sources = pairs.source_ids(pairs.find_pairs(pairs_dir(config), keys))
-        training, held_out = pairs.split(sources, variant.distill.validation_share, variant.seed)
-        keys = [keys[place] for place in sorted([*training[:few], *held_out])]
+        training, held_out = pairs.split_pairs(config, variant.distill.validation_share, variant.seed)
+        kept = {location.key for location in (*training[:few], *held_out)}
+        keys = [key for key in keys if key in kept]
     run_dir(variant).mkdir(parents=True, exist_ok=True)
     write_json(run_dir(variant) / "selection.json", {"kept": keys})
 
@@ -182,7 +182,7 @@ def _log(variant: Config) -> list[dict[str, Any]]:
     folder = run_dir(variant) / "train"
     with suppress(FileNotFoundError):
         if (folder / "config.yaml").read_text() == to_yaml(variant):
-            return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            return read_metrics(folder / "metrics.jsonl")
     return []
 
 
@@ -214,21 +214,19 @@ def edit(config: Config, inputs: np.ndarray, device: Any) -> tuple[np.ndarray, d
     """The inputs (uint8 N x H x W x 3) as the training's averaged weights edit them, and what its checkpoint says of their number."""
     import torch
 
-    from distill import checkpoints, pairs, state, validation
-    from models.comodgan import CoModGenerator
+    from distill import checkpoints
+    from distill.formats import Edit, Picture
 
     found = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
     assert found  # it has ended
-    generator = CoModGenerator(**found.state["generator"]).eval().to(device)
-    generator.load_state_dict(found.tensors["ema"])
-    z_1D = state.fixed_latent(config).to(device) if config.distill.latent == "sampled" else None
+    generator = found.average()
+    picture = Picture(Edit(generator, checkpoints.fixed_latent(found.state["made_with"]))).to(device)
     with torch.no_grad():
-        batches_BCHW = torch.from_numpy(inputs).permute(0, 3, 1, 2).split(config.distill.batch)
-        edits = [validation.to_uint8(validation.run(generator, pairs.to_unit(batch.to(device)), z_1D)) for batch in batches_BCHW]
+        edits = [picture(batch_BHWC.to(device)).cpu() for batch_BHWC in torch.from_numpy(inputs).split(config.distill.batch)]
     adam = found.tensors["adam"].items()  # with adapters, theirs
     trained = sum(value.numel() for key, value in adam if key.endswith(".exp_avg") and not key.startswith("discriminator."))
     count = sum(parameter.numel() for parameter in generator.parameters())
-    return np.concatenate(edits), {"images": found.state["images"], "parameters": count / 1e6, "trained": trained / count}
+    return torch.cat(edits).numpy(), {"images": found.state["images"], "parameters": count / 1e6, "trained": trained / count}
 
 
 def of_training(log: Sequence[Mapping[str, Any]], scratch: Sequence[Mapping[str, Any]] | None = None) -> dict[str, float]:

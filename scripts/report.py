@@ -23,6 +23,7 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import pairs_dir, run_dir, to_yaml
 from configs.schema import Config
+from distill.train import read_metrics
 from filter.report import SAYS
 from filter.score_table import read_scores
 from generate.shards import read_pair
@@ -100,19 +101,6 @@ def data_url(image: np.ndarray, max_side: int) -> str:
     stream = io.BytesIO()
     pillow.save(stream, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for a last one that is cut off (training goes on, or was killed); none where there is no file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise UserError(f"{path}, line {number} is not JSON ({error}): delete that line") from error
-    return entries
 
 
 def _groups(config: Config, rows: Sequence[Mapping], selection: Mapping) -> dict[str, tuple[int, list[dict]]]:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 from configs.schema import Distill
-from distill.losses import Adversary, DistillationLoss, gradient_penalty
+from distill.losses import Adversary, distillation_loss, gradient_penalty
 from models.discriminator import Discriminator, _Block, minibatch_deviation
 
 
@@ -128,5 +128,5 @@ def test_the_generators_loss_has_the_adversary_at_its_weight():
 
     config = Distill(l1=2.0, adversarial=0.5)
     zero = torch.zeros(2, 3, 4, 4)
-    parts = DistillationLoss(config, Alike(), Adversary(Fixed(), config))(zero, zero, zero + 0.25)
+    parts = distillation_loss(config, Alike(), Adversary(Fixed(), config), zero, zero, zero + 0.25)
     assert parts["loss"].item() == pytest.approx(2 * 0.25 + 0.5 * log(2.0)) and parts["adversarial"].item() == pytest.approx(log(2.0))

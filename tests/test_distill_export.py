@@ -117,6 +117,16 @@ def test_files_say_what_they_are(run):
     assert oct((run / "export" / "generator.safetensors").stat().st_mode)[-3:] == "644"
 
 
+def test_the_latent_is_the_training_s_whatever_export_is_told(tmp_path):
+    """The one that validation used, drawn from the seed of the training."""
+    other = tmp_path / "tree2winter" / "miniature"
+    make_pairs(other)
+    train(load(arguments(other, *SHORT, "distill.latent=sampled", "seed=5")))
+    assert export_main(arguments(other, NONE_ELSE)) == 0
+    z_1D = torch.randn(1, 8, generator=torch.Generator().manual_seed(5))
+    assert json.loads((other / "export" / "config.json").read_text())["z"] == z_1D[0].tolist()
+
+
 def test_training_starts_from_an_exported_generator(run, tmp_path, capsys):
     other = tmp_path / "tree2winter" / "miniature"
     make_pairs(other)
@@ -133,12 +143,12 @@ def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
     config = load(arguments(learner, *SHORT, f"distill.labels={onnx_file}"))
     state, translator = TrainingState(config, Accelerator(cpu=True), tmp_path), Translator(onnx_file, threads=1)
     for dataset, workers in ((state.training, 2), (state.held_out, 0)):
-        for places, *batches in DataLoader(dataset, 3, num_workers=workers):
-            for place, *pair in zip(places, *batches, strict=True):
-                own = images[dataset.locations[place].key]
-                edit_HWC = translator(own["input"]) if dataset is state.training else own["edit"]
-                for found_CHW, expected_HWC in zip(pair, (own["input"], edit_HWC), strict=True):
-                    assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
+        found = [pair for batches in DataLoader(dataset, 3, num_workers=workers) for pair in zip(*batches, strict=True)]
+        for location, pair in zip(dataset.locations, found, strict=True):
+            own = images[location.key]
+            edit_HWC = translator(own["input"]) if dataset is state.training else own["edit"]
+            for found_CHW, expected_HWC in zip(pair, (own["input"], edit_HWC), strict=True):
+                assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
     for file, workers in (("missing.onnx", 0), (str(learner / "selection.json"), 2)):
         assert train_main(arguments(learner, *SHORT, f"distill.labels={file}", f"distill.workers={workers}")) == 2
         said = capsys.readouterr().err.strip()
@@ -178,7 +188,6 @@ def test_the_kind_that_goes_in_comes_out(translator):
     assert np.abs(translator(pictures[1]).astype(int) - edits[1]).max() <= 1
     assert isinstance(translator(Image.fromarray(pictures[1])), Image.Image)
     assert translator(Image.new("L", (60, 30))).size == (32, 16)
-    assert translator.about["task"] == "tree2winter"
     for wrong in (pictures.astype(np.float32), pictures[:, :8], pictures[0, 0]):
         with pytest.raises(TranslateError, match="16 x 16 x 3"):
             translator(wrong)

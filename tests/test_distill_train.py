@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from configs.loader import load
 from distill import checkpoints
 from distill import train as train_module
-from distill.train import main, train
+from distill.train import main, read_metrics, train
 from tests.test_distill_pairs import make_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,6 +187,18 @@ def test_a_tracker_is_told_what_metrics_jsonl_is(run, monkeypatch):
     assert len(recorder.seen) == len(logged) == 2
     for (step, values), line in zip(recorder.seen, logged, strict=True):
         assert step == line["images"] and values[f"{line['kind']}/l1"] == line["l1"]
+
+
+def test_a_log_torn_by_a_kill_is_taken_up(run):
+    train(load(arguments(run, "distill.images=4", "distill.lpips=0")))
+    file = run / "train" / "metrics.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + '{"images": 8, "kind": "tr')
+    assert read_metrics(file) == [json.loads(line) for line in whole.splitlines()]
+    train(load(arguments(run, "distill.images=8", "distill.lpips=0")))
+    assert file.read_text().startswith(whole)
+    logged = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["images"], line["kind"]) for line in logged] == [(at, kind) for at in (4, 8) for kind in ("train", "validation")]
 
 
 def test_sigterm_leaves_nothing_torn(run):
