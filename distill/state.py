@@ -25,8 +25,8 @@ from configs.loader import digest, find_file, to_yaml
 from configs.schema import Config, Generator
 from distill import adapters, checkpoints, pairs
 from distill.formats import Edit, read_file
+from distill.log import read_metrics
 from distill.losses import Adversary, distillation_loss
-from distill.train import read_metrics
 from generate.shards import whole_file, write_json
 from models.comodgan import CoModGenerator
 from models.discriminator import Discriminator

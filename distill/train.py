@@ -9,7 +9,6 @@ Reads <run>/pairs and <run>/selection.json, writes <run>/train. Run the same com
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -74,19 +73,6 @@ def train_step(state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.
     losses = state.averaged_if_finite(losses)
     state.update()
     return losses
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for a last one that is cut off (training goes on, or was killed); none where there is no file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise UserError(f"{path}, line {number} is not JSON ({error}): delete that line") from error
-    return entries
 
 
 def plan(config: Config) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import load, pairs_dir, run_dir, to_yaml
 from configs.schema import Config
-from distill.train import read_metrics
+from distill.log import read_metrics
 from generate.shards import write_json
 from generate.sources import InputImage, open_source
 from scripts.evaluate import averaged, picture_grid, print_columns, trained_on, true_edit

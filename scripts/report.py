@@ -23,7 +23,7 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import pairs_dir, run_dir, to_yaml
 from configs.schema import Config
-from distill.train import read_metrics
+from distill.log import read_metrics
 from filter.report import SAYS
 from filter.score_table import read_scores
 from generate.shards import read_pair

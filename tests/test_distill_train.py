@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from configs.loader import load
 from distill import checkpoints
 from distill import train as train_module
-from distill.train import main, read_metrics, train
+from distill.log import read_metrics
+from distill.train import main, train
 from tests.test_distill_pairs import make_pairs
 
 ROOT = Path(__file__).resolve().parents[1]

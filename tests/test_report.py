@@ -16,10 +16,11 @@ from PIL import Image
 from configs.errors import UserError
 from configs.loader import load, run_dir
 from configs.schema import Config
+from distill.log import read_metrics
 from filter.score_table import SCORES, read_scores, scores_path, write_scores
 from filter.selection import Criteria, selection_of
 from generate.shards import Pair, write_json, write_shard
-from scripts.report import main, read_metrics, spread, write_report
+from scripts.report import main, spread, write_report
 from scripts.report_charts import Series, histogram, line_chart, smoothed, ticks
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
