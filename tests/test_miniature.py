@@ -52,19 +52,11 @@ def test_a_tree_mask_is_where_the_picture_changes_when_the_tree_is_felled():
         felled = dataclasses.replace(standing, trees=())
         change = np.abs(pixels(seed, Look()) - np.asarray(render(felled, Look())).astype(int)).max(-1) > 12
         area = mask(standing, Look(), "tree")
-        above = np.arange(128) < 128 * standing.trees[0].y - 8  # no shadow up there
+        above = np.arange(128) < standing.trees[0].y / 2 - 8  # no shadow up there
         assert (area & change)[above].sum() / area[above].sum() > 0.93  # a leaf may have the colour of what it hides
         assert (change & ~area)[above].sum() / area[above].sum() < 0.1  # a pixel shows four canvas pixels
         checked += 1
     assert checked >= 5
-
-
-def test_a_noun_of_a_species_asks_for_its_trees_only():
-    mixed = next(scene(seed) for seed in range(500) if len({tree.species for tree in scene(seed).trees}) > 1)
-    kinds = {tree.species for tree in mixed.trees}
-    parts = [mask(mixed, Look(), f"{kind} tree") for kind in kinds]
-    assert sum(part.sum() for part in parts) == mask(mixed, Look(), "tree").sum() > 0
-    assert not mask(mixed, Look(), "submarine").any()
 
 
 def test_a_change_of_species_leaves_everything_else_in_place():
@@ -72,7 +64,7 @@ def test_a_change_of_species_leaves_everything_else_in_place():
         oak, pine = Look(species="oak"), Look(species="pine")
         trees = mask(scene(seed), oak, "tree") | mask(scene(seed), pine, "tree")
         change = np.abs(pixels(seed, oak) - pixels(seed, pine)).max(-1) > 0
-        above = np.arange(128) < 128 * min(tree.y for tree in scene(seed).trees) - 8  # above every shadow
+        above = np.arange(128) < min(tree.y for tree in scene(seed).trees) / 2 - 8  # above every shadow
         # a pixel shows four canvas pixels, so a tree's rim may be in the mask of what is behind it
         assert (change & ~trees)[above].mean() < 0.1 * trees[above].mean()
         far = np.asarray(Image.fromarray(trees.astype(np.uint8)).filter(ImageFilter.MaxFilter(9))) == 0
@@ -110,7 +102,7 @@ def test_captions_name_species_and_style_and_keep_to_one_plan():
 
 
 def test_any_season_is_drawn_from_the_scene():
-    drawn = [scenes.season_of(scene(seed), Look("any")) for seed in range(60)]
+    drawn = [scene(seed).season for seed in range(60)]
     assert set(drawn) == set(SEASONS)
     assert (pixels(7, Look("any")) == pixels(7, Look(drawn[7]))).all()
 
