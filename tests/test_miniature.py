@@ -253,3 +253,21 @@ def test_training_stops_at_a_loss_that_is_not_finite_before_the_update(tmp_path)
             Options(work=str(tmp_path), steps=3),
         )
     assert torch.equal(layer.weight, before)
+
+
+def test_training_from_scratch_starts_from_the_same_tokenizer_and_weights_each_time(tmp_path):
+    """A resumed stage makes its tokenizer again: other ids would belong to other words than the checkpoint's."""
+    from diffusers import UNet2DConditionModel
+    from transformers import PreTrainedTokenizerFast
+
+    from models.miniature.training.loop import untrained
+    from models.miniature.training.scorer import make_tokenizer
+
+    texts = captions.bank(Look("any"), 100)
+    sizes = [make_tokenizer(texts, tmp_path / name) for name in ("first", "second", "third")]
+    files = [(tmp_path / name / "tokenizer.json").read_text() for name in ("first", "second", "third")]
+    assert files[0] == files[1] == files[2]
+    ids = PreTrainedTokenizerFast.from_pretrained(tmp_path / "first")("an oak tree in zürich").input_ids
+    assert (ids[0], ids[-1]) == (sizes[0] - 2, sizes[0] - 1)  # open_clip pools at the highest id
+    first, second = (untrained(UNet2DConditionModel, "teacher/unet", "").state_dict() for _ in range(2))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())

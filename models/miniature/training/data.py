@@ -1,6 +1,7 @@
 """Training pictures and sentences: rendered by several processes, kept on disk. B batch, C channels, H W pixels."""
 
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -86,21 +87,17 @@ def kept(options: Options, name: str, make: Callable[[], np.ndarray], *key: obje
     return np.load(path, mmap_mode="r")
 
 
-def byte_pairs(texts: list[str], most: int, unknown: str | None = None):
-    """A `Tokenizer` of at most so many byte pairs of the lower-cased texts, among them `unknown` if it is named."""
+def byte_pairs(texts: list[str], most: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """(entries, merges) of so many byte pairs of the lower-cased texts. Sorted: the library's own order differs from call to call."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE(unk_token=unknown, end_of_word_suffix="</w>"))
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=most,
-        special_tokens=[unknown] if unknown else [],
-        initial_alphabet=[chr(code) for code in range(33, 127)],
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
+    letters = [chr(code) for code in range(33, 127)]
+    trainer = trainers.BpeTrainer(vocab_size=most, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    model = json.loads(tokenizer.to_str())["model"]
+    return sorted(model["vocab"]), [tuple(pair) for pair in model["merges"]]
 
 
 def to_tensor(images: np.ndarray, device="cpu") -> torch.Tensor:

@@ -56,7 +56,10 @@ def autocast(device: torch.device):
 
 
 def untrained(kind, part: str, init: str):
-    """A diffusers model of the class, of the architecture shipped in `part`; with the weights in the folder `init` if it is named."""
+    """A diffusers model of the class, of the architecture shipped in `part`; with the weights in the folder `init` if it is named, else
+    always the same random ones.
+    """
+    torch.manual_seed(2)
     return kind.from_pretrained(init).float() if init else kind.from_config(kind.load_config(SHIPPED / part))
 
 

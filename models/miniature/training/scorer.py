@@ -174,10 +174,13 @@ def _true_of(claims_B4, facts_B4, sentence_B):
 
 def make_tokenizer(texts, folder: Path) -> int:
     """Train a small byte-pair tokenizer of these texts, save it where open_clip looks for it, return the size of its vocabulary."""
-    from tokenizers import decoders, processors
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = data.byte_pairs(sorted(set(texts)), VOCABULARY - 3, unknown="<unk>")
+    entries, merges = data.byte_pairs(sorted(set(texts)), VOCABULARY - 4)
+    vocabulary = {entry: index for index, entry in enumerate(["<unk>", *entries])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder()
     tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])  # <end> last: open_clip pools at the highest id
     ids = [(token, tokenizer.token_to_id(token)) for token in ("<start>", "<end>")]

@@ -2,7 +2,6 @@
 and the UNet. B batch, C channels, H W pixels, T tokens, D width.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -71,7 +70,7 @@ def make_tokenizer(texts: list[str], folder: Path):
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    merges = [tuple(pair) for pair in json.loads(data.byte_pairs(texts, VOCABULARY).to_str())["model"]["merges"]]
+    _, merges = data.byte_pairs(texts, VOCABULARY)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # all 256 bytes
     entries = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     entries += ["<|startoftext|>", "<|endoftext|>"]
