@@ -52,19 +52,11 @@ def test_a_tree_mask_is_where_the_picture_changes_when_the_tree_is_felled():
         felled = dataclasses.replace(standing, trees=())
         change = np.abs(pixels(seed, Look()) - np.asarray(render(felled, Look())).astype(int)).max(-1) > 12
         area = mask(standing, Look(), "tree")
-        above = np.arange(128) < 128 * standing.trees[0].y - 8  # no shadow up there
+        above = np.arange(128) < standing.trees[0].y / 2 - 8  # no shadow up there
         assert (area & change)[above].sum() / area[above].sum() > 0.93  # a leaf may have the colour of what it hides
         assert (change & ~area)[above].sum() / area[above].sum() < 0.1  # a pixel shows four canvas pixels
         checked += 1
     assert checked >= 5
-
-
-def test_a_noun_of_a_species_asks_for_its_trees_only():
-    mixed = next(scene(seed) for seed in range(500) if len({tree.species for tree in scene(seed).trees}) > 1)
-    kinds = {tree.species for tree in mixed.trees}
-    parts = [mask(mixed, Look(), f"{kind} tree") for kind in kinds]
-    assert sum(part.sum() for part in parts) == mask(mixed, Look(), "tree").sum() > 0
-    assert not mask(mixed, Look(), "submarine").any()
 
 
 def test_a_change_of_species_leaves_everything_else_in_place():
@@ -72,7 +64,7 @@ def test_a_change_of_species_leaves_everything_else_in_place():
         oak, pine = Look(species="oak"), Look(species="pine")
         trees = mask(scene(seed), oak, "tree") | mask(scene(seed), pine, "tree")
         change = np.abs(pixels(seed, oak) - pixels(seed, pine)).max(-1) > 0
-        above = np.arange(128) < 128 * min(tree.y for tree in scene(seed).trees) - 8  # above every shadow
+        above = np.arange(128) < min(tree.y for tree in scene(seed).trees) / 2 - 8  # above every shadow
         # a pixel shows four canvas pixels, so a tree's rim may be in the mask of what is behind it
         assert (change & ~trees)[above].mean() < 0.1 * trees[above].mean()
         far = np.asarray(Image.fromarray(trees.astype(np.uint8)).filter(ImageFilter.MaxFilter(9))) == 0
@@ -110,7 +102,7 @@ def test_captions_name_species_and_style_and_keep_to_one_plan():
 
 
 def test_any_season_is_drawn_from_the_scene():
-    drawn = [scenes.season_of(scene(seed), Look("any")) for seed in range(60)]
+    drawn = [scene(seed).season for seed in range(60)]
     assert set(drawn) == set(SEASONS)
     assert (pixels(7, Look("any")) == pixels(7, Look(drawn[7]))).all()
 
@@ -261,3 +253,21 @@ def test_training_stops_at_a_loss_that_is_not_finite_before_the_update(tmp_path)
             Options(work=str(tmp_path), steps=3),
         )
     assert torch.equal(layer.weight, before)
+
+
+def test_training_from_scratch_starts_from_the_same_tokenizer_and_weights_each_time(tmp_path):
+    """A resumed stage makes its tokenizer again: other ids would belong to other words than the checkpoint's."""
+    from diffusers import UNet2DConditionModel
+    from transformers import PreTrainedTokenizerFast
+
+    from models.miniature.training.loop import untrained
+    from models.miniature.training.scorer import make_tokenizer
+
+    texts = captions.bank(Look("any"), 100)
+    sizes = [make_tokenizer(texts, tmp_path / name) for name in ("first", "second", "third")]
+    files = [(tmp_path / name / "tokenizer.json").read_text() for name in ("first", "second", "third")]
+    assert files[0] == files[1] == files[2]
+    ids = PreTrainedTokenizerFast.from_pretrained(tmp_path / "first")("an oak tree in zürich").input_ids
+    assert (ids[0], ids[-1]) == (sizes[0] - 2, sizes[0] - 1)  # open_clip pools at the highest id
+    first, second = (untrained(UNet2DConditionModel, "teacher/unet", "").state_dict() for _ in range(2))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())

@@ -4,8 +4,9 @@ Sentences are drawn from a scene's own random stream, so that the same scene in 
 """
 
 import random
+import re
 
-from models.miniature.scenes import Look, Scene, scene, season_of, trees_of
+from models.miniature.scenes import Look, Scene, scene, shown
 
 NUMBERS = {1: ("a", "one", "a single", "a lone"), 2: ("two", "a pair of"), 3: ("three", "several", "a group of")}
 WHEN = {
@@ -68,12 +69,14 @@ def bank(look: Look, count: int) -> list[str]:
     return [_sentence(scene(BANK_SEED + index), look, random.Random(index), True) for index in range(count)]
 
 
-def _an(text):
-    return "an " + text[2:] if text.startswith("a ") and text[2:3] in "aeiou" else text
+def with_articles(text: str) -> str:
+    """The text with "an" for "a" before a vowel."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
 def _sentence(scene, look, rng, name_season):
-    season, trees = season_of(scene, look), trees_of(scene, look)
+    view = shown(scene, look)
+    season, trees = view.season, view.trees
     count, present = len(trees), {tree.species for tree in trees}
     species = trees[0].species if len(present) == 1 else None
     named = (rng.random() < 0.8 or look.species is not None) and species is not None
@@ -105,5 +108,4 @@ def _sentence(scene, look, rng, name_season):
         parts.append("near a frozen lake" if place == "near a lake" and season == "winter" else place)
     if rng.random() < 0.22:
         parts.append(rng.choice(TIMES[scene.time]))
-    words = " ".join([opening, *map(_an, parts)]).split()
-    return _an(" ".join(words)).replace(" a autumn", " an autumn").replace(" a oak", " an oak")
+    return with_articles(" ".join(" ".join([opening, *parts]).split()))

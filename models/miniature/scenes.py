@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageChops
 
-from models.miniature.canvas import Canvas
-from models.miniature.plants import LEAF_COLOURS, SPECIES, Tree, draw_tree
+from models.miniature.canvas import CANVAS, Canvas, textures
+from models.miniature.plants import SPECIES, Tree, draw_tree
 from models.miniature.sketch import pencil_sketch
-from models.miniature.terrain import draw_distance, draw_ground, draw_sun, draw_tree_foot, draw_tree_shadows, paint_sky, sky_colours
-from models.miniature.textures import CANVAS, textures
-from models.miniature.things import draw_things
+from models.miniature.terrain import THINGS, draw_distance, draw_ground, draw_sun, draw_tree_foot, draw_tree_shadows, paint_sky, sky_colours
 
 SIZE = CANVAS // 2  # px of the rendered pictures
 SEASONS = ("summer", "autumn", "winter")
@@ -43,9 +41,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Scene:
-    """Parameters of a scene; lengths are fractions of the picture. `trees` are sorted from far to near."""
+    """Parameters of a scene; lengths are canvas pixels, two to a pixel of the picture. `trees` are sorted from far to near."""
 
     seed: int
+    season: str
     time: str  # day, morning, sunset or overcast
     clouds: float
     horizon: float
@@ -63,17 +62,16 @@ class Scene:
 
 def scene(seed: int) -> Scene:
     """The scene of a seed. Training uses seeds below 1,000,000, validation from 2,000,000, tests from 3,000,000."""
-    rng = random.Random(seed * 7919 + 13)
+    rng, season = random.Random(seed * 7919 + 13), random.Random(seed * 17 + 3).choice(SEASONS)
     time = rng.choices(["day", "morning", "sunset", "overcast"], [0.55, 0.13, 0.18, 0.14])[0]
-    clouds, horizon = rng.uniform(-0.6, 1.2), rng.uniform(0.52, 0.68)
+    clouds, horizon = rng.uniform(-0.6, 1.2), rng.uniform(0.52, 0.68) * CANVAS
     far = rng.choices(["mountains", "hills", "treeline", "none"], [0.3, 0.3, 0.2, 0.2])[0]
     trees = _plant(rng, horizon)
-    on_hill = rng.random() < 0.25
-    house, lake = rng.random() < 0.3, rng.random() < 0.2
+    on_hill, house, lake = rng.random() < 0.25, rng.random() < 0.3, rng.random() < 0.2
     path = not lake and rng.random() < 0.28
     fence, rocks, snowfall = rng.random() < 0.22, rng.random() < 0.2, rng.random() < 0.3
     light = rng.choice([-1, 1])
-    return Scene(seed, time, clouds, horizon, far, trees, on_hill, house, lake, path, fence, rocks, snowfall, light)
+    return Scene(seed, season, time, clouds, horizon, far, trees, on_hill, house, lake, path, fence, rocks, snowfall, light)
 
 
 def _plant(rng, horizon):
@@ -93,21 +91,15 @@ def _plant(rng, horizon):
         species = rng.choice(SPECIES) if mixed else main
         heights = {1: rng.uniform(0.6, 0.78), 2: rng.uniform(0.48, 0.66), 3: rng.uniform(0.4, 0.56)}
         height = heights[count] * (0.86 + 0.28 * depth)
-        x, y = place + rng.uniform(-0.02, 0.02), horizon + (0.95 - horizon) * depth
-        trees.append(Tree(species, x, y, height, rng.randrange(1 << 30)))
+        x, y = (place + rng.uniform(-0.02, 0.02)) * CANVAS, horizon + (0.95 * CANVAS - horizon) * depth
+        trees.append(Tree(species, x, y, height * CANVAS, rng.randrange(1 << 30)))
     return tuple(sorted(trees, key=lambda tree: tree.y))
 
 
-def season_of(scene: Scene, look: Look) -> str:
-    """The season shown: the look's, or for "any" the one that the scene's seed draws."""
-    return random.Random(scene.seed * 17 + 3).choice(SEASONS) if look.season == "any" else look.season
-
-
-def trees_of(scene: Scene, look: Look) -> tuple[Tree, ...]:
-    """The trees shown: the scene's, in the look's species if it names one."""
-    if look.species is None:
-        return scene.trees
-    return tuple(replace(tree, species=look.species) for tree in scene.trees)
+def shown(scene: Scene, look: Look) -> Scene:
+    """The scene in the season and with the species that the look names; what it leaves open stays as the seed drew it."""
+    trees = tuple(replace(tree, species=look.species or tree.species) for tree in scene.trees)
+    return replace(scene, season=scene.season if look.season == "any" else look.season, trees=trees)
 
 
 def render(scene: Scene, look: Look) -> Image.Image:
@@ -118,46 +110,41 @@ def render(scene: Scene, look: Look) -> Image.Image:
 def instances(scene: Scene, look: Look) -> list[tuple[str, np.ndarray]]:
     """(noun, bool 128x128 mask) of every visible object, from back to front.
 
-    Each tree is an object of its own, noun "tree"; the others are house, lake, path, fence, rocks, mountains, hills, distant trees, sky,
-    ground. Each pixel belongs to exactly one: what is in front hides what is behind. Shadows, fallen leaves, the snow around a trunk and
-    falling snow belong to what they lie on.
+    Each tree is an object of its own; the others are house, lake, path, fence, rocks, mountains, hills, distant trees, sky, ground. Each
+    pixel belongs to exactly one: what is in front hides what is behind. Shadows, fallen leaves, the snow around a trunk and falling snow
+    belong to what they lie on.
     """
-    return [("tree" if noun.endswith(" tree") else noun, area) for noun, area in _visible(scene, look)]
+    return _draw(scene, look, labelled=True).visible()
 
 
 def mask(scene: Scene, look: Look, noun: str) -> np.ndarray:
-    """Bool 128x128 mask of everything of that noun; "oak tree", "birch tree" and "pine tree" ask for one species."""
-    areas = [area for name, area in _visible(scene, look) if name == noun or (noun == "tree" and name.endswith(" tree"))]
-    return np.logical_or.reduce(areas) if areas else np.zeros((SIZE, SIZE), bool)
-
-
-def _visible(scene, look):
-    return [(noun, area) for noun, area in _draw(scene, look, labelled=True).visible() if area.any()]
+    """Bool 128x128 mask of everything of that noun."""
+    return np.logical_or.reduce([np.zeros((SIZE, SIZE), bool), *(area for name, area in instances(scene, look) if name == noun)])
 
 
 def _draw(scene, look, labelled=False):
     """A canvas with the finished picture, reduced and styled; its labels stay at canvas size."""
-    season = season_of(scene, look)
-    scene = replace(scene, trees=trees_of(scene, look))
-    rng = random.Random(scene.seed * 31 + 5)
-    top, bottom = sky_colours(rng, scene.time, season)
+    scene = shown(scene, look)
+    rng, rng_of_things = random.Random(scene.seed * 31 + 5), random.Random(scene.seed * 31 + 6)
+    top, bottom = sky_colours(rng, scene)
     canvas = Canvas(paint_sky(rng, scene, top, bottom), labelled)
     canvas.begin("sky")
     draw_sun(canvas, rng, scene, bottom)
-    draw_distance(canvas, rng, scene, season, bottom)
-    ground = draw_ground(canvas, rng, scene, season, bottom)
-    draw_things(canvas, random.Random(scene.seed * 31 + 6), scene, season, top, ground)
-    draw_tree_shadows(canvas, scene, season)
+    draw_distance(canvas, rng, scene, bottom)
+    skyline, ground_colour = draw_ground(canvas, rng, scene, bottom)
+    for noun, draw in THINGS.items():
+        if getattr(scene, noun):
+            canvas.begin(noun)
+            draw(canvas, rng_of_things, scene, top, skyline, ground_colour)
+    draw_tree_shadows(canvas, scene)
     for tree in scene.trees:
-        canvas.begin(f"{tree.species} tree")
-        draw_tree(canvas, tree, season, scene.light)
-        fallen = LEAF_COLOURS["birch" if tree.species == "birch" else "oak"].get(season)
-        draw_tree_foot(canvas, tree, season, ground, fallen)
-    if season == "winter" and scene.snowfall:
+        canvas.begin("tree")
+        draw_tree(canvas, tree, scene.season, scene.light)
+        draw_tree_foot(canvas, tree, scene.season, ground_colour)
+    if scene.season == "winter" and scene.snowfall:
         canvas.picture.paste((255, 255, 255), (0, 0), textures().flakes[scene.seed % 4])
     if scene.time in LIGHT_COLOURS:
-        light = Image.new("RGB", canvas.picture.size, LIGHT_COLOURS[scene.time])
-        canvas.picture = ImageChops.multiply(canvas.picture, light)
+        canvas.picture = ImageChops.multiply(canvas.picture, Image.new("RGB", canvas.picture.size, LIGHT_COLOURS[scene.time]))
     if look.style == "sketch":
         canvas.picture = pencil_sketch(canvas.picture)
     canvas.picture = canvas.picture.reduce(CANVAS // SIZE)

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from PIL import Image, ImageFilter
 
-from models.miniature.textures import CANVAS, fractal_noise
+from models.miniature.canvas import CANVAS, fractal_noise
 
 PAPER = (248, 245, 236)
 GRAPHITE = (58, 58, 64)

@@ -1,9 +1,11 @@
 """Training pictures and sentences: rendered by several processes, kept on disk. B batch, C channels, H W pixels."""
 
 import hashlib
+import json
 import multiprocessing
 import os
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from models.miniature.captions import caption
 from models.miniature.scenes import Look, render, scene
 from models.miniature.training.loop import Options, log, write_whole
 
-VALIDATION_SEED, TEST_SEED = 2_000_000, 3_000_000
 SEASON_NAMED_SHARE = 0.88  # of the captions; the others must leave the season open
 CAPTIONS = 4  # wordings per training picture
 
@@ -58,44 +59,45 @@ def training_sentences(options: Options) -> list[str]:
 
 
 def _training_picture(sketch_share, seed):
-    return (np.asarray(render(scene(seed), training_look(seed, sketch_share))),)
+    return np.asarray(render(scene(seed), training_look(seed, sketch_share)))
 
 
 def training_pictures(options: Options) -> np.ndarray:
     """uint8 (N, 128, 128, 3) of the training scenes."""
-    return rendered(options, ("pictures",), partial(_training_picture, options.sketch_share), options.sketch_share)[0]
+    return rendered(options, "pictures", partial(_training_picture, options.sketch_share), options.sketch_share)
 
 
-def cache_path(options: Options, name: str, *key: object) -> Path:
-    """The file of the array of that name made with `key`."""
-    return Path(options.work) / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npy"
+def rendered(options: Options, name: str, make_one: Callable[[int], Any], *key: object) -> np.ndarray:
+    """The arrays make_one(seed) of the training scenes, stacked and kept on disk; `key`: what else they depend on."""
 
-
-def rendered(options: Options, names: tuple[str, ...], make_one, *key: object) -> list[np.ndarray]:
-    """The arrays, one a name, of `make_one(seed)` stacked over the training scenes, kept on disk; `key`: what else they depend on."""
-    seeds = training_seeds(options)
-    paths = [cache_path(options, name, seeds, *key) for name in names]
-    if not all(path.exists() for path in paths):
-        log(f"making {' and '.join(names)} of {len(seeds)} scenes")
+    def make():
         with multiprocessing.get_context("spawn").Pool(options.workers or os.cpu_count()) as pool:
-            columns = zip(*pool.imap(make_one, seeds, chunksize=32), strict=True)
-        for path, column in zip(paths, columns, strict=True):
-            write_whole(path, partial(np.save, arr=np.stack(column)))
-    return [np.load(path, mmap_mode="r") for path in paths]
+            return np.stack(list(pool.imap(make_one, training_seeds(options), chunksize=32)))
+
+    return kept(options, name, make, *key)
 
 
-def byte_pairs(texts: list[str], most: int, unknown: str | None = None):
-    """A `Tokenizer` of at most so many byte pairs of the lower-cased texts, among them `unknown` if it is named."""
+def kept(options: Options, name: str, make: Callable[[], np.ndarray], *key: object) -> np.ndarray:
+    """The array make() of the training scenes from its file in `work`, made where it is not there; `key`: what else it depends on."""
+    seeds = training_seeds(options)
+    path = Path(options.work) / f"{name}-{hashlib.sha256(repr((seeds, *key)).encode()).hexdigest()[:12]}.npy"
+    if not path.exists():
+        log(f"making {name} of {len(seeds)} scenes")
+        write_whole(path, partial(np.save, arr=make()))
+    return np.load(path, mmap_mode="r")
+
+
+def byte_pairs(texts: list[str], most: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """(entries, merges) of so many byte pairs of the lower-cased texts. Sorted: the library's own order differs from call to call."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    word_end: dict[str, Any] = {"end_of_word_suffix": "</w>"}
-    tokenizer = Tokenizer(models.BPE(unk_token=unknown, **word_end))
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     letters = [chr(code) for code in range(33, 127)]
-    special = [unknown] if unknown else []
-    trainer = trainers.BpeTrainer(vocab_size=most, special_tokens=special, initial_alphabet=letters, show_progress=False, **word_end)
+    trainer = trainers.BpeTrainer(vocab_size=most, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    model = json.loads(tokenizer.to_str())["model"]
+    return sorted(model["vocab"]), [tuple(pair) for pair in model["merges"]]
 
 
 def to_tensor(images: np.ndarray, device="cpu") -> torch.Tensor:

@@ -56,7 +56,10 @@ def autocast(device: torch.device):
 
 
 def untrained(kind, part: str, init: str):
-    """A diffusers model of the class, of the architecture shipped in `part`; with the weights in the folder `init` if it is named."""
+    """A diffusers model of the class, of the architecture shipped in `part`; with the weights in the folder `init` if it is named, else
+    always the same random ones.
+    """
+    torch.manual_seed(2)
     return kind.from_pretrained(init).float() if init else kind.from_config(kind.load_config(SHIPPED / part))
 
 
@@ -70,25 +73,23 @@ def write_whole(path: Path, write) -> None:
 
 def write_weights(module: torch.nn.Module, path: Path) -> None:
     """The module's state as fp16 safetensors."""
-    state = {name: value.contiguous().cpu() for name, value in module.half().state_dict().items()}
-    write_whole(path, partial(save_file, state))
+    write_whole(path, partial(save_file, {name: value.contiguous().cpu() for name, value in module.half().state_dict().items()}))
 
 
-def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options, report=None) -> None:
+def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options) -> None:
     """Train the module, and leave the moving average of its weights in it.
 
-    `loss_of_step(step)` returns a scalar; torch is reseeded before each call. `report()` is called with the averaged weights in place after
-    every checkpoint and returns a line to log. Raises RuntimeError on a non-finite gradient, before the update.
+    `loss_of_step(step)` returns a scalar; torch is reseeded before each call. RuntimeError on a non-finite gradient, before the update.
     """
     if not options.steps and not options.minutes:
         raise SystemExit("neither steps nor minutes: training would never end; give steps=N or minutes=N")
     torch.backends.cuda.matmul.allow_tf32 = True
     weights = list[torch.Tensor](module.parameters())
-    average = [weight.detach().clone() for weight in weights]
     plain = [weight for weight in weights if weight.ndim <= 1]  # biases and norms do not decay
     groups: list[dict] = [{"params": [weight for weight in weights if weight.ndim > 1]}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay)
-    step, seconds, checkpoint = 0, 0.0, Path(options.work) / f"{name}.pt"
+    average = [weight.detach().clone() for weight in weights]
+    step, seconds, losses, checkpoint = 0, 0.0, list[float](), Path(options.work) / f"{name}.pt"
     if checkpoint.exists():
         found = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(found["module"])
@@ -101,16 +102,16 @@ def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options, repo
         state = {"module": module.state_dict(), "average": average, "optimiser": optimiser.state_dict(), "step": step, "seconds": seconds}
         write_whole(checkpoint, partial(torch.save, state))
 
-    losses, saved, started = [], time.monotonic(), time.monotonic() - seconds
+    saved, started = time.monotonic(), time.monotonic() - seconds
     while (progress := max(step / (options.steps or math.inf), seconds / (60 * options.minutes or math.inf))) < 1:
-        rate = options.lr * min(1, (step + 1) / max(1, options.warmup)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
         torch.manual_seed(step)
         loss = loss_of_step(step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0, error_if_nonfinite=True)
+        for group in optimiser.param_groups:
+            warm = min(1, (step + 1) / max(1, options.warmup))
+            group["lr"] = options.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         optimiser.step()
         decay = min(options.ema, (1 + step) / (10 + step))  # a short memory while little has been seen
         with torch.no_grad():
@@ -119,25 +120,13 @@ def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options, repo
         losses.append(float(loss.detach()))
         if step % options.log_steps == 0:
             log(f"{name}: step {step}, loss {sum(losses) / len(losses):.4f}, {seconds / 60:.1f} min")
-            losses = []
+            losses.clear()
         if time.monotonic() - saved > 60 * options.save_minutes:
             save()
-            if report:
-                _swap(weights, average)
-                log(f"{name}: step {step}, {report()}")
-                _swap(weights, average)
             saved = time.monotonic()
-            started = saved - seconds  # a report is not training
     save()
-    _swap(weights, average)
-
-
-@torch.no_grad()
-def _swap(first, second):
-    for one, other in zip(first, second, strict=True):
-        kept = one.clone()
-        one.copy_(other)
-        other.copy_(kept)
+    with torch.no_grad():
+        torch._foreach_copy_(weights, average)
 
 
 def log(message: str) -> None:

@@ -1,35 +1,113 @@
 """The scorer: a CLIP model in open_clip's format, which judges edits; nothing of it is shared with the teacher.
 
-B pictures and texts of a batch.
+A contrastive batch holds many short prompts that are true of many pictures, so each comes with what it claims. B pictures and texts.
 """
 
 import json
+import math
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
 from models.devices import pick_device
-from models.miniature.captions import caption
-from models.miniature.scenes import instances, render, scene
-from models.miniature.terrain import DISTANT_NOUNS
+from models.miniature.captions import caption, with_articles
+from models.miniature.plants import SPECIES
+from models.miniature.scenes import SEASONS, STYLES, Look, Scene, instances, render, scene, shown
+from models.miniature.terrain import DISTANT_NOUNS, THINGS
 from models.miniature.training import data
 from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, write_weights
-from models.miniature.training.prompts import NOUNS, facts, object_prompt, scene_prompt
 from models.segmenter import masked_crop
 
 IMAGE_SIZE = 64
 VOCABULARY = 640
 OBJECTS = 3  # crops of single objects per scene
+EXAMPLE = np.dtype([("pixels", np.uint8, (1 + OBJECTS, IMAGE_SIZE, IMAGE_SIZE, 3)), ("nouns", np.int64, 1 + OBJECTS)])
+WHOLE, NOTHING = -1, -2  # instead of the number of a noun
 SMALLEST_OBJECT = 40  # px of a mask that is worth naming
 CAPTION_SHARE = 0.55  # of whole pictures that get a sentence instead of a short prompt
 MAX_LOGIT_SCALE = 100.0
+SEASON_WORDS = {"summer": ("summer",), "autumn": ("autumn", "fall"), "winter": ("winter", "winter")}
+SEASON_ADJECTIVES = {"summer": ("green", "leafy"), "autumn": ("golden", "colorful"), "winter": ("snowy", "snow covered")}
+STYLE_WORDS = {"photo": ("photo", "picture", "image"), "sketch": ("pencil sketch", "sketch", "drawing")}
+BACKGROUND_WORDS = {
+    "mountains": ("mountains",), "hills": ("hills",), "distant trees": ("distant trees", "forest"), "sky": ("sky",),
+    "ground": ("ground", "field"),
+}  # fmt: skip
+OBJECT_WORDS = {  # noun phrases by the nouns of scenes.instances
+    "tree": ("tree",), "house": ("house", "small house", "building"), "lake": ("lake", "pond"), "path": ("path",), "fence": ("fence",),
+    "rocks": ("rocks", "stones"), **BACKGROUND_WORDS,
+}  # fmt: skip
+NOUNS = tuple(OBJECT_WORDS)
+PLURALS = {"rocks", "stones", "mountains", "hills", "distant trees"}
+SPECIES_NAMES = (*SPECIES, "mixed", "none")
+ANY = -1
 
 
-def _small(pixels):
-    return np.asarray(Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
+class Facts(NamedTuple):
+    """What a picture shows or a text claims (ANY: nothing): indices into SEASONS, SPECIES_NAMES, STYLES; nouns and background as bits."""
+
+    season: int = ANY
+    species: int = ANY
+    style: int = ANY
+    nouns: int = 0
+
+
+def facts(scene: Scene, look: Look, nouns: list[str]) -> Facts:
+    """The facts of a picture of these objects of the scene."""
+    view = shown(scene, look)
+    species = {tree.species for tree in view.trees}
+    name = "none" if "tree" not in nouns else species.pop() if len(species) == 1 else "mixed"
+    bits = sum(1 << NOUNS.index(noun) for noun in nouns) | any(noun in BACKGROUND_WORDS for noun in nouns) << len(NOUNS)
+    return Facts(SEASONS.index(view.season), SPECIES_NAMES.index(name), STYLES.index(look.style), bits)
+
+
+def scene_prompt(rng: random.Random, fact: Facts) -> tuple[str, Facts]:
+    """(a short text true of a whole scene, what it claims)."""
+    season, style = SEASONS[fact.season], STYLES[fact.style]
+    says_season, says_species = rng.random() < 0.6, fact.species < len(SPECIES) and rng.random() < 0.45
+    says_style = rng.random() < 0.35 or not (says_season or says_species)
+    said = (says_season, says_species, says_style)
+    claims = Facts(*(index if says else ANY for index, says in zip(fact[:3], said, strict=True)))
+    word, form = rng.choice(SEASON_WORDS[season]), rng.random()
+    if says_season and not says_species and form < 0.35:
+        phrase = rng.choice((word, f"a {word} landscape", f"a {word} scene", f"trees in {word}", f"in {word}"))
+    elif says_style and not (says_season or says_species) and form < 0.4:
+        return rng.choice(("a ", "")) + rng.choice(STYLE_WORDS[style]), claims
+    else:
+        phrase = f"{SPECIES_NAMES[fact.species]} tree" if says_species else "tree"
+        if says_season:
+            phrase = f"{rng.choice(SEASON_ADJECTIVES[season] + (word,))} {phrase}" if form < 0.5 else f"{phrase} in {word}"
+        phrase = _perhaps_a(rng, phrase)
+    if says_style:
+        opening = rng.choice(STYLE_WORDS[style])
+        phrase = f"{_perhaps_a(rng, opening)} of {phrase}"
+    return with_articles(phrase), claims
+
+
+def _perhaps_a(rng, phrase):
+    return f"a {phrase}" if rng.random() < 0.8 else phrase
+
+
+def object_prompt(rng: random.Random, fact: Facts, noun: str) -> tuple[str, Facts]:
+    """(a short text that names the single object shown, what it claims)."""
+    if noun in BACKGROUND_WORDS and rng.random() < 0.15:
+        return rng.choice(("the background", "background")), Facts(nouns=1 << len(NOUNS))
+    phrase, claims = rng.choice(OBJECT_WORDS[noun]), Facts(nouns=1 << NOUNS.index(noun))
+    if noun == "tree":
+        if fact.species < len(SPECIES) and rng.random() < 0.35:
+            phrase, claims = f"{SPECIES_NAMES[fact.species]} tree", claims._replace(species=fact.species)
+        if rng.random() < 0.25:
+            phrase, claims = f"{phrase} in {SEASONS[fact.season]}", claims._replace(season=fact.season)
+    if noun in ("sky", "ground") and rng.random() < 0.7:
+        phrase = f"the {phrase}"
+    elif phrase not in PLURALS:
+        phrase = _perhaps_a(rng, phrase)
+    opening = rng.choice(("", "", "a photo of ", "a picture of ") if STYLES[fact.style] == "photo" else ("", "a sketch of "))
+    return with_articles(opening + phrase), claims
 
 
 def object_crop(picture, area, margin, outside):
@@ -41,68 +119,72 @@ def object_crop(picture, area, margin, outside):
 
 def _part(rng, area):
     """Sometimes only a part of the object, as a segmenter may propose."""
-    rows, columns = np.nonzero(area)
-    keep = np.zeros_like(area)
-    high, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
-    top, left = rows.min() + int(high * rng.uniform(0, 0.4)), columns.min() + int(wide * rng.uniform(0, 0.4))
-    keep[top : top + max(6, int(high * 0.6)), left : left + max(6, int(wide * 0.6))] = True
+    keep, corners = np.zeros_like(area), []
+    for places in np.nonzero(area):
+        side = np.ptp(places) + 1
+        first = places.min() + int(side * rng.uniform(0, 0.4))
+        corners.append(slice(first, first + max(6, int(side * 0.6))))
+    keep[tuple(corners)] = True
     return area & keep
 
 
-def _examples(seed):
-    """The whole picture and crops of its objects: (uint8 (1 + OBJECTS, 64, 64, 3), nouns; -1 for the whole, -2 for none)."""
+def _example(seed):
+    """The whole picture and crops of its objects, as EXAMPLE says."""
     rng, this, look = random.Random(seed * 41 + 6), scene(seed), data.varied_look(seed)
     picture = np.asarray(render(this, look))
-    pixels = np.zeros((1 + OBJECTS, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    nouns = np.full(1 + OBJECTS, -2)
-    pixels[0], nouns[0] = _small(picture), -1
     found = [(noun, area) for noun, area in instances(this, look) if area.sum() >= SMALLEST_OBJECT]
     rng.shuffle(found)
     found.sort(key=lambda item: item[0] in ("sky", "ground") and rng.random() < 0.6)  # the two that every scene has come last
-    for index, (noun, area) in enumerate(found[:OBJECTS], 1):
+    shots = [(picture, WHOLE)]
+    for noun, area in found[:OBJECTS]:
         if rng.random() < 0.3:
             part = _part(rng, area)
             area = part if part.sum() >= SMALLEST_OBJECT else area
-        crop = object_crop(picture, area, rng.uniform(0, 0.25), rng.uniform(0, 0.6))
-        pixels[index], nouns[index] = _small(crop), NOUNS.index(noun)
-    return pixels, nouns
+        shots.append((object_crop(picture, area, rng.uniform(0, 0.25), rng.uniform(0, 0.6)), NOUNS.index(noun)))
+    example = np.zeros((), EXAMPLE)
+    example["nouns"] = NOTHING
+    for index, (pixels, noun) in enumerate(shots):
+        small = Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC)
+        example["pixels"][index], example["nouns"][index] = np.asarray(small), noun
+    return example
 
 
-def _describe(rng, number, seed, noun):
-    """(text, claims, facts, the number of the scene if the text is a sentence about it alone, else -1)."""
+def _describe(rng, seed, noun):
+    """(text, its claims, the picture's facts, whether the text is a sentence, true of its own scene alone)."""
     this, look = scene(seed), data.varied_look(seed)
-    if noun >= 0:
-        shown = facts(this, look, [NOUNS[noun]])
-        return (*object_prompt(rng, shown, NOUNS[noun]), shown, -1)
-    present = [name for name in ("house", "lake", "path", "fence", "rocks") if getattr(this, name)]
+    if noun != WHOLE:
+        fact = facts(this, look, [NOUNS[noun]])
+        return (*object_prompt(rng, fact, NOUNS[noun]), fact, False)
     distant = [DISTANT_NOUNS[this.far]] if this.far in DISTANT_NOUNS else []
-    shown = facts(this, look, ["tree", "sky", "ground", *present, *distant])
-    text, claims = scene_prompt(rng, shown)
-    if rng.random() < CAPTION_SHARE:
+    fact = facts(this, look, ["tree", "sky", "ground", *(name for name in THINGS if getattr(this, name)), *distant])
+    text, claims = scene_prompt(rng, fact)
+    is_sentence = rng.random() < CAPTION_SHARE
+    if is_sentence:
         text = caption(this, look, rng.randrange(8), rng.random() < data.SEASON_NAMED_SHARE)
-        return text, claims, shown, number
-    return text, claims, shown, -1
+    return text, claims, fact, is_sentence
 
 
 def _true_of(claims_B4, facts_B4, sentence_B):
-    """(B texts, B pictures): whether the text is true of the picture. A full sentence is true of its own only."""
-    claim, fact = claims_B4[:, None], facts_B4[None]
-    same = ((claim[..., :3] == -1) | (claim[..., :3] == fact[..., :3])).all(-1)
-    same &= (claim[..., 3] & fact[..., 3]) == claim[..., 3]
-    same &= (sentence_B < 0)[:, None]
-    return same | np.eye(len(same), dtype=bool)
+    """(B pictures, B texts): whether the text is true of the picture, though it was not made for it."""
+    claim, fact = claims_B4[None], facts_B4[:, None]
+    true_BB = ((claim[..., :3] == ANY) | (claim[..., :3] == fact[..., :3])).all(-1)
+    true_BB &= (claim[..., 3] & fact[..., 3]) == claim[..., 3]
+    return true_BB & ~sentence_B & ~np.eye(len(true_BB), dtype=bool)
 
 
-def make_tokenizer(texts, folder: Path):
-    """Train a small byte-pair tokenizer of these texts and save it where open_clip looks for it."""
-    from tokenizers import decoders, processors
+def make_tokenizer(texts, folder: Path) -> int:
+    """Train a small byte-pair tokenizer of these texts, save it where open_clip looks for it, return the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = data.byte_pairs(sorted(set(texts)), VOCABULARY - 3, unknown="<unk>")
+    entries, merges = data.byte_pairs(sorted(set(texts)), VOCABULARY - 4)
+    vocabulary = {entry: index for index, entry in enumerate(["<unk>", *entries])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder()
     tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])  # <end> last: open_clip pools at the highest id
-    ids = {token: tokenizer.token_to_id(token) for token in ("<start>", "<end>")}
-    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=list(ids.items()))
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("<start>", "<end>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ids)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<start>", eos_token="<end>")
     fast.save_pretrained(folder)
     return tokenizer.get_vocab_size()
@@ -114,13 +196,11 @@ def train_scorer(options: Options) -> None:
 
     device, folder = pick_device("auto"), Path(options.out) / "scorer"
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = data.training_seeds(options)
-    pixels, nouns = data.rendered(options, ("crops", "nouns"), _examples, OBJECTS)
-    rows = np.argwhere(nouns > -2)
-
+    seeds, examples = data.training_seeds(options), data.rendered(options, "crops", _example, OBJECTS)
+    pixels, nouns = examples["pixels"], examples["nouns"]
+    rows = np.argwhere(nouns != NOTHING)
     rng = random.Random(4)
-    sample = [_describe(rng, 0, seeds[number], nouns[number, part])[0] for number, part in rows[:20_000]]
-    vocabulary = make_tokenizer(sample, folder)
+    vocabulary = make_tokenizer([_describe(rng, seeds[number], nouns[number, part])[0] for number, part in rows[:20_000]], folder)
     log(f"scorer: {len(rows)} pictures, vocabulary of {vocabulary}")
     config = json.loads((SHIPPED / "scorer" / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["vocab_size"] = vocabulary
@@ -132,21 +212,18 @@ def train_scorer(options: Options) -> None:
     def loss_of_step(step):
         rng = random.Random(step * 53 + 8)
         chosen = rows[torch.randint(len(rows), (options.batch,)).numpy()]
-        described = [_describe(rng, number, seeds[number], nouns[number, part]) for number, part in chosen]
-        texts, claims, shown, sentence = zip(*described, strict=True)
-        claims_B4, facts_B4 = np.array(claims), np.array(shown)
+        described = [_describe(rng, seeds[number], nouns[number, part]) for number, part in chosen]
+        texts, *true = zip(*described, strict=True)
+        also_true_BB = torch.from_numpy(_true_of(*map(np.array, true))).to(device)
         image_BCHW = data.flipped(data.to_tensor(pixels[chosen[:, 0], chosen[:, 1]], device))
         brightness = 1 + 0.1 * torch.randn(len(chosen), 1, 1, 1, device=device)
         image_BCHW = (image_BCHW * brightness + 0.03 * torch.randn_like(image_BCHW)).clamp(-1, 1)
         with autocast(device):
             image_BD, text_BD, scale = model(image_BCHW, tokenizer(list(texts)).to(device))[:3]
         logits_BB = scale.float() * image_BD.float() @ text_BD.float().T
-        also_true = torch.from_numpy(_true_of(claims_B4, facts_B4, np.array(sentence)).T).to(device)
-        also_true.fill_diagonal_(False)
-        logits_BB = logits_BB.masked_fill(also_true, float("-inf"))  # neither a match nor a mistake
         with torch.no_grad():
-            model.logit_scale.clamp_(max=float(np.log(MAX_LOGIT_SCALE)))
-        return data.contrastive(logits_BB)
+            model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        return data.contrastive(logits_BB.masked_fill(also_true_BB, float("-inf")))  # neither a match nor a mistake
 
     fit("scorer", model, loss_of_step, options)
     write_weights(model, folder / "open_clip_model.safetensors")

@@ -22,23 +22,23 @@ TREE = 128  # added to the label of a tree
 TREE_SHARE = 0.7  # of the prompts; the rest is spread over everything else
 POINTS, BOXES = 3, 1  # prompts of each kind per picture
 BOX_JITTER = 0.06  # of the box's side
+EXAMPLE = np.dtype([("picture", np.uint8, (SIZE, SIZE, 3)), ("labels", np.uint8, (SIZE, SIZE))])
 
 
 def _example(seed):
-    """(uint8 picture (128, 128, 3), uint8 labels (128, 128)); TREE is added to the label of a tree, 0 is too small to ask for."""
+    """A picture and the label of each pixel's object, as EXAMPLE says; TREE is added to the label of a tree, 0 is too small to ask for."""
     this, look = scene(seed), varied_look(seed)
     labels = np.zeros((SIZE, SIZE), np.uint8)
     for index, (noun, area) in enumerate(instances(this, look), 1):
         if area.sum() >= SMALLEST_OBJECT:
             labels[area] = index + (TREE if noun == "tree" else 0)
-    return np.asarray(render(this, look)), labels
+    return np.array((np.asarray(render(this, look)), labels), EXAMPLE)
 
 
 def _prompt(rng, labels):
     """(x, y) of a pixel, the box (x0, y0, x1, y1) of its object and the object's bool mask."""
-    present = [value for value in np.unique(labels) if value]
-    trees = [value for value in present if value >= TREE]
-    others = [value for value in present if value < TREE]
+    present = np.unique(labels)
+    trees, others = present[present >= TREE].tolist(), present[(present > 0) & (present < TREE)].tolist()
     pool = trees if trees and (not others or rng.random() < TREE_SHARE) else others
     area = labels == rng.choice(pool)
     rows, columns = np.nonzero(area)
@@ -60,23 +60,10 @@ def _loss(masks_NMHW, quality_NM, target_NHW):
     return (5 * entropy + dice).min(1).values.mean() + F.mse_loss(quality_NM.float(), iou_NM)
 
 
-def _decode(decoder, embedding_BDHW, place, sparse_BPTD, dense_NDHW):
-    """MaskDecoder.predict_masks for several images (its own takes one): masks N x M x H x W, their predicted quality N x M."""
-    batch, prompts = sparse_BPTD.shape[:2]
-    outputs_TD = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens_NTD = torch.cat([outputs_TD.expand(batch * prompts, -1, -1), sparse_BPTD.flatten(0, 1)], 1)
-    source_NDHW = embedding_BDHW.repeat_interleave(prompts, 0) + dense_NDHW
-    found_NTD, source_NLD = decoder.transformer(source_NDHW, place.expand_as(source_NDHW), tokens_NTD)
-    upscaled_NDHW = decoder.output_upscaling(source_NLD.transpose(1, 2).reshape(source_NDHW.shape))
-    weights = [mlp(found_NTD[:, 1 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-    masks_NMHW = torch.einsum("nmd,ndhw->nmhw", torch.stack(weights, 1), upscaled_NDHW)
-    return masks_NMHW, decoder.iou_prediction_head(found_NTD[:, 0])
-
-
 def train_segmenter(options: Options) -> None:
     """Train the segmenter in `out`/segmenter."""
     device, folder = pick_device("auto"), Path(options.out) / "segmenter"
-    pictures, labels = rendered(options, ("labelled", "labels"), _example)
+    examples = rendered(options, "labelled", _example)
     torch.manual_seed(3)
     config = (SHIPPED / "segmenter" / "config.json").read_text()
     sam = build_sam(json.loads(config)).to(device).train()
@@ -84,29 +71,29 @@ def train_segmenter(options: Options) -> None:
 
     def loss_of_step(step):
         rng = random.Random(step * 61 + 5)
-        rows = torch.randint(len(pictures), (options.batch,)).numpy()
-        images, masks = pictures[rows], labels[rows]
+        chosen = examples[torch.randint(len(examples), (options.batch,)).numpy()]
         if rng.random() < 0.5:
-            images, masks = images[:, :, ::-1], masks[:, :, ::-1]
-        prompts = [_prompt(rng, mask) for mask in masks for _ in range(POINTS + BOXES)]
+            chosen = {name: chosen[name][:, :, ::-1] for name in EXAMPLE.names}
+        prompts = [_prompt(rng, labels) for labels in chosen["labels"] for _ in range(POINTS + BOXES)]
         points, boxes, areas = (torch.from_numpy(np.array(part)).to(device) for part in zip(*prompts, strict=True))
-        image_BCHW = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float()
-        image_BCHW = image_BCHW * (1 + 0.08 * torch.randn(len(images), 1, 1, 1, device=device))
-        shape = (len(images), POINTS + BOXES)
+        image_BCHW = torch.from_numpy(chosen["picture"].copy()).to(device).permute(0, 3, 1, 2).float()
+        image_BCHW = image_BCHW * (1 + 0.08 * torch.randn(len(image_BCHW), 1, 1, 1, device=device))
+        shape = (len(image_BCHW), POINTS + BOXES)
         with autocast(device):
             embedding_BDHW = sam.image_encoder(sam.preprocess(image_BCHW))
-            point_ones = torch.ones(len(points), 1, device=device)
-            by_point, dense = sam.prompt_encoder((points[:, None].float(), point_ones), None, None)
+            by_point, dense = sam.prompt_encoder((points[:, None].float(), torch.ones(len(points), 1, device=device)), None, None)
             by_box, _ = sam.prompt_encoder(None, boxes, None)
             # a point comes with a padding token, so both kinds of prompt are two tokens long and share one decoder call
             sparse = torch.cat([by_point.unflatten(0, shape)[:, :POINTS], by_box.unflatten(0, shape)[:, POINTS:]], 1)
-            place = sam.prompt_encoder.get_dense_pe()
-            masks, quality = _decode(sam.mask_decoder, embedding_BDHW, place, sparse, dense)
-        masks_BPMHW, quality_BPM = masks.unflatten(0, shape), quality.unflatten(0, shape)
+            # the decoder repeats one picture's embedding for every prompt and adds the dense part: give it the embeddings as that part
+            dense = embedding_BDHW.repeat_interleave(POINTS + BOXES, 0) + dense
+            nothing = torch.zeros_like(embedding_BDHW[:1])
+            masks, quality = sam.mask_decoder.predict_masks(nothing, sam.prompt_encoder.get_dense_pe(), sparse.flatten(0, 1), dense)
+        found = [part.unflatten(0, shape) for part in (masks, quality)]
         area_BPHW = areas.unflatten(0, shape)
         several, one = slice(1, None), slice(0, 1)  # SAM's first mask is for unambiguous prompts
-        by_point = (masks_BPMHW[:, :POINTS, several], quality_BPM[:, :POINTS, several], area_BPHW[:, :POINTS])
-        by_box = (masks_BPMHW[:, POINTS:, one], quality_BPM[:, POINTS:, one], area_BPHW[:, POINTS:])
+        by_point = (*(part[:, :POINTS, several] for part in found), area_BPHW[:, :POINTS])
+        by_box = (*(part[:, POINTS:, one] for part in found), area_BPHW[:, POINTS:])
         return sum(_loss(*(part.flatten(0, 1) for part in parts)) for parts in (by_point, by_box))
 
     fit("segmenter", sam, loss_of_step, options)

@@ -1,24 +1,63 @@
-"""The Stable Diffusion folder: the text encoder with its tokenizer, and the UNet. B batch, C channels, H W pixels, T tokens, D width."""
+"""The Stable Diffusion folder: the autoencoder (four latent channels at a quarter of the resolution), the text encoder with its tokenizer,
+and the UNet. B batch, C channels, H W pixels, T tokens, D width.
+"""
 
-import json
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from models.devices import pick_device
-from models.miniature.scenes import STYLES, Look
 from models.miniature.training import data
-from models.miniature.training.data import CAPTIONS, VALIDATION_SEED
-from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, untrained, write_whole
+from models.miniature.training.data import CAPTIONS
+from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, untrained
+from models.perceptual import perceptual_loss
 
+L1_WEIGHT, L2_WEIGHT, KL_WEIGHT = 3.0, 20.0, 2e-3
+PERCEPTUAL_CROP = 64  # px; VGG on a crop costs a quarter of VGG on the picture
 TOKENS = 32
 VOCABULARY = 1200  # at most; the captions have fewer pairs to merge
 WIDTH, LAYERS, HEADS = 256, 4, 4  # of the text encoder
 VISION_LAYERS, PATCH = 6, 16  # of the vision tower that it is trained with, thrown away afterwards
 CAPTION_DROPOUT = 0.1  # share of training without a caption, for classifier-free guidance
-VALIDATION_PICTURES = 64  # of each style
+
+
+def train_vae(options: Options) -> None:
+    """Train the autoencoder of `out`/teacher."""
+    from diffusers import AutoencoderKL
+
+    device = pick_device("auto")
+    vae = untrained(AutoencoderKL, "teacher/vae", options.init)
+    vae.to(device, memory_format=torch.channels_last).train()
+    perceptual = perceptual_loss(device)
+    if options.compile:
+        for module in (vae.encoder, vae.decoder, perceptual.lpips.net):
+            module.compile()
+    images = data.training_pictures(options)
+
+    def loss_of_step(step):
+        truth_BCHW = data.flipped(data.to_tensor(images[torch.randint(len(images), (options.batch,)).numpy()], device))
+        with autocast(device):
+            posterior = vae.encode(truth_BCHW).latent_dist
+            divergence = posterior.kl().mean() / posterior.mean[0].numel()
+            decoded_BCHW = vae.decode(posterior.sample()).sample.float()
+        error = decoded_BCHW - truth_BCHW
+        top, left = torch.randint(truth_BCHW.shape[-1] - PERCEPTUAL_CROP + 1, (2,)).tolist()
+        crop = (..., slice(top, top + PERCEPTUAL_CROP), slice(left, left + PERCEPTUAL_CROP))
+        distance = perceptual(decoded_BCHW[crop], truth_BCHW[crop]).mean()
+        return L1_WEIGHT * error.abs().mean() + L2_WEIGHT * error.square().mean() + KL_WEIGHT * divergence + distance
+
+    fit("vae", vae, loss_of_step, options)
+    with torch.compiler.set_stance("force_eager"):  # another shape than training's: not worth compiling for
+        spread = latents(vae, images[:512]).std()
+    vae.register_to_config(scaling_factor=1 / float(spread))
+    vae.half().save_pretrained(Path(options.out) / "teacher" / "vae")
+
+
+@torch.no_grad()
+def latents(vae, pictures) -> torch.Tensor:
+    """Latent modes (N, 4, 32, 32) of uint8 pictures, float32 on the CPU, not scaled."""
+    parts = (data.to_tensor(pictures[start : start + 64], vae.device) for start in range(0, len(pictures), 64))
+    return torch.cat([vae.encode(part).latent_dist.mode().float().cpu() for part in parts])
 
 
 def encode(tokenizer, texts: list[str]) -> torch.Tensor:
@@ -31,7 +70,7 @@ def make_tokenizer(texts: list[str], folder: Path):
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    merges = [tuple(pair) for pair in json.loads(data.byte_pairs(texts, VOCABULARY).to_str())["model"]["merges"]]
+    _, merges = data.byte_pairs(texts, VOCABULARY)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # all 256 bytes
     entries = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     entries += ["<|startoftext|>", "<|endoftext|>"]
@@ -56,8 +95,7 @@ def train_text(options: Options) -> None:
     from transformers import CLIPTextModel
 
     device, folder = pick_device("auto"), Path(options.out) / "teacher"
-    pictures = data.training_pictures(options)
-    texts = data.training_sentences(options)
+    pictures, texts = data.training_pictures(options), data.training_sentences(options)
     tokenizer = make_tokenizer(texts, folder / "tokenizer")
     tokens = encode(tokenizer, texts).view(-1, CAPTIONS, TOKENS)
     log(f"text: vocabulary of {len(tokenizer)}")
@@ -75,55 +113,21 @@ def train_text(options: Options) -> None:
 
     fit("text", clip, loss_of_step, options)
     encoder = CLIPTextModel(clip.config.text_config)
-    state = clip.text_model.state_dict()
     names = encoder.state_dict().keys()  # releases of transformers differ in whether these carry a prefix
     prefix = "text_model." if next(iter(names)).startswith("text_model.") else ""
-    encoder.load_state_dict({prefix + name: tensor for name, tensor in state.items() if prefix + name in names})
+    state = {prefix + name: tensor for name, tensor in clip.text_model.state_dict().items()}
+    encoder.load_state_dict({name: tensor for name, tensor in state.items() if name in names})
     encoder.half().save_pretrained(folder / "text_encoder")
 
 
-@torch.no_grad()
-def _latents(vae, pictures, device):
-    """Scaled latent modes, float16 (N, 4, 32, 32)."""
-    found = []
-    for start in range(0, len(pictures), 64):
-        with autocast(device):
-            mode = vae.encode(data.to_tensor(pictures[start : start + 64], device)).latent_dist.mode()
-        found.append((mode.float() * vae.config.scaling_factor).half().cpu())
-    return torch.cat(found).numpy()
-
-
-def _training_latents(vae, options, device):
-    """_latents of the training pictures, kept on disk."""
-    path = data.cache_path(options, "latents", data.training_seeds(options), options.sketch_share, vae.config.scaling_factor)
-    if not path.exists():
-        log(f"making {path}")
-        write_whole(path, partial(np.save, arr=_latents(vae, data.training_pictures(options), device)))
-    return np.load(path, mmap_mode="r")
-
-
-def _validation(errors, vae, encode, device):
-    """A function that measures the loss on held-out photos and sketches, always with the same noise and time steps."""
-    generator, sets = torch.Generator().manual_seed(5), {}
-    seeds = range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_PICTURES)
-    for style in STYLES:
-        look = Look("any", style=style)
-        latents = torch.from_numpy(_latents(vae, data.pictures(seeds, look), device)).float()
-        times = torch.linspace(5, 985, VALIDATION_PICTURES).long()[torch.randperm(len(latents), generator=generator)]
-        noise = torch.randn(latents.shape, generator=generator)
-        sets[style] = (latents, noise, times, encode([data.sentences(seed, look, 1)[0] for seed in seeds]))
-
-    @torch.no_grad()
-    @torch.compiler.set_stance("force_eager")
-    def measure():
-        losses = []
-        for style, tensors in sets.items():
-            parts = zip(*(tensor.split(32) for tensor in tensors), strict=True)
-            found = torch.cat([errors(*(part.to(device) for part in batch)) for batch in parts])
-            losses.append(f"{style} {float(found.mean()):.4f}")
-        return "validation loss: " + ", ".join(losses)
-
-    return measure
+def noise_errors(pipe, latent_BCHW, noise_BCHW, time_B, token_BT) -> torch.Tensor:
+    """The objective of a latent diffusion model: the mean squared error of the predicted noise of each sample (B,)."""
+    noisy_BCHW = pipe.scheduler.add_noise(latent_BCHW, noise_BCHW, time_B)
+    with autocast(latent_BCHW.device):
+        with torch.no_grad():  # the attention mask is all ones, as the pipeline passes none
+            caption_BTD = pipe.text_encoder(input_ids=token_BT).last_hidden_state
+        predicted_BCHW = pipe.unet(noisy_BCHW, time_B, caption_BTD).sample
+    return (predicted_BCHW.float() - noise_BCHW).square().mean((1, 2, 3))
 
 
 def train_unet(options: Options) -> None:
@@ -135,43 +139,38 @@ def train_unet(options: Options) -> None:
     for part, stage in (("vae", "vae"), ("tokenizer", "text"), ("text_encoder", "text")):
         if not (folder / part).is_dir():
             raise SystemExit(f"{folder / part} is not there: run the stage {stage} first, with the same out")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().to(device).eval().requires_grad_(False)
-    vae = AutoencoderKL.from_pretrained(folder / "vae").float().to(device).eval().requires_grad_(False)
-    scheduler = DDIMScheduler.from_pretrained(SHIPPED / "teacher" / "scheduler")  # Stable Diffusion's
-    unet = untrained(UNet2DConditionModel, "teacher/unet", options.init)
-    unet.to(device, memory_format=torch.channels_last).train()
-
-    latents = _training_latents(vae, options, device)
-    tokens = encode(tokenizer, data.training_sentences(options)).view(len(latents), CAPTIONS, TOKENS)
-    empty = encode(tokenizer, [""])
-
-    def errors(latent_BCHW, noise_BCHW, time_B, token_BT):
-        """The objective of a latent diffusion model: the mean squared error of the predicted noise of each sample (B,)."""
-        noisy_BCHW = scheduler.add_noise(latent_BCHW, noise_BCHW, time_B)
-        with autocast(device):
-            with torch.no_grad():  # the attention mask is all ones, as the pipeline passes none
-                caption_BTD = text_encoder(input_ids=token_BT.to(device)).last_hidden_state
-            predicted_BCHW = unet(noisy_BCHW, time_B, caption_BTD).sample
-        return (predicted_BCHW.float() - noise_BCHW).square().mean((1, 2, 3))
-
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae").float().eval().requires_grad_(False),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval().requires_grad_(False),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=untrained(UNet2DConditionModel, "teacher/unet", options.init).to(memory_format=torch.channels_last).train(),
+        scheduler=DDIMScheduler.from_pretrained(SHIPPED / "teacher" / "scheduler"),  # Stable Diffusion's
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(device)
     if options.compile:
-        unet.compile()
-    measure = _validation(errors, vae, partial(encode, tokenizer), device)
-    log(f"unet: {measure()}")
+        pipe.unet.compile()
+
+    scale = pipe.vae.config.scaling_factor
+
+    def training_latents():
+        with autocast(device):
+            return (latents(pipe.vae, data.training_pictures(options)) * scale).half().numpy()
+
+    codes = data.kept(options, "latents", training_latents, options.sketch_share, scale)
+    tokens = encode(pipe.tokenizer, data.training_sentences(options)).view(len(codes), CAPTIONS, TOKENS)
+    empty = encode(pipe.tokenizer, [""])
 
     def loss_of_step(step):
-        rows = torch.randint(len(latents), (options.batch,))
+        rows = torch.randint(len(codes), (options.batch,))
         token_BT = tokens[rows, torch.randint(CAPTIONS, (options.batch,))]
         token_BT = torch.where(torch.rand(options.batch, 1) < CAPTION_DROPOUT, empty, token_BT)
-        latent_BCHW = torch.from_numpy(latents[rows.numpy()]).to(device).float()
+        latent_BCHW = torch.from_numpy(codes[rows.numpy()]).to(device).float()
         time_B = torch.randint(1000, (options.batch,), device=device)
-        return errors(latent_BCHW, torch.randn_like(latent_BCHW), time_B, token_BT).mean()
+        return noise_errors(pipe, latent_BCHW, torch.randn_like(latent_BCHW), time_B, token_BT.to(device)).mean()
 
-    fit("unet", unet, loss_of_step, options, measure)
-    log(f"unet: {measure()}")
-    unet.half().save_pretrained(folder / "unet")
-    scheduler.save_pretrained(folder / "scheduler")
-    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
-    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False)
+    fit("unet", pipe.unet, loss_of_step, options)
+    pipe.unet.half().save_pretrained(folder / "unet")
+    pipe.scheduler.save_pretrained(folder / "scheduler")
     pipe.save_config(folder)
