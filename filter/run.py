@@ -146,7 +146,7 @@ def _score(config: Config, wanted: Mapping[Path, dict[str, Any]], rank: int) -> 
 
 
 def _read_ahead(shards: Iterable[Path], pool: ThreadPoolExecutor) -> Iterator[tuple[Path, Iterator[Pair]]]:
-    """Each shard, verified, and its pairs; those of the next one are decoded in the pool meanwhile."""
+    """Each shard, verified, and its pairs; those of the next one are decoded in the pool meanwhile, so two shards are in memory."""
     waiting: deque[tuple[Path, Iterator[Pair]]] = deque()
     for shard in shards:
         verify(shard)

@@ -19,8 +19,7 @@ from configs.schema import Config
 from filter.score_table import SCORES, read_scores, scores_path, write_scores
 from filter.selection import Criteria, selection_of
 from generate.shards import Pair, write_json, write_shard
-from scripts.report import main, read_metrics, spread, write_report
-from scripts.report_charts import Series, histogram, line_chart, smoothed, ticks
+from scripts.report import Series, histogram, line_chart, main, read_metrics, smoothed, spread, ticks, write_report
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
