@@ -18,7 +18,7 @@ from PIL import Image
 from configs.loader import pairs_dir, run_dir
 from configs.schema import Config
 from filter.score_table import FLAGS, SAYS, SCORES
-from filter.selection import Criteria, best_keys
+from filter.selection import Criteria, down_to
 from generate.shards import finished_shards, locate, read_pair, whole_file
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -28,11 +28,9 @@ NEAR_SHARE = 1 / 3  # of the pairs shown are those nearest to the bounds
 
 def write_page(config: Config, rows: Sequence[Mapping[str, Any]], asked: Criteria) -> Path:
     """Write <run>/filter.html for the scores and the selection; returns its path. At most filter.page_pairs pairs bring their pictures."""
-    at_least: dict[str, float | None] = dict(asked.at_least)
-    at_most: dict[str, float | None] = dict(asked.at_most)
-    if asked.keep is not None and (best := list(best_keys(rows, asked).values())):  # a share is a bound at its last pair
-        limits, name = (at_most, asked.by[1:]) if asked.by.startswith("-") else (at_least, asked.by)
-        limits[name] = _rounded(best[-1])
+    at_least, at_most = dict(asked.at_least), dict(asked.at_most)
+    if (last := down_to(rows, asked)) is not None:  # a share is a bound at its last pair
+        (at_most if asked.by.startswith("-") else at_least)[asked.by.removeprefix("-")] = _rounded(last)
     chosen = choose(rows, at_least, at_most, config.filter.page_pairs)
     data = {
         "title": f"{config.task.source} \N{RIGHTWARDS ARROW} {config.task.target}",
@@ -40,7 +38,7 @@ def write_page(config: Config, rows: Sequence[Mapping[str, Any]], asked: Criteri
         "command": f"python filter/run.py task={config.task.name} teacher={config.teacher.name}",
         "scores": SCORES,
         "says": SAYS,
-        "rows": [[row["key"], row["flags"], *(_rounded(row[name]) for name in SCORES)] for row in rows],
+        "rows": [[row["key"], row["flags"], *(None if row[name] is None else _rounded(row[name]) for name in SCORES)] for row in rows],
         "at_least": at_least,
         "at_most": at_most,
         "reject": list(asked.reject),
@@ -74,8 +72,8 @@ def choose(rows: Sequence[Mapping[str, Any]], at_least: Mapping[str, Any], at_mo
     return sorted([*near, *(others[step] for step in steps)])
 
 
-def _rounded(score: float | None) -> float | None:
-    return None if score is None else float(f"{score:.5g}")  # 15,000 pairs have 225,000 scores
+def _rounded(score: float) -> float:
+    return float(f"{score:.5g}")  # 15,000 pairs have 225,000 scores
 
 
 def _pictures(config: Config, wanted: Mapping[str, int]) -> dict[int, list[str]]:
@@ -83,12 +81,14 @@ def _pictures(config: Config, wanted: Mapping[str, int]) -> dict[int, list[str]]
     found = {}
     for location in (place for shard in finished_shards(pairs_dir(config)) for place in locate(shard) if place.key in wanted):
         pair = read_pair(location, ("input", "edit"))
-        found[wanted[pair.key]] = [*(_jpeg(pair.images[name]) for name in ("input", "edit")), str(pair.record.get("caption", pair.key))]
+        pictures = (data_url(pair.images[name], SIDE, "JPEG", quality=QUALITY) for name in ("input", "edit"))
+        found[wanted[pair.key]] = [*pictures, str(pair.record.get("caption", pair.key))]
     return found
 
 
-def _jpeg(image: np.ndarray) -> str:
+def data_url(image: np.ndarray, max_side: int, kind: str = "PNG", **options: Any) -> str:
+    """The RGB uint8 H x W x 3 image in a URL, scaled down to at most max_side pixels a side. options: Pillow's for that kind of file."""
     pillow, stream = Image.fromarray(image), io.BytesIO()
-    pillow.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    pillow.save(stream, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    pillow.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    pillow.save(stream, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

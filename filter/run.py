@@ -18,9 +18,10 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,70 +33,49 @@ from configs.loader import CHOICES, known_keys, pairs_dir, run_dir
 from configs.schema import Config
 from filter.report import write_page
 from filter.score_table import OVERLAP_SCORES, SCORES, is_current, models_identity, read_scores, scores_path, write_scores
-from filter.selection import Criteria, criteria, selection_of
+from filter.selection import criteria, selection_of
 from generate.shards import Pair, exclusive, finished_shards, locate, read_manifest, read_pair, verify, write_json
 from models.devices import pick_device, process_group
 
 SECTIONS = ("task", "generate", "scorer", "segmenter", "filter")
 QUANTILES = (0.1, 0.5, 0.9)
-READ_AHEAD = 2  # batches being decoded while one is scored
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score and select as the command line says; returns the exit code."""
-    arguments, alone = split_select(list(sys.argv[1:] if argv is None else argv))
-    work = select_again if alone else score_and_select
-    return entry(__doc__ or "", SECTIONS, lambda config: print_summary(work(config)), plan, arguments)
+    arguments, selecting = split_select(list(sys.argv[1:] if argv is None else argv))
+    return entry(__doc__, SECTIONS, lambda config: print_summary(score_and_select(config, not selecting)), plan, arguments)
 
 
 def split_select(arguments: list[str]) -> tuple[list[str], bool]:
     """The arguments with `--select A=1 B=2` as filter.select=, and whether it is there. Configuration keys may stand among its own."""
-    rest: list[str] = []
-    asked: list[str] = []
-    selecting = False
-    for argument in arguments:
-        name = argument.partition("=")[0]
-        if argument.startswith("--"):
-            selecting = argument == "--select"
-        if selecting and not ("." in name or name in CHOICES or name in known_keys()):
-            asked.append(argument)
-        else:
-            rest.append(argument)
-    if asked[1:]:
-        rest.append("filter.select=" + json.dumps([item for item in asked if item != "--select"]))
-    return rest, bool(asked)
+    if "--select" not in arguments:
+        return arguments, False
+    place, keys = arguments.index("--select"), {*CHOICES, *known_keys()}
+    after = [argument for argument in arguments[place:] if argument != "--select"]
+    rest = [item for item in after if item.startswith("--") or "." in item.partition("=")[0] or item.partition("=")[0] in keys]
+    asked = [item for item in after if item not in rest]
+    return [*arguments[:place], *rest, *(["filter.select=" + json.dumps(asked)] if asked else [])], True
 
 
-def score_and_select(config: Config) -> dict[str, Any]:
-    """Score the pairs that have no current scores, then select.
+def score_and_select(config: Config, score: bool = True) -> dict[str, Any]:
+    """Score the pairs that have no current scores, then select. score=False: select by the scores that are there, whatever made them.
 
-    Returns selection.json's content and 'rows' (as read_scores gives them), 'asked', 'page', 'scored' (pairs scored in this call) and
-    'seconds' (that took); in other processes than the main one an empty dict. UserError without pairs, or without a model's weights.
+    Returns selection.json's content and 'rows' (as read_scores gives them), 'asked', 'page' and 'scored' (pairs scored by this process);
+    in other processes than the main one an empty dict. UserError without pairs, a model's weights, or with score=False a shard's scores.
     """
-    asked = criteria(config)
-    wanted = stale_shards(config)
+    asked, stale = criteria(config), stale_shards(config)
     rank, world, barrier = _processes()
-    began = time.perf_counter()
-    scored = _score(config, dict(list(wanted.items())[rank::world]), rank)
-    seconds = time.perf_counter() - began
+    scored = _score(config, dict(list(stale.items())[rank::world]), rank) if score else 0
     barrier()
-    return {**_select(config, asked), "scored": scored, "seconds": seconds} if rank == 0 else {}
-
-
-def select_again(config: Config) -> dict[str, Any]:
-    """Select from the scores that are there, whatever made them; returns as score_and_select. UserError where a shard has none."""
-    outcome = _select(config, criteria(config))
-    stale = len(stale_shards(config))
-    if stale:
-        print(f"note: the scores of {stale} shards were made with other models or texts than this configuration's")
-    return {**outcome, "scored": 0, "seconds": 0.0}
-
-
-def _select(config: Config, asked: Criteria) -> dict[str, Any]:
+    if rank:
+        return {}
     rows = read_scores(config)
     selection = selection_of(rows, asked)
     write_json(run_dir(config) / "selection.json", selection)
-    return {**selection, "rows": rows, "asked": str(asked), "page": write_page(config, rows, asked)}
+    if stale and not score:
+        print(f"note: the scores of {len(stale)} shards were made with other models or texts than this configuration's")
+    return {**selection, "rows": rows, "asked": str(asked), "page": write_page(config, rows, asked), "scored": scored}
 
 
 def stale_shards(config: Config) -> dict[Path, dict[str, Any]]:
@@ -107,10 +87,13 @@ def stale_shards(config: Config) -> dict[Path, dict[str, Any]]:
 
 def plan(config: Config) -> dict[str, Any]:
     """What --dry-run prints."""
-    shards, stale = finished_shards(pairs_dir(config)), stale_shards(config)
+
+    def pairs(shards: Iterable[Path]) -> int:
+        return sum(len(read_manifest(shard)["keys"]) for shard in shards)
+
     return {
-        "pairs": sum(len(read_manifest(shard)["keys"]) for shard in shards),
-        "pairs to score": sum(len(read_manifest(shard)["keys"]) for shard in stale),
+        "pairs": pairs(finished_shards(pairs_dir(config))),
+        "pairs to score": pairs(stale_shards(config)),
         "segmenter": config.segmenter.model if config.task.source_noun else "not run: the task names no foreground",
         "keeps": criteria(config),
         "out": run_dir(config),
@@ -127,20 +110,16 @@ def print_summary(outcome: Mapping[str, Any]) -> None:
         if values:
             numbers = [np.mean(values), *np.quantile(values, QUANTILES)]
             print(f"{name:18}{len(values):7}" + "".join(f"{number:9.4g}" for number in numbers))
-    raised = ", ".join(f"{count} {flag}" for flag, count in outcome["flags"].items() if count)
-    print(f"flags: {raised}" if raised else "flags: none")
+    print("flags:", ", ".join(f"{count} {flag}" for flag, count in outcome["flags"].items() if count) or "none")
     print(f"kept {len(outcome['kept'])} of {outcome['total']} pairs ({outcome['yield']:.1%}): {outcome['asked']}")
     print(f"look at them: {outcome['page']}")
-    if outcome["scored"]:
-        print(f"this process scored {outcome['scored']} pairs in {outcome['seconds']:.1f} s")
     if not outcome["kept"]:
         print("no pair passes: look at the scores above and ask for less (--select keep=0.5 by=clip_gain), or make better pairs")
 
 
 def _processes() -> tuple[int, int, Callable[[], None]]:
     """Rank, number of processes, and a barrier; passes one itself, so that all have listed the stale shards before any is scored."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1, lambda: None
     state = process_group()
     state.wait_for_everyone()
@@ -151,37 +130,30 @@ def _score(config: Config, wanted: Mapping[Path, dict[str, Any]], rank: int) -> 
     """Score the shards and write their files; returns the number of pairs."""
     if not wanted:
         return 0
+    began, count = time.perf_counter(), 0
     score_batch = batch_scorer(config, pick_device(config.filter.device))
-    count = 0
     with exclusive(run_dir(config) / "scores", f"process-{rank}"), ThreadPoolExecutor(config.filter.workers) as pool:
-        for shard, batches in groupby(_read_ahead(config, wanted, pool), key=lambda item: item[0]):
-            keys: list[str] = []
-            scores: dict[str, list[float | None]] = {name: [] for name in SCORES}
-            for _, pairs in batches:
-                found = score_batch(pairs)
-                keys += [pair.key for pair in pairs]
-                for name in SCORES:
-                    scores[name].extend(found.get(name, [None] * len(pairs)))
-            write_scores(scores_path(config, shard), keys, scores, wanted[shard])
-            count += len(keys)
-            print(f"{shard.name}: {len(keys)} pairs scored", flush=True)
+        for shard, pairs in _read_ahead(wanted, pool):
+            rows: list[dict[str, Any]] = []
+            while batch := list(islice(pairs, config.filter.batch)):
+                found = score_batch(batch)
+                rows += ({"key": pair.key} | {name: found[name][at] for name in found} for at, pair in enumerate(batch))
+            write_scores(scores_path(config, shard), rows, wanted[shard])
+            count += len(rows)
+            print(f"{shard.name}: {len(rows)} pairs scored", flush=True)
+    print(f"this process scored {count} pairs in {time.perf_counter() - began:.1f} s")
     return count
 
 
-def _read_ahead(config: Config, shards: Sequence[Path] | Mapping[Path, Any], pool: ThreadPoolExecutor) -> Iterator[tuple[Path, list[Pair]]]:
-    """The shards' pairs in batches of filter.batch; the next ones are decoded in the pool meanwhile. Every shard is verified first."""
-    waiting: deque[tuple[Path, list[Any]]] = deque()
+def _read_ahead(shards: Iterable[Path], pool: ThreadPoolExecutor) -> Iterator[tuple[Path, Iterator[Pair]]]:
+    """Each shard, verified, and its pairs; those of the next one are decoded in the pool meanwhile, so two shards are in memory."""
+    waiting: deque[tuple[Path, Iterator[Pair]]] = deque()
     for shard in shards:
         verify(shard)
-        locations = locate(shard)
-        for start in range(0, len(locations), config.filter.batch):
-            part = locations[start : start + config.filter.batch]
-            waiting.append((shard, [pool.submit(read_pair, location, ("input", "edit")) for location in part]))
-            if len(waiting) > READ_AHEAD:
-                ready, reading = waiting.popleft()
-                yield ready, [pair.result() for pair in reading]
-    for ready, reading in waiting:
-        yield ready, [pair.result() for pair in reading]
+        waiting.append((shard, pool.map(partial(read_pair, names=("input", "edit")), locate(shard))))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def batch_scorer(config: Config, device: Any, scorer: Any = None, segmenter: Any = None) -> Callable[[Sequence[Pair]], dict[str, Any]]:

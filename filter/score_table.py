@@ -8,7 +8,7 @@ reason to score 15,000 pairs anew.
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -46,15 +46,13 @@ PICTURE_SCORES = {
 SAYS = CLIP_SCORES | OVERLAP_SCORES | PICTURE_SCORES
 SCORES = tuple(SAYS)
 
-UNCHANGED_LPIPS = 0.02  # JPEG of quality 90 does more (.04 to .09 on the miniature's scenes), its reconstructions .10 and more
-BLANK_SHARPNESS = 1.0  # one colour has 0; the softest of 32 of the miniature's edits has 234
-# What is plainly wrong with a pair. blank: input or edit is of one colour (a safety checker's black picture). unchanged: the edit is the
-# input. no_foreground_*: the segmenter found no such object.
-FLAGS: dict[str, Callable[[Mapping[str, float | None]], bool]] = {
-    "blank": lambda row: _below(row["sharpness_input"], BLANK_SHARPNESS) or _below(row["sharpness_edit"], BLANK_SHARPNESS),
-    "unchanged": lambda row: _below(row["lpips_input_edit"], UNCHANGED_LPIPS),
-    "no_foreground_input": lambda row: row["area_input"] == 0,
-    "no_foreground_edit": lambda row: row["area_edit"] == 0,
+FLAGS = {  # what is plainly wrong with a pair, and the scores of which one below the limit says so
+    # A safety checker's black picture. One colour has sharpness 0; the softest of 32 of the miniature's edits has 234.
+    "blank": (("sharpness_input", "sharpness_edit"), 1.0),
+    # The edit is the input. JPEG of quality 90 does more (.04 to .09 on the miniature's scenes), its reconstructions .10 and more.
+    "unchanged": (("lpips_input_edit",), 0.02),
+    "no_foreground_input": (("area_input",), 1e-12),  # the segmenter found no such object: one pixel would be more
+    "no_foreground_edit": (("area_edit",), 1e-12),
 }
 
 FORMAT = 2
@@ -65,13 +63,9 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def flags_of(row: Mapping[str, float | None]) -> list[str]:
-    """The names of FLAGS that a pair's raw scores raise; a score that there is not raises none."""
-    return [name for name, raised in FLAGS.items() if raised(row)]
-
-
-def _below(value: float | None, limit: float) -> bool:
-    return value is not None and value < limit
+def flags_of(row: Mapping[str, Any]) -> list[str]:
+    """The FLAGS that a pair's raw scores raise; a score that is not there raises none."""
+    return [flag for flag, (names, limit) in FLAGS.items() if any(row.get(name) is not None and row[name] < limit for name in names)]
 
 
 def scores_path(config: Config, shard: Path) -> Path:
@@ -86,18 +80,15 @@ def models_identity(config: Config) -> dict[str, Any]:
         raise UserError("task.source_noun and task.target_noun go together: name both or neither")
     del scorer["gain_unit"], segmenter["batch"], segmenter["points_per_batch"]  # the scores are the same whatever these are
     nouns = [task.source_noun, task.target_noun] if task.source_noun else None
-    weights = {"scorer": scorer_files(config.scorer)}
-    if nouns:
-        weights |= {name: model_files(segmenter[name]) for name in ("model", "checkpoint", "detector")}
-    segmenter_parts = segmenter["model"], segmenter["checkpoint"], segmenter["detector"]
+    parts = {name: segmenter[name] for name in ("model", "checkpoint", "detector")} if nouns else {}
     return {
         "format": FORMAT,
         "scorer": " ".join(filter(None, (scorer["model"], scorer["pretrained"]))),
-        "segmenter": " ".join(filter(None, segmenter_parts)) if nouns else None,
+        "segmenter": " ".join(filter(None, parts.values())) or None,
         "texts": [task.source, task.target],
         "nouns": nouns,
         "settings": digest(scorer, segmenter if nouns else None, config.filter.dtype),
-        "weights": weights,
+        "weights": {"scorer": scorer_files(config.scorer), **{name: model_files(path) for name, path in parts.items()}},
     }
 
 
@@ -109,15 +100,13 @@ def is_current(path: Path, wanted: Mapping[str, Any]) -> bool:
     return False
 
 
-def write_scores(path: Path, keys: Sequence[str], scores: Mapping[str, Sequence[float | None]], about: Mapping[str, Any]) -> None:
-    """Write one score file, whole or not at all. scores: each of SCORES, as long as keys; None and NaN become null; they make the flags."""
-    flags = [flags_of(dict(zip(SCORES, row, strict=True))) for row in zip(*(scores[name] for name in SCORES), strict=True)]
-    numbers = [pyarrow.array(scores[name], pyarrow.float64(), from_pandas=True) for name in SCORES]  # from_pandas: NaN is null
-    columns = [pyarrow.array(keys, pyarrow.string()), *numbers, pyarrow.array(flags, SCHEMA.field("flags").type)]
+def write_scores(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
+    """Write one score file, whole or not at all. rows: 'key' and scores by name; one that is missing, None or NaN becomes null."""
+    numbers = [{name: None if value != value else value for name, value in row.items()} for row in rows]
     made_with = {**about, "versions": {name: version(name) for name in LIBRARIES}}
-    table = pyarrow.Table.from_arrays(columns, schema=SCHEMA.with_metadata({METADATA: json.dumps(made_with, sort_keys=True)}))
+    schema = SCHEMA.with_metadata({METADATA: json.dumps(made_with, sort_keys=True)})
     with whole_file(path) as stream:
-        pyarrow.parquet.write_table(table, stream)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row | {"flags": flags_of(row)} for row in numbers], schema), stream)
 
 
 def read_scores(config: Config) -> list[dict[str, Any]]:
@@ -132,9 +121,7 @@ def read_scores(config: Config) -> list[dict[str, Any]]:
             found = pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UserError(f"{path} is missing or unreadable: run filter/run.py to score the pairs") from error
-        older = any(row["flags"] is None for row in found)
-        if older or [row["key"] for row in found] != read_manifest(shard)["keys"]:
-            what = "an older version's scores" if older else f"the scores of other pairs than {shard}"
-            raise UserError(f"{path} holds {what}: run filter/run.py to score the pairs again")
+        if [row["key"] for row in found] != read_manifest(shard)["keys"] or any(row["flags"] is None for row in found):
+            raise UserError(f"{path} is an older version's, or of other pairs than {shard}: run filter/run.py to score the pairs again")
         rows += found
     return rows

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
-from filter.score_table import CLIP_SCORES, PICTURE_SCORES
+from filter.score_table import PICTURE_SCORES
 from models.perceptual import Perceptual
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as OpenCV and Pillow make grey
@@ -22,18 +22,17 @@ def clip_scores(input_BD: np.ndarray, edit_BD: np.ndarray, source_D: np.ndarray,
     clip_gain: Parmar et al. 2023, section 3.4. clip_directional: the cosine between what changed in the picture and what changes in the
     text (Brooks et al. 2023, InstructPix2Pix, section 3.1.2); NaN where the picture did not change.
     """
-    scores = {
+    change_BD, wanted_D = edit_BD - input_BD, target_D - source_D
+    lengths_B = np.linalg.norm(change_BD, axis=1) * np.linalg.norm(wanted_D)
+    return {
         "sim_input_source": input_BD @ source_D,
         "sim_input_target": input_BD @ target_D,
         "sim_edit_source": edit_BD @ source_D,
         "sim_edit_target": edit_BD @ target_D,
+        "clip_gain": edit_BD @ target_D - input_BD @ target_D,
+        "clip_directional": (change_BD @ wanted_D) / np.where(lengths_B > 0, lengths_B, np.nan),
         "image_image": (input_BD * edit_BD).sum(axis=1),
     }
-    scores["clip_gain"] = scores["sim_edit_target"] - scores["sim_input_target"]
-    change_BD, wanted_D = edit_BD - input_BD, target_D - source_D
-    lengths_B = np.linalg.norm(change_BD, axis=1) * np.linalg.norm(wanted_D)
-    scores["clip_directional"] = (change_BD @ wanted_D) / np.where(lengths_B > 0, lengths_B, np.nan)
-    return {name: scores[name] for name in CLIP_SCORES}
 
 
 def overlap_scores(input_mask: np.ndarray, edit_mask: np.ndarray) -> dict[str, float | None]:

@@ -1,7 +1,6 @@
 """Which pairs are good enough: pure arithmetic on the stored scores, so another selection costs nothing."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,13 +62,12 @@ def _parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
                 raise UserError(f"--select {item}: a share above 0 and up to 1, as keep=0.6")
         elif name == "by":
             by = ("-" if value.startswith("-") else "") + _score(value.removeprefix("-"))
+        elif not value.strip(":"):
+            raise UserError(f"--select {item}: it is {SYNTAX}")
         else:
-            low, _, high = value.partition(":")
-            for limits, limit in ((at_least, low), (at_most, high)):
+            for limits, limit in zip((at_least, at_most), value.split(":", 1), strict=False):
                 if limit:
                     limits[_score(name)] = _number(item, limit)
-            if not value.strip(":"):
-                raise UserError(f"--select {item}: it is {SYNTAX}")
     if by and keep is None:
         raise UserError(f"--select by={by} says by what, but not how many: add keep=0.6")
     return Criteria(at_least, at_most, keep, by or "clip_gain", reject)
@@ -93,21 +91,27 @@ def select(table: Sequence[Row], asked: Criteria) -> tuple[list[str], dict[str, 
 
     table: rows with 'key', the scores and optionally 'flags'. A score that is null or NaN passes no bound and is in no share.
     """
-    best = best_keys(table, asked)
-    reasons = {row["key"]: _reason(row, asked, best) for row in table}
-    return [key for key, reason in reasons.items() if not reason], {key: reason for key, reason in reasons.items() if reason}
+    best = {row["key"] for row in _best(table, asked)}
+    dropped = {row["key"]: reason for row in table if (reason := _reason(row, asked, best))}
+    return [row["key"] for row in table if row["key"] not in dropped], dropped
 
 
-def best_keys(table: Sequence[Row], asked: Criteria) -> dict[str, float]:
-    """Key to score of the best `keep` of all pairs (of equals the first), best first; where no share is asked for, all, with NaN."""
+def _best(table: Sequence[Row], asked: Criteria) -> Sequence[Row]:
+    """The best `keep` of all pairs (of equals the first), best first; where no share is asked for, all."""
     if asked.keep is None:
-        return dict.fromkeys((row["key"] for row in table), math.nan)
-    name, sign = asked.by.removeprefix("-"), 1 if asked.by.startswith("-") else -1
+        return table
+    sign, name = 1 if asked.by.startswith("-") else -1, asked.by.removeprefix("-")
     ranked = sorted((row for row in table if not _missing(name, row)), key=lambda row: sign * row[name])
-    return {row["key"]: row[name] for row in ranked[: round(asked.keep * len(table))]}
+    return ranked[: round(asked.keep * len(table))]
 
 
-def _reason(row: Row, asked: Criteria, best: Mapping[str, float]) -> str:
+def down_to(table: Sequence[Row], asked: Criteria) -> float | None:
+    """The score of the last of the best `keep`; None where no share is asked for, and of an empty table."""
+    best = _best(table, asked)
+    return None if asked.keep is None or not best else best[-1][asked.by.removeprefix("-")]
+
+
+def _reason(row: Row, asked: Criteria, best: Collection[str]) -> str:
     """Why the row is dropped; '' where it is kept."""
     for flag in asked.reject:
         if flag in row.get("flags", ()):
@@ -133,13 +137,12 @@ def selection_of(table: Sequence[Row], asked: Criteria) -> dict[str, Any]:
     'kept', 'dropped' (key to reason), 'total', 'yield' (the share kept; 0 of an empty table) and 'flags' (how many pairs have each).
     """
     kept, dropped = select(table, asked)
-    best = list(best_keys(table, asked).values())
+    lows = {"overlap" if name == "overlap_iou" else name: low for name, low in asked.at_least.items()}
     return {
-        "thresholds": {"clip_gain": None, "overlap": None}
-        | {"overlap" if name == "overlap_iou" else name: low for name, low in asked.at_least.items()},
-        "at_most": dict(asked.at_most),
-        "keep": None if asked.keep is None else {"share": asked.keep, "by": asked.by, "down_to": best[-1] if best else None},
-        "reject": list(asked.reject),
+        "thresholds": {"clip_gain": None, "overlap": None, **lows},
+        "at_most": asked.at_most,
+        "keep": asked.keep and {"share": asked.keep, "by": asked.by, "down_to": down_to(table, asked)},
+        "reject": asked.reject,
         "kept": kept,
         "dropped": dropped,
         "total": len(table),

@@ -6,8 +6,6 @@ Makes pairs, filters them, trains a generator, exports it, lets it and the teach
 writes <run>/report.html. Each stage takes up what is there: a second run only writes the report anew.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace

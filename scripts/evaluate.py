@@ -9,15 +9,14 @@ over the images. The run's exported generator and the shipped one get a row wher
 picture grid go to <run>/evaluate/<table>/<first seed>; edits that are there are not made again. docs/metrics.md says what each column is.
 """
 
-from __future__ import annotations
-
 import csv
 import statistics
 import sys
 import textwrap
 import timeit
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ from PIL import Image, ImageDraw, ImageFont
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import find_file, pairs_dir, run_dir
-from configs.schema import Config, Edit
+from configs.schema import Config
 from distill.translate import Translator
 from generate.run import generate
-from generate.shards import Pair, is_finished, read_manifest, read_pairs, write_json
+from generate.shards import is_finished, read_manifest, read_pairs, write_json
 from generate.sources import photo_key
 from models.devices import pick_device
 from models.miniature.scenes import Look, render, scene
@@ -61,7 +60,8 @@ DISTILLED = ("psnr_teacher", "lpips_teacher", "fid", "kid", "seconds")
 INVERSION = ("accuracy", "psnr_true", "lpips_true", "structure", "lpips_input", "psnr_reconstruction", "variance", "auto_correlation")
 TABLES = {"table1": (PAPER, DISTILLED), "table2": (PAPER, DISTILLED), "sweep": (INVERSION,)}  # what is printed of each
 METHODS_OF = {"table1": ("B", "prompt-to-prompt", "pix2pix-zero"), "table2": ("A", "B", "C", "D", "pix2pix-zero")}
-LABELS = {
+LABELS = {  # of the two tables' rows; {:g}: edit.strength
+    "sdedit": "SDEdit {:g}",
     "A": "A: random noise + swap",
     "B": "B: DDIM + swap",
     "C": "C: B + regularisation",
@@ -85,68 +85,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     if table not in TABLES:
         print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)
         return 2
-    return entry(
-        __doc__, SECTIONS, lambda config: print_tables(evaluate(config, table), table), lambda config: plan(config, table), arguments
-    )
+    plan = partial(_plan, table=table)
+    return entry(__doc__, SECTIONS, lambda config: print_tables(evaluate(config, table), table), plan, arguments)
 
 
-def plan(config: Config, table: str = "sweep") -> dict[str, Any]:
-    """The rows that would be measured."""
+def _plan(config: Config, table: str) -> dict[str, Any]:
     return {"writes to": folder(config, table), "images": config.evaluate.scenes, "rows": ", ".join(variants(config, table))}
 
 
-def folder(config: Config, table: str) -> Path:
-    """<run>/evaluate/<table>/<first seed>, of photographs <run>/evaluate/<table>/<their folder's name and a hash of its path>."""
-    return run_dir(config) / "evaluate" / table / _images_name(config)
+def folder(config: Config, table: str = "") -> Path:
+    """<run>/evaluate/<table>/<first seed>, of photographs <run>/evaluate/<table>/<their folder's name and a hash of its path>; without a
+    table that of the edits, which all share.
+    """
+    images = photo_key(config.source.images) if config.source.images else str(config.evaluate.first_seed)
+    return run_dir(config) / "evaluate" / table / images
 
 
-def _images_name(config: Config) -> str:
-    return photo_key(config.source.images) if config.source.images else str(config.evaluate.first_seed)
-
-
-def variants(config: Config, table: str = "sweep") -> dict[str, Config]:
-    """Each row's method at its setting, as a configuration of its own, by the row's name. Both tables and the sweep share their edits."""
-    swept = config.evaluate
-    strength, scale, amount = config.direction.strength, config.guidance.scale, config.guidance.amount
-    if table == "sweep":
-        settings = product(swept.methods, swept.strengths or [strength], swept.scales or [scale], swept.amounts or [amount])
-        return dict(_variant(config, replace(config.edit, method=method), *setting) for method, *setting in settings)
-    edits = {}
-    if table == "table1":
-        edits = {f"SDEdit {part:g}": replace(config.edit, method="sdedit", strength=part) for part in swept.sdedit_strengths}
-    edits |= {LABELS[method]: replace(config.edit, method=method) for method in METHODS_OF[table]}
-    return {label: _variant(config, edit, strength, scale, amount)[1] for label, edit in edits.items()}
-
-
-def _variant(config: Config, edit: Edit, strength: float, scale: float, amount: float) -> tuple[str, Config]:
-    """One method at one setting: a name that tells it apart, and its configuration, which says where its edits lie."""
+def variants(config: Config, table: str) -> dict[str, Config]:
+    """Each row's method at its setting, as a configuration of its own that says where its edits lie, by the row's name."""
     from generate.editors import METHODS
 
-    photographs = bool(config.source.images)
-    parts = METHODS.get(edit.method, METHODS["B"])  # the editor refuses an unknown one
-    name = f"{edit.method} scale {scale:g}"
-    name += f" part {edit.strength:g}" if parts.noise == "partial" else ""
-    name += f" amount {amount:g}" if parts.guided else ""
-    name += f" strength {strength:g}" if parts.text == "direction" else ""
-    variant = replace(
-        config,
-        edit=edit,
-        direction=replace(config.direction, strength=strength),
-        guidance=replace(config.guidance, amount=amount, scale=scale),
-        source=config.source if photographs else replace(config.source, first_seed=config.evaluate.first_seed),
-    )
-    sections = ("edit", "direction", "guidance", "source")
-    runs_own = not photographs and all(getattr(variant, section) == getattr(config, section) for section in sections)
-    generating = replace(
-        config.generate,
-        pairs=max(config.evaluate.scenes, config.generate.pairs) if runs_own else config.evaluate.scenes,
-        save_reconstruction=runs_own or parts.guided,
-        out=str(pairs_dir(config) if runs_own else run_dir(config) / "evaluate" / _images_name(config) / name.replace(" ", "-")),
-    )
-    return name, replace(variant, generate=generating)
+    swept = config.evaluate
+    strengths, scales, amounts = [config.direction.strength], [config.guidance.scale], [config.guidance.amount]
+    edits = [replace(config.edit, method=method) for method in METHODS_OF.get(table, swept.methods)]
+    if table == "sweep":
+        strengths, scales, amounts = swept.strengths or strengths, swept.scales or scales, swept.amounts or amounts
+    if table == "table1":
+        edits = [replace(config.edit, method="sdedit", strength=part) for part in swept.sdedit_strengths] + edits
+    source = config.source if config.source.images else replace(config.source, first_seed=swept.first_seed)
+    rows = {}
+    for edit, strength, scale, amount in product(edits, strengths, scales, amounts):
+        parts = METHODS.get(edit.method, METHODS["B"])  # the editor refuses an unknown one
+        name = f"{edit.method} scale {scale:g}"
+        name += f" part {edit.strength:g}" if parts.noise == "partial" else ""
+        name += f" amount {amount:g}" if parts.guided else ""
+        name += f" strength {strength:g}" if parts.text == "direction" else ""
+        out = str(folder(config) / name.replace(" ", "-"))
+        rows[name if table == "sweep" else LABELS[edit.method].format(edit.strength)] = replace(
+            config,
+            edit=edit,
+            direction=replace(config.direction, strength=strength),
+            guidance=replace(config.guidance, amount=amount, scale=scale),
+            source=source,
+            generate=replace(config.generate, pairs=swept.scenes, save_reconstruction=parts.guided, out=out),
+        )
+    return rows
 
 
-def evaluate(config: Config, table: str = "sweep") -> dict[str, Any]:
+def evaluate(config: Config, table: str) -> dict[str, Any]:
     """'images' (their number), 'measured_by', and 'rows': name -> column -> {'mean'; 'low', 'high', 'images' where it is one over images}.
 
     Also written as table.json, table.csv and grid.png. UserError where weights are missing, before any edit is made.
@@ -160,23 +146,20 @@ def evaluate(config: Config, table: str = "sweep") -> dict[str, Any]:
     judges = Judges(config, pick_device(config.generate.device), masks=table != "sweep")
     images: dict[str, np.ndarray] = {}
     rows: dict[str, dict[str, np.ndarray]] = {}
-    first: list[Pair] = []
     for name, variant in wanted.items():
         print(f"{name}:", flush=True)
         pairs = list(islice(read_pairs(generate(variant)), config.evaluate.scenes))
-        first = first or pairs
-        images[name] = np.stack([pair.images["edit"] for pair in pairs])
+        inputs, images[name] = (np.stack([pair.images[kind] for pair in pairs]) for kind in ("input", "edit"))
         rows[name] = {key: np.array([pair.record["noise"]["inverted"][key] for pair in pairs]) for key in NOISE}
         if all("reconstruction" in pair.images for pair in pairs):
-            before_after = (np.stack([pair.images[key] for pair in pairs]) for key in ("reconstruction", "input"))
-            rows[name]["psnr_reconstruction"] = psnr(*before_after)
-    inputs, records = np.stack([pair.images["input"] for pair in first]), [pair.record["source"] for pair in first]
-    translators = generators(config, {pair.key for pair in first}, inputs.shape[1])
+            rows[name]["psnr_reconstruction"] = psnr(np.stack([pair.images["reconstruction"] for pair in pairs]), inputs)
+    records, side = [pair.record["source"] for pair in pairs], inputs.shape[1]  # of the same images in every row
+    translators = generators(config, {pair.key for pair in pairs}, side)
     images |= {name: np.stack([translator(image) for image in inputs]) for name, translator in translators.items()}
     images["input unchanged"] = inputs
     if config.task.scene_truth and all("scene_seed" in record for record in records):
-        images["true edit"] = np.stack([true_edit(config, record, inputs.shape[1]) for record in records])
-    for name, columns in judges.columns(images, records, run_dir(config) / "evaluate" / _images_name(config)).items():
+        images["true edit"] = np.stack([true_edit(config, record, side) for record in records])
+    for name, columns in judges.columns(images, records, folder(config)).items():
         rows[name] = rows.get(name, {}) | columns
     teacher = next((name for name, variant in wanted.items() if variant.edit.method == "pix2pix-zero"), None)
     for name, row in rows.items():
@@ -212,7 +195,7 @@ def true_edit(config: Config, about: Mapping[str, Any], side: int) -> np.ndarray
     return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS))
 
 
-def generators(config: Config, keys: Collection[str], side: int) -> dict[str, Translator]:
+def generators(config: Config, keys: Set[str], side: int) -> dict[str, Translator]:
     """The run's exported generator and the shipped one by name, as far as they are there, fit, and never saw the images of these keys."""
     files = {"distilled": run_dir(config) / "export" / "generator.onnx"}
     if files["distilled"].is_file() and trained_on(config, keys):
@@ -229,10 +212,10 @@ def generator_seconds(translator: Translator, image: np.ndarray) -> float:
     return statistics.median(timeit.repeat(lambda: translator(image), number=1, repeat=TIMED_CALLS))
 
 
-def trained_on(config: Config, keys: Collection[str]) -> bool:
+def trained_on(config: Config, keys: Set[str]) -> bool:
     """Whether any of the images is an input of the run's pairs, which its generator was made from."""
-    shards = [shard for shard in pairs_dir(config).glob("[0-9]*.tar") if is_finished(shard)]
-    return any(key in keys for shard in shards for key in read_manifest(shard)["keys"])
+    shards = filter(is_finished, pairs_dir(config).glob("[0-9]*.tar"))
+    return any(not keys.isdisjoint(read_manifest(shard)["keys"]) for shard in shards)
 
 
 def print_tables(found: Mapping[str, Any], table: str) -> None:

@@ -8,8 +8,6 @@ each scene is its own yardstick, as busy scenes are far from everything. Prints 
 kept), recall (kept among the good) and the mean distances to the true edit of what is kept and dropped; writes <run>/filter_truth.json.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,12 +33,13 @@ FORMATS |= {"lpips_kept": ".3f", "lpips_dropped": ".3f", "psnr_kept": ".2f", "ps
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return entry(__doc__, SECTIONS, lambda config: print_table(evaluate_filter(config)), plan, argv)
-
-
-def plan(config: Config) -> dict[str, Any]:
-    """What would be measured."""
-    return {"reads": pairs_dir(config), "writes": run_dir(config) / "filter_truth.json"}
+    return entry(
+        __doc__,
+        SECTIONS,
+        lambda config: print_table(evaluate_filter(config)),
+        lambda config: {"reads": pairs_dir(config), "writes": run_dir(config) / "filter_truth.json"},
+        argv,
+    )
 
 
 def evaluate_filter(config: Config) -> dict[str, Any]:
@@ -62,8 +61,9 @@ def evaluate_filter(config: Config) -> dict[str, Any]:
         keys = set(select(table, selection)[0])
         kept = np.array([row["key"] in keys for row in table])
         row = {"selection": str(selection), "kept": float(kept.mean()), "precision": _mean(good[kept]), "recall": _mean(kept[good])}
-        row |= {"lpips_kept": _mean(lpips[kept]), "lpips_dropped": _mean(lpips[~kept])}
-        rows.append(row | {"psnr_kept": _mean(psnr[kept]), "psnr_dropped": _mean(psnr[~kept])})
+        for name, values in (("lpips", lpips), ("psnr", psnr)):
+            row |= {f"{name}_kept": _mean(values[kept]), f"{name}_dropped": _mean(values[~kept])}
+        rows.append(row)
     gains = np.array([row["clip_gain"] for row in table], np.float64)
     correlation = float(np.corrcoef(gains, lpips)[0, 1])
     found = {"pairs": len(table), "good": float(good.mean()), "correlation": correlation, "rows": rows}

@@ -1,9 +1,6 @@
 """The networks that measure edits, loaded once, and the columns of a table that they give. Images are RGB uint8, N x H x W x 3."""
 
-from __future__ import annotations
-
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +13,7 @@ from PIL import Image
 from configs.loader import digest, model_files, scorer_files
 from configs.schema import Config
 from generate.banks import task_banks
+from generate.shards import whole_file
 from models.clip_scorer import ClipScorer
 from models.dino import dino_keys, load_dino
 from models.miniature.scenes import Look, mask, scene
@@ -92,10 +90,8 @@ class Judges:
         path = cache / f"masks-{digest(settings, scorer, [*weights, scorer_files(scorer)], noun, content)}.npz"
         if not path.exists():
             masks = np.stack(self.segmenter.segment(list(images), noun))
-            cache.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
-            np.savez_compressed(temporary, masks=masks)
-            temporary.replace(path)
+            with whole_file(path) as stream:
+                np.savez_compressed(stream, masks=masks)
         with np.load(path, allow_pickle=False) as stored:
             return stored["masks"]
 

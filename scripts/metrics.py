@@ -1,7 +1,5 @@
 """Distances between images, and between an edit and the truth. Images are RGB uint8, N x H x W x 3, unless said otherwise."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -50,22 +48,21 @@ def perceptual_columns(
     """
     found: dict[str, dict[str, list[torch.Tensor]]] = {name: defaultdict(list) for name in edits}
 
-    def structure_of(picture_BCHW: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
-        return keys(picture_BCHW) if keys else features[STRUCTURE_LAYER].flatten(2).transpose(1, 2)
+    def looked_at(images: np.ndarray) -> tuple[list[torch.Tensor], torch.Tensor]:
+        image_BCHW = signed(images, perceptual)
+        features = perceptual.features(image_BCHW)
+        return features, keys(image_BCHW) if keys else features[STRUCTURE_LAYER].flatten(2).transpose(1, 2)
 
     for part in _parts(len(inputs)):
-        input_BCHW = signed(inputs[part], perceptual)
-        of_input = perceptual.features(input_BCHW)
+        of_input, input_tokens = looked_at(inputs[part])
         of_truth = perceptual.features(signed(truth[part], perceptual)) if truth is not None else None
-        tokens = structure_of(input_BCHW, of_input)
         for name, images in edits.items():
-            edit_BCHW = signed(images[part], perceptual)
-            of_edit, columns = perceptual.features(edit_BCHW), found[name]
+            columns, (of_edit, edit_tokens) = found[name], looked_at(images[part])
             columns["lpips_input"].append(perceptual.distance(of_edit, of_input))
-            columns["structure"].append(structure_distance(structure_of(edit_BCHW, of_edit), tokens))
-            if of_truth is not None:
+            columns["structure"].append(structure_distance(edit_tokens, input_tokens))
+            if of_truth:
                 columns["lpips_true"].append(perceptual.distance(of_edit, of_truth))
-            if background is not None:
+            if background:
                 columns["background"].append(background_distance(perceptual.distance_map(of_edit, of_input), background[name][part]))
     return {name: {column: torch.cat(parts).cpu().numpy() for column, parts in columns.items()} for name, columns in found.items()}
 

@@ -6,28 +6,24 @@ Reads what the stages wrote below <run> (pairs, scores, selection.json, train/me
 not written yet is left out, and the page says so. scripts/demo.py adds held-out scenes and timings.
 """
 
-from __future__ import annotations
-
-import base64
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import pairs_dir, run_dir, to_yaml
 from configs.schema import Config
 from distill.log import read_metrics
-from filter.report import SAYS
-from filter.score_table import read_scores
-from generate.shards import read_pair
-from scripts.report_charts import TEMPLATES, Series, histogram, line_chart, smoothed
+from filter.report import data_url
+from filter.score_table import SAYS, read_scores
+from generate.shards import read_pair, whole_file
 
 SECTIONS = ("task", "generate", "scorer")
 COLUMNS = {"input": "Input", "reconstruction": "Reconstruction", "edit": "Teacher's edit", "generator": "Generator", "truth": "Truth"}
@@ -39,6 +35,15 @@ TRAINING_CHARTS = {
     "lpips": ("LPIPS to the teacher's edit", "LPIPS (VGG16)"),
     "psnr": ("Validation PSNR", "dB"),
 }
+# drawing units; a column of the page is about as many pixels wide, so that 11 units of text are about 11 pixels
+WIDTH, HEIGHT = 360, 216
+LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 12, 26, HEIGHT - 40  # the plotting area
+BINS = 24
+HEADROOM = 1.15  # of a histogram's highest bar, so that the threshold's text stands free
+SMOOTHED_SHARE = 0.04  # of the points that a moving average takes in
+TEMPLATES = Environment(  # every text that enters them is escaped
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,11 +73,11 @@ def write_report(
     selection = json.loads(selected.read_text()) if selected.exists() else {}
     scores = read_scores(config) if selection else []
     metrics = read_metrics(run / "train" / "metrics.jsonl")
-    TEMPLATES.filters["data_url"] = data_url
     page = TEMPLATES.get_template("report.html").render(
         task=config.task,
         teacher=config.teacher,
         yaml=to_yaml(config),
+        data_url=partial(data_url, optimize=True),
         figure=_figure,
         duration=_duration,
         teacher_seconds=teacher_seconds,
@@ -88,34 +93,21 @@ def write_report(
         timings=[(name, _duration(seconds)) for name, seconds in (timings or {}).items()],
     )
     path = run / "report.html"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as stream:
+        stream.write(page.encode())
     return path
-
-
-def data_url(image: np.ndarray, max_side: int) -> str:
-    """The RGB uint8 H x W x 3 image as PNG in a URL, scaled down to at most max_side pixels a side."""
-    pillow = Image.fromarray(image)
-    pillow.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    pillow.save(stream, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _groups(config: Config, rows: Sequence[Mapping], selection: Mapping) -> dict[str, tuple[int, list[dict]]]:
     """Title -> (how many pairs there are, those shown with what the template says of them); reads only the images shown."""
     from distill.pairs import find_pairs
 
-    groups = {}
-    for title, keys in (("Accepted pairs", set(selection["kept"])), ("Rejected pairs", selection["dropped"])):
+    dropped, groups = selection["dropped"], {}
+    for title, keys in (("Accepted pairs", {*selection["kept"]}), ("Rejected pairs", dropped)):
         group = [row for row in rows if row["key"] in keys]
         shown = spread(group, PAIRS_SHOWN)
-        locations = find_pairs(pairs_dir(config), [row["key"] for row in shown])
-        cards = [
-            {"pair": read_pair(location, ("input", "edit")), "scores": row, "why": selection["dropped"].get(row["key"])}
-            for location, row in zip(locations, shown, strict=True)
-        ]
+        pairs = [read_pair(location, ("input", "edit")) for location in find_pairs(pairs_dir(config), [row["key"] for row in shown])]
+        cards = [{"pair": pair, "scores": row, "why": dropped.get(pair.key)} for pair, row in zip(pairs, shown, strict=True)]
         groups[title] = len(group), cards
     return groups
 
@@ -129,11 +121,10 @@ def spread(rows: Sequence[Mapping], count: int) -> list[Mapping]:
 
 def _score_charts(rows: Sequence[Mapping], thresholds: Mapping[str, float | None]) -> list[str]:
     """Histograms of the scores, and after that of the CLIP gain what share of the pairs each threshold would keep."""
-    limits = {**thresholds, "overlap_iou": thresholds["overlap"]}
     charts = []
     for name in dict.fromkeys((*FIRST_CHARTS, *SAYS)):
         values = sorted(row[name] for row in rows if row[name] is not None)
-        limit = limits.get(name)
+        limit = thresholds.get("overlap" if name == "overlap_iou" else name)
         if values:
             charts.append(histogram(name, values, limit, SAYS[name]))
         if values and name == "clip_gain":
@@ -152,8 +143,7 @@ def _training(metrics: Sequence[Mapping]) -> list[str]:
     charts = []
     for name, (title, unit) in TRAINING_CHARTS.items():
         trained, validated = points("train", name), points("validation", name)
-        lines = [Series("training", trained, "faint"), Series("smoothed", smoothed(trained))] if trained else []
-        lines.append(Series("validation", validated, "dots"))
+        lines = [Series("training", trained, "faint"), Series("smoothed", smoothed(trained)), Series("validation", validated, "dots")]
         if trained or validated:
             charts.append(line_chart(title, lines, "training images shown", unit, zero=name != "psnr"))
     return charts
@@ -167,6 +157,87 @@ def _duration(seconds: float) -> str:
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 10 else f"{value:.2g}"
+
+
+class Series(NamedTuple):
+    """One line through points (x, y). style: 'line', 'faint' (raw values behind a smooth line) or 'dots' (a line and its points)."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: str = "line"
+
+
+def histogram(title: str, values: Sequence[float], limit: float | None, x_label: str) -> str:
+    """How many pairs have which score; bars below the limit are faint. The limit is drawn even where no pair reaches it."""
+    marks = [] if limit is None else [limit]
+    low, high = _widened(min([*values, *marks]), max([*values, *marks]))
+    wide = (high - low) / BINS
+    origin = low if limit is None else limit - math.ceil((limit - low) / wide - 1e-9) * wide  # no bar lies on both sides of the limit
+    counts, edges = np.histogram(values, bins=origin + wide * np.arange(BINS + 2))
+    bars = [
+        {"dropped": limit is not None and (left + right) / 2 < limit, "left": left, "right": right, "count": count}
+        for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True)
+        if count
+    ]
+    marker = None if limit is None else (limit, f"kept from {limit:.3g}")
+    y_range = 0.0, max(HEADROOM * counts.max(), 4.0)
+    return _chart((edges[0], edges[-1]), y_range, title=title, x_label=x_label, y_label="pairs", bars=bars, marker=marker)
+
+
+def line_chart(
+    title: str, series: Sequence[Series], x_label: str, y_label: str, zero: bool = True, marker: tuple[float, str] | None = None
+) -> str:
+    """Lines over common axes; one at least has points. zero: the y axis begins at 0. marker: x of a dashed upright line, and its text."""
+    x, y = zip(*(point for each in series for point in each.points), strict=True)
+    x_all = [*x, marker[0]] if marker else x
+    y_all = [*y, 0.0] if zero else y
+    lines = [each for each in series if each.points]
+    ranges = (min(x_all), max(x_all)), (min(y_all), max(y_all))
+    return _chart(*ranges, title=title, x_label=x_label, y_label=y_label, lines=lines, marker=marker)
+
+
+def _chart(x_range: tuple[float, float], y_range: tuple[float, float], **drawn: Any) -> str:
+    """The chart's HTML, `drawn` being what the template asks for; it places values by the functions x and y."""
+    x_range, y_range = _widened(*x_range), _widened(*y_range)
+    return TEMPLATES.get_template("report_chart.html").render(
+        x=partial(np.interp, xp=x_range, fp=(LEFT, RIGHT)),
+        y=partial(np.interp, xp=y_range, fp=(BOTTOM, TOP)),
+        x_ticks=ticks(*x_range, 5),
+        y_ticks=ticks(*y_range, 4),
+        number=number,
+        area={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+        **drawn,
+    )
+
+
+def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points with the centred moving average of their y, over fewer of them at either end."""
+    reach = max(1, round(len(points) * SMOOTHED_SHARE / 2))
+    y = [y for _, y in points]
+    return [(x, float(np.mean(y[max(0, at - reach) : at + reach + 1]))) for at, (x, _) in enumerate(points)]
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers (1, 2, 5 times a power of ten apart) within [low, high]."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first = math.ceil(low / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """Short text: 1200 -> 1.2k."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """A range of some width, also around equal values."""
+    margin = abs(low) * 0.1 or 0.5
+    return (low, high) if high - low > 1e-9 * max(abs(low), abs(high), 1e-9) else (low - margin, high + margin)
 
 
 if __name__ == "__main__":

@@ -76,17 +76,6 @@ def test_the_sweep_end_to_end(tiny_run, tmp_path, capsys):
     assert (tmp_path / "runs/tree2winter/miniature/evaluate/sweep/3000000/grid.png").exists()
 
 
-def test_the_runs_own_pairs_are_not_made_again(tiny_run):
-    from configs.loader import load, pairs_dir
-
-    config = load([*tiny_run, "evaluate.first_seed=1000000", "evaluate.scenes=4", "evaluate.methods=[pix2pix-zero,D]"])
-    own, other = (variant.generate for variant in evaluate.variants(config).values())
-    assert own.out == str(pairs_dir(config)) != other.out
-    assert (own.pairs, other.pairs) == (5, 4)  # fewer would take pairs from the run
-    config.evaluate.first_seed = 3_000_000
-    assert all(variant.generate.out != str(pairs_dir(config)) for variant in evaluate.variants(config).values())
-
-
 def test_the_tables_share_their_edits(tiny_run):
     from configs.loader import load
 

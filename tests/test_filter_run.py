@@ -64,7 +64,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         stage,
         "_read_ahead",
-        lambda config, shards, pool: names.extend(shard.stem for shard in shards) or original(config, shards, pool),
+        lambda shards, pool: names.extend(shard.stem for shard in shards) or original(shards, pool),
     )
     return names
 
@@ -154,7 +154,7 @@ def test_select_needs_scores_of_these_pairs(arguments: list[str], run: Path, cap
     table = pyarrow.parquet.read_table(file)
     pyarrow.parquet.write_table(table.drop_columns(["flags", "sharpness_ratio"]), file)
     capsys.readouterr()
-    assert stage.main([*arguments, "--select"]) == 2 and "an older version's scores: run filter/run.py" in capsys.readouterr().err
+    assert stage.main([*arguments, "--select"]) == 2 and "is an older version's, or of other pairs" in capsys.readouterr().err
     pyarrow.parquet.write_table(table, file)
     assert stage.main([*arguments, "--select", "overlp=0.7"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -162,7 +162,7 @@ def test_select_needs_scores_of_these_pairs(arguments: list[str], run: Path, cap
     assert "no key 'task.clip_gian'" in capsys.readouterr().err
     picture = np.zeros((16, 16, 3), np.uint8)
     write_shard(run / "pairs", 1, [Pair("other", {"input": picture, "edit": picture}, {})], {})
-    assert stage.main([*arguments, "--select", "keep=0.5"]) == 2 and "scores of other pairs" in capsys.readouterr().err
+    assert stage.main([*arguments, "--select", "keep=0.5"]) == 2 and "or of other pairs than" in capsys.readouterr().err
     assert stage.main(arguments) == 0
     selection = json.loads((run / "selection.json").read_text())
     assert selection["dropped"]["other"] == "flagged blank" and selection["flags"]["blank"] == selection["flags"]["unchanged"] == 1
@@ -201,11 +201,12 @@ def test_two_processes_share_the_shards(arguments: list[str], monkeypatch: pytes
 
 def test_score_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "scores/000000.parquet"
-    scores = {name: [float(index), None, float("nan")] for index, name in enumerate(SCORES)}
-    write_scores(path, ["a", "b", "c"], scores, {"format": 1, "texts": ["é", "y"]})
+    whole = {"key": "a", **{name: float(index) for index, name in enumerate(SCORES)}}
+    rows = [whole, {"key": "b", "clip_gain": None}, {"key": "c", **dict.fromkeys(SCORES, np.float64("nan"))}]
+    write_scores(path, rows, {"format": 1, "texts": ["é", "y"]})
     table = pyarrow.parquet.read_table(path).to_pylist()
     assert table[0].pop("flags") == ["no_foreground_edit"] * (SCORES[0] == "area_edit")
-    assert table[0] == {"key": "a", **{name: float(index) for index, name in enumerate(SCORES)}}
+    assert table[0] == whole
     for row, key in zip(table[1:], "bc", strict=True):
         assert row.pop("flags") == [] and set(row.values()) == {key, None}
     assert is_current(path, {"texts": ["é", "y"], "format": 1}) and not is_current(path, {"format": 1}) and not is_current(path / "x", {})

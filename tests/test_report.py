@@ -20,8 +20,7 @@ from distill.log import read_metrics
 from filter.score_table import SCORES, read_scores, scores_path, write_scores
 from filter.selection import Criteria, selection_of
 from generate.shards import Pair, write_json, write_shard
-from scripts.report import main, spread, write_report
-from scripts.report_charts import Series, histogram, line_chart, smoothed, ticks
+from scripts.report import Series, histogram, line_chart, main, smoothed, spread, ticks, write_report
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
@@ -78,9 +77,9 @@ def make_run(tmp_path: Path, count: int = 60) -> Config:
     images = generator.integers(0, 256, (count, 2, 8, 8, 3), dtype=np.uint8)
     pairs = [Pair(k, {"input": a, "edit": b}, {"caption": f"{k} {EVIL}"}) for k, (a, b) in zip(keys, images, strict=True)]
     shard = write_shard(run / "pairs", 0, pairs, {})
-    scores = {name: generator.normal(0.15, 0.1, count).tolist() for name in SCORES}
-    scores["clip_gain"][0] = scores["overlap_iou"][1] = None
-    write_scores(scores_path(config, shard), keys, scores, {})
+    rows = [{"key": key, **dict(zip(SCORES, generator.normal(0.15, 0.1, len(SCORES)), strict=True))} for key in keys]
+    rows[0]["clip_gain"] = rows[1]["overlap_iou"] = None
+    write_scores(scores_path(config, shard), rows, {})
     write_json(run / "selection.json", selection_of(read_scores(config), Criteria({"clip_gain": 0.15})))
     lines = [{"images": 16 * n, "l1": 1 / n, "lpips": 2 / n, "kind": "train"} for n in range(1, 50)]
     lines += [{"images": 400 * n, "kind": "validation", "l1": 1 / n, "lpips": 1 / n, "psnr": 10.0 + n} for n in (1, 2)]
