@@ -44,10 +44,8 @@ class Teacher:
     def __init__(
         self, config: TeacherConfig, device: torch.device, dtype: str = "float32", pipeline: Any = None, compiled: bool = False
     ) -> None:
-        if dtype not in DTYPES:
-            raise UserError(f"generate.dtype={dtype}: there are {', '.join(DTYPES)}")
+        self.device, self.dtype, self.resolution = device, precision(dtype), config.resolution
         pipeline = pipeline or load_pipeline(config.path, dtype)
-        self.device, self.dtype, self.resolution = device, DTYPES[dtype], config.resolution
         self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
         self.vae, self.text_encoder, self.unet = (
             module.to(device).eval().requires_grad_(False) for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet)
@@ -176,16 +174,24 @@ def to_levels(image_BCHW: Tensor) -> np.ndarray:
     return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def precision(name: str) -> torch.dtype:
+    """PyTorch's type of this name. UserError where the networks do not run in it."""
+    if name not in DTYPES:
+        raise UserError(f"generate.dtype={name}: there are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 def load_pipeline(path: str, dtype: str = "float32") -> Any:
     """The StableDiffusionPipeline of a folder or hub name, with its safety checker if it has one. UserError where there is none."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils.logging import disable_progress_bar
     from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
+    torch_dtype = precision(dtype)
     disable_progress_bar()
     disable_transformers_progress_bar()
     try:
-        return StableDiffusionPipeline.from_pretrained(find_file(path), dtype=DTYPES[dtype])
+        return StableDiffusionPipeline.from_pretrained(find_file(path), dtype=torch_dtype)
     except (OSError, ValueError) as error:
         raise UserError(f"teacher.path={path} does not load as a Stable Diffusion folder: {str(error)[:300]}") from error
 

@@ -32,7 +32,7 @@ from generate.directions import EditDirection
 from generate.editors import Editor
 from models.comodgan import CoModGenerator
 from models.devices import pick_device
-from models.teacher import DTYPES, Teacher, load_pipeline
+from models.teacher import Teacher, load_pipeline, precision
 from scripts.plain import PlainPix2PixZero
 from scripts.timing import Found, measure, product_rate, say
 
@@ -185,6 +185,7 @@ def _pipeline(config: Config, device: torch.device) -> Any:
     """
     if not config.benchmark.architecture:
         return load_pipeline(config.teacher.path, config.generate.dtype)
+    dtype = precision(config.generate.dtype)
     folder, levels = Path(find_file("models/miniature/teacher")), (128, 256, 512, 512)
     down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
@@ -195,7 +196,7 @@ def _pipeline(config: Config, device: torch.device) -> Any:
             "text_encoder": CLIPTextModel(text),
         }
     return StableDiffusionPipeline(
-        **{name: torch.nn.Module.to(part, DTYPES[config.generate.dtype]).eval() for name, part in parts.items()},  # diffusers' own warns
+        **{name: torch.nn.Module.to(part, dtype).eval() for name, part in parts.items()},  # diffusers' own warns
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77),
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
         safety_checker=None,

@@ -76,3 +76,9 @@ def test_an_unknown_benchmark_or_architecture(name, known, capsys):
 )
 def test_nothing_to_time_is_refused(name, setting, capsys):
     assert benchmark.main([name, f"benchmark.{setting}"]) == 2 and f"benchmark.{setting}: {name} takes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("architecture", ["", "sd14"])
+def test_an_unknown_precision_says_so(architecture, capsys):
+    assert benchmark.main(["generate", f"benchmark.architecture={architecture}", "generate.dtype=float8"]) == 2
+    assert "generate.dtype=float8: there are float32" in capsys.readouterr().err
