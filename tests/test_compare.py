@@ -177,7 +177,7 @@ def check_stopped(out, folder):
 
 
 def test_what_is_refused_or_only_told(asked, tmp_path, capsys):
-    assert compare.main(["loss", *asked]) == 2 and "losses, augment, latent, sizes, transfer" in capsys.readouterr().err
+    assert compare.main(["loss", *asked]) == 2 and "losses, augment, batches, latent, sizes, transfer" in capsys.readouterr().err
     assert compare.main(asked) == 2 and "no table ''" in capsys.readouterr().err
     assert compare.main(["losses", *asked, "task.scene_truth=null"]) == 2 and "task.scene_truth" in capsys.readouterr().err
     assert compare.main(["losses", *asked, "evaluate.first_seed=1000011"]) == 2 and "first_seed=1000011" in capsys.readouterr().err
