@@ -2,7 +2,7 @@
 
   python scripts/compare.py losses task=tree2winter       L1 alone, + LPIPS, + an adversary at two weights, another beta 1
   python scripts/compare.py augment task=tree2winter      on compare.few_pairs pairs: all of augment.*, none, without one kind each
-  python scripts/compare.py batches task=tree2winter      64, 16, 4 or 1 image a step, as many images in all
+  python scripts/compare.py batches task=tree2winter      64, 16 or 4 images a step, as many in all
   python scripts/compare.py latent task=tree2winter       one edit an input with and without dropout, or a sampled latent
   python scripts/compare.py sizes task=tree2winter        four ways to a smaller network
   python scripts/compare.py transfer task=tree2winter     from scratch, from the weights of compare.init, by adapters of rank 4 and 16
