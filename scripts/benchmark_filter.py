@@ -112,7 +112,7 @@ class PlainScorer:
         proposed = self.generator.generate(image)
         self.masks.append(len(proposed))
         for found in (found for found in proposed if found["area"] >= max(1, settings.min_area * chosen_HW.size)):
-            (left, top, width, height), mask_HW = found["bbox"], found["segmentation"]
+            (left, top, width, height), mask_HW = map(int, found["bbox"]), found["segmentation"]  # floats where points had no mask
             box = left, top, left + width, top + height
             crop_CHW = masked_crop(image_CHW, torch.from_numpy(mask_HW), box, settings.crop_margin, settings.outside)
             logits = self.scorer.logit_scale * self._features(crop_CHW.byte().permute(1, 2, 0).numpy()) @ nouns_ND.T

@@ -29,6 +29,8 @@ def test_the_plain_scores_are_the_filters() -> None:
     pairs = scene_pairs(3, 128)
     segmenter = Segmenter(config.segmenter, scorer)
     ours, plain = batch_scorer(config, scorer.device)(pairs), PlainScorer(config, scorer, segmenter, perceptual)
+    generate = plain.generator.generate  # the library gives boxes as floats where some of the points have no mask
+    plain.generator.generate = lambda image: [found | {"bbox": [float(side) for side in found["bbox"]]} for found in generate(image)]
     for row, pair in enumerate(pairs):
         found = plain(pair.images["input"], pair.images["edit"])
         assert found.pop("overlap_iou") == pytest.approx(ours["overlap_iou"][row], abs=0.02)
