@@ -17,7 +17,9 @@ def _opt(default: Any, text: str) -> Any:
 
 
 @dataclass
-class Task:  # one edit direction, and what counts as a good pair for it
+class Task:
+    """One edit direction, and what counts as a good pair for it."""
+
     name: str = _opt("", "name of the task and of its folder; from task=NAME, of task=custom SOURCE-to-TARGET")
     source: str = _opt("", "what the input shows: 'tree in summer'")
     target: str = _opt("", "what the edit shows: 'tree in winter'")
@@ -34,20 +36,26 @@ class Task:  # one edit direction, and what counts as a good pair for it
 
 
 @dataclass
-class Teacher:  # a Stable Diffusion folder in diffusers' layout
+class Teacher:
+    """A Stable Diffusion folder in diffusers' layout."""
+
     name: str = _opt("", "name of the teacher, from teacher=NAME")
     path: str = _opt("", "folder or hub name for StableDiffusionPipeline.from_pretrained")
     resolution: int = _opt(0, "side of the square images it edits, pixels; 0: what the folder's UNet was made for")
 
 
 @dataclass
-class Retrieve:  # of a large source, the images nearest to the task's source words by CLIP (Parmar et al. 2023, section 4)
+class Retrieve:
+    """Of a large source, the images nearest to the task's source words by CLIP (Parmar et al. 2023, section 4)."""
+
     k: int = _opt(0, "so many are kept, nearest first (the paper: 250); 0: all, in the source's order")
     aesthetics: float = _opt(0.0, "least aesthetics score, where an image's metadata has one (the paper: 9)")
 
 
 @dataclass
-class Source:  # where the inputs come from
+class Source:
+    """Where the inputs come from."""
+
     images: str = _opt("", "a folder, an image, a .txt of paths, webdataset .tar (glob, {0..9}, address); empty: rendered scenes")
     prompts: str = _opt("", "or a text file of prompts from which the teacher makes the inputs itself (in configs/banks, or a path)")
     caption: str = _opt("", "one for every image; empty: the image's own (NAME.txt beside it), else captioner, else the task's template")
@@ -59,7 +67,9 @@ class Source:  # where the inputs come from
 
 
 @dataclass
-class Direction:  # the edit direction in text-embedding space, 1 x T x D
+class Direction:
+    """The edit direction in text-embedding space, 1 x T x D."""
+
     file: str = _opt("", "a ready direction (.safetensors or .pt with one 1 x T x D tensor) instead of the sentence banks")
     source_embedding: str = _opt("", "or two mean embeddings as the reference code publishes them: this .pt or .safetensors (cat.pt) ...")
     target_embedding: str = _opt("", "... and that of the target (dog.pt); their difference is the direction")
@@ -71,7 +81,9 @@ class Direction:  # the edit direction in text-embedding space, 1 x T x D
 
 
 @dataclass
-class Inversion:  # regularised DDIM inversion (Parmar et al. 2023, section 3.2)
+class Inversion:
+    """Regularised DDIM inversion (Parmar et al. 2023, section 3.2)."""
+
     steps: int | None = _opt(None, "DDIM steps from the image to noise; null: edit.steps")
     lambda_ac: float = _opt(20.0, "weight of the auto-correlation term")
     lambda_kl: float = _opt(20.0, "weight of the KL term")
@@ -81,7 +93,9 @@ class Inversion:  # regularised DDIM inversion (Parmar et al. 2023, section 3.2)
 
 
 @dataclass
-class Edit:  # which edit, and for how many steps
+class Edit:
+    """Which edit, and for how many steps."""
+
     method: str = _opt("pix2pix-zero", "pix2pix-zero (the paper's E), its A, B, C, D, sdedit (Meng et al. 2022), or prompt-to-prompt")
     steps: int = _opt(100, "DDIM steps of the reference and the edit trajectory")
     strength: float = _opt(0.75, "sdedit: how far towards noise the image is taken, 0 to 1")
@@ -90,7 +104,9 @@ class Edit:  # which edit, and for how many steps
 
 
 @dataclass
-class Guidance:  # cross-attention guidance and classifier-free guidance; both belong to the teacher
+class Guidance:
+    """Cross-attention guidance and classifier-free guidance; both belong to the teacher."""
+
     amount: float = _opt(0.10, "step size on x_t along the gradient of the attention distance; 0.1 real images, 0.15 synthetic")
     scale: float = _opt(5.0, "classifier-free guidance scale")
     negative: str = _opt("auto", "negative prompt: caption, empty, or auto: the caption of an image, empty where a prompt makes the input")
@@ -99,14 +115,18 @@ class Guidance:  # cross-attention guidance and classifier-free guidance; both b
 
 
 @dataclass
-class PromptToPrompt:  # the baseline edit.method=prompt-to-prompt (Hertz et al. 2022)
+class PromptToPrompt:
+    """The baseline edit.method=prompt-to-prompt (Hertz et al. 2022)."""
+
     cross_replace: float = _opt(0.8, "share of the steps in which the words' maps are taken over")
     self_replace: float = _opt(0.4, "share of the steps in which self-attention is")
     self_side: int = _opt(16, "in layers of at most so many latent cells a side")
 
 
 @dataclass
-class Generate:  # stage 1: making pairs
+class Generate:
+    """Stage 1: making pairs."""
+
     pairs: int = _opt(15_000, "pairs to make; a folder with fewer images gives one pair an image")
     pairs_per_shard: int = _opt(64, "pairs in one tar: what an interruption can cost")
     batch: int = _opt(0, "images edited together; 0: as many as the GPU's memory holds (16 on a CPU)")
@@ -121,7 +141,9 @@ class Generate:  # stage 1: making pairs
 
 
 @dataclass
-class Scorer:  # the CLIP model that judges; never the teacher's own text tower
+class Scorer:
+    """The CLIP model that judges; never the teacher's own text tower."""
+
     model: str = _opt("ViT-L-14", "open_clip model name, or local-dir:FOLDER")
     pretrained: str = _opt("openai", "open_clip pretrained tag or checkpoint; empty with local-dir")
     templates: list[str] = _opt(["a photo of {}", "a picture of {}", "{}"], "text templates, averaged")
@@ -129,7 +151,9 @@ class Scorer:  # the CLIP model that judges; never the teacher's own text tower
 
 
 @dataclass
-class Segmenter:  # for the overlap score: segment-anything's automatic masks, or with a detector transformers' text-prompted ones
+class Segmenter:
+    """For the overlap score: segment-anything's automatic masks, or with a detector transformers' text-prompted ones."""
+
     model: str = _opt("vit_h", "vit_h, vit_l or vit_b; or a folder with config.json + model.safetensors; with a detector: a SAM 2")
     checkpoint: str = _opt("", "the .pth for a vit_* model")
     detector: str = _opt("", "a Grounding DINO (hub name or folder) that finds the noun for transformers' SAM 2; empty: segment-anything")
@@ -147,7 +171,9 @@ class Segmenter:  # for the overlap score: segment-anything's automatic masks, o
 
 
 @dataclass
-class Filter:  # stage 2: scoring pairs
+class Filter:
+    """Stage 2: scoring pairs."""
+
     batch: int = _opt(32, "pairs scored together")
     device: str = _opt("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = _opt("bfloat16", "of the networks' arithmetic on a GPU: bfloat16 (autocast) or float32; a CPU computes in float32")
@@ -159,7 +185,9 @@ class Filter:  # stage 2: scoring pairs
 
 
 @dataclass
-class Generator:  # stage 3's network: Co-Mod-GAN (Zhao et al. 2021), or with generator=comodgan_lite one for CPUs, phones and browsers
+class Generator:
+    """Stage 3's network: Co-Mod-GAN (Zhao et al. 2021), or with generator=comodgan_lite a small one for CPUs, phones and browsers."""
+
     channel_base: int = _opt(16_384, "channels at side s: min(channel_max, 2 channel_base / s)")
     channel_max: int = _opt(512, "most channels of any layer")
     z_dim: int = _opt(512, "width of the latent z; fixed to zero where distill.latent is 'fixed'")
@@ -172,7 +200,9 @@ class Generator:  # stage 3's network: Co-Mod-GAN (Zhao et al. 2021), or with ge
 
 
 @dataclass
-class Augment:  # training-time augmentation with kornia; one geometric draw for both images
+class Augment:
+    """Training-time augmentation with kornia; one geometric draw for both images."""
+
     flip: float = _opt(0.5, "probability of a horizontal flip of both")
     crop: float = _opt(0.8, "smallest side of a random crop of both, as a share; 1: none")
     brightness: float = _opt(0.1, "colour jitter, the same draw for both images")
@@ -183,7 +213,9 @@ class Augment:  # training-time augmentation with kornia; one geometric draw for
 
 
 @dataclass
-class Distill:  # stage 3: training the generator
+class Distill:
+    """Stage 3: training the generator."""
+
     images: int = _opt(1_000_000, "training length, in images shown")
     batch: int = _opt(64, "images a step, over all processes")
     lr: float = _opt(0.001, "Adam learning rate")
@@ -213,13 +245,17 @@ class Distill:  # stage 3: training the generator
 
 
 @dataclass
-class Export:  # distill/export.py: generator.safetensors and generator.onnx, and what else
+class Export:
+    """distill/export.py: generator.safetensors and generator.onnx, and what else."""
+
     formats: list[str] = _opt(["float", "fp16", "int8", "pt2"], "further formats: float, fp16, int8, pt2, page (docs/distill.md)")
     onnxruntime_web: str = _opt("", "the npm package's .tgz that the page needs; empty: fetched once from registry.npmjs.org, then cached")
 
 
 @dataclass
-class Evaluate:  # scripts/evaluate.py: the paper's tables and sweeps, on held-out scenes or on the photographs of source.images
+class Evaluate:
+    """scripts/evaluate.py: the paper's tables and sweeps, on held-out scenes or on the photographs of source.images."""
+
     scenes: int = _opt(256, "held-out scenes, or at most so many photographs")
     first_seed: int = _opt(3_000_000, "seed of the first scene; validation sweeps use other seeds")
     bootstrap: int = _opt(1000, "resamples of the images for each 95 % interval")
@@ -233,14 +269,18 @@ class Evaluate:  # scripts/evaluate.py: the paper's tables and sweeps, on held-o
 
 
 @dataclass
-class Compare:  # scripts/compare.py: the same training in several ways
+class Compare:
+    """scripts/compare.py: the same training in several ways."""
+
     jobs: int = _opt(1, "trainings at once; more than one share the GPU, and images a second is then each one's share")
     few_pairs: int = _opt(256, "augment: pairs to train on, the first of the selection")
     init: str = _opt("models/miniature/generator/generator.safetensors", "transfer: the trained generator to start from")
 
 
 @dataclass
-class Benchmark:  # scripts/benchmark.py: ours beside a plain loop, in one run
+class Benchmark:
+    """scripts/benchmark.py: ours beside a plain loop, in one run."""
+
     architecture: str = _opt("", "sd14: Stable Diffusion 1.4's networks with random weights, no download; empty: the teacher")
     pairs: int = _opt(16, "pairs that ours is timed on; infer: that the teacher is timed on, 0: no teacher")
     plain_pairs: int = _opt(1, "pairs that the plain loop is timed on")
@@ -251,13 +291,17 @@ class Benchmark:  # scripts/benchmark.py: ours beside a plain loop, in one run
 
 
 @dataclass
-class Demo:  # scripts/demo.py: the whole way on the miniature
+class Demo:
+    """scripts/demo.py: the whole way on the miniature."""
+
     scenes: int = _opt(8, "held-out scenes in the report, and at most so many photographs")
     photos: str = _opt("", "a folder of photographs to edit too; empty: those that scikit-image installs")
 
 
 @dataclass
-class Config:  # everything
+class Config:
+    """Everything."""
+
     task: Task = field(default_factory=Task)
     teacher: Teacher = field(default_factory=Teacher)
     source: Source = field(default_factory=Source)
