@@ -41,12 +41,13 @@ def train(config: Config) -> Path:
     Raises UserError for missing pairs, settings that do not fit, a changed configuration, a full disk, a loss that is not finite.
     """
     from accelerate import Accelerator
-    from torch.cuda import is_available
+
+    from models.devices import pick_device
 
     _check(config.distill)
     folder, precision = run_dir(config) / "train", PRECISIONS[config.distill.dtype]
-    trackers = _trackers(config.distill.tracker)
-    accelerator = Accelerator(cpu=not is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=folder)
+    trackers, on_cpu = _trackers(config.distill.tracker), pick_device("auto").type == "cpu"
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision, log_with=trackers or None, project_dir=folder)
     with exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext():
         from distill.state import TrainingState
 

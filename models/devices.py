@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING
 
 from configs.errors import UserError
@@ -24,6 +26,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device '{name}': it is auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not count):
+        _tell_of_idle_cores()
         return torch.device("cpu")
     if not count:
         raise UserError(f"device '{name}': PyTorch sees no GPU here; use auto or cpu, or install a CUDA build of PyTorch")
@@ -31,6 +34,17 @@ def pick_device(name: str) -> torch.device:
     if index >= count:
         raise UserError(f"device '{name}': GPU {index} is not there; PyTorch sees {count} (cuda:0 to cuda:{count - 1})")
     return torch.device("cuda", index)
+
+
+@cache  # once
+def _tell_of_idle_cores() -> None:
+    """On a CPU `accelerate launch` starts one process, whatever --num_processes says, and allows it one thread unless told otherwise."""
+    import torch
+
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    if threads < cores and "ACCELERATE_USE_CPU" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        advice = f"`accelerate launch --num_cpu_threads_per_process {cores}`, or python in its place, uses them all"
+        print(f"note: accelerate launch lets this process use {threads} of {cores} CPU cores; {advice}", file=sys.stderr)
 
 
 def process_group() -> PartialState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from configs.errors import UserError
 from configs.schema import Scorer
+from models import devices
 from models.clip_scorer import ClipScorer
 from models.devices import pick_device
 
@@ -147,3 +149,23 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("auto") == torch.device("cuda:1")
     with pytest.raises(UserError, match="PyTorch sees 2"):
         pick_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "world", "threads", "told"),
+    [({"ACCELERATE_USE_CPU": "False"}, "1", 1, True), ({}, "1", 1, False), ({"ACCELERATE_USE_CPU": "False"}, "2", 1, False),
+     ({"ACCELERATE_USE_CPU": "False"}, "1", 8, False)],
+)  # fmt: skip
+def test_idle_cores_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], launcher: dict[str, str], world: str, threads: int, told: bool
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for key, value in {**launcher, "WORLD_SIZE": world}.items():
+        monkeypatch.setenv(key, value)
+    devices._tell_of_idle_cores.cache_clear()
+    pick_device("cpu")
+    pick_device("cpu")
+    said = capsys.readouterr().err
+    assert said.count("note:") == said.count("use 1 of 8 CPU cores") == told
