@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from configs.errors import UserError
@@ -15,9 +16,9 @@ OPTIONS = """options:
   task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them; preset=paper,fast: both)
   generator=NAME                       comodgan, or comodgan_lite for CPUs, phones and browsers
   section.key=value                    any key below
-  --dry-run                            print the resolved configuration and the plan, do nothing
+  --dry-run                            print the resolved configuration and the plan, make nothing (of pairs, with the time of a few steps)
   --list                               the tasks, teachers, presets and generators there are
-  --help                               this text
+  --help                               this text; with other arguments, the values they give the keys
 
 keys:"""
 
@@ -37,9 +38,10 @@ def entry(
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
         print(doc.strip() + "\n\n" + OPTIONS)
+        config = _asked_or_default(arguments)
         for key, item in known_keys().items():
             if "." not in key or key.split(".")[0] in sections:
-                print(f"  {key + '=' + str(item.default_factory()):44} {item.metadata['help']}")
+                print(f"  {f'{key}={attrgetter(key)(config)}':44} {item.metadata['help']}")
         return 0
     if "--list" in arguments:
         print("\n".join(f"{kind}: {', '.join(available(kind))}" for kind in reversed(CHOICES)))
@@ -58,3 +60,11 @@ def entry(
     except KeyboardInterrupt:
         print("stopped: run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _asked_or_default(arguments: Sequence[str]) -> Config:
+    """The configuration that --help shows: of the other arguments, or the default where they are none."""
+    try:
+        return load([argument for argument in arguments if not argument.startswith("-")])
+    except UserError:
+        return load([])

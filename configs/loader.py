@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def load(argv: Sequence[str]) -> Config:
         names |= preset.pop("choose", {})
     names |= chosen
     teacher = _fragment("teacher", names["teacher"])
-    per_task, required = teacher.pop("tasks", {}), teacher.pop("require", [])
+    per_task = teacher.pop("tasks", {})
     config = _merged(
         *((f"configs/preset/{name}.yaml", preset) for name, preset in presets.items()),
         (f"configs/teacher/{names['teacher']}.yaml", teacher),
@@ -78,9 +77,8 @@ def load(argv: Sequence[str]) -> Config:
         (f"configs/generator/{names['generator']}.yaml", _fragment("generator", names["generator"])),
         *((f"'{key}={value}'", _override(key, value)) for key, value in given if key not in CHOICES),
     )
-    for key in required:
-        if not attrgetter(key)(config):
-            raise UserError(f"set {key}= (teacher={names['teacher']} needs it): {known_keys()[key].metadata['help']}")
+    if not config.teacher.path:
+        raise UserError(f"teacher={names['teacher']}: set teacher.path=, a {known_keys()['teacher.path'].metadata['help']}")
     if not (config.task.source and config.task.target):
         raise UserError(f"task={names['task']}: set task.source= and task.target=, what the input shows and what the edit shows")
     task_name = f"{config.task.source}-to-{config.task.target}" if names["task"] == "custom" else names["task"]

@@ -49,15 +49,16 @@ class Retrieve:
     """Of a large source, the images nearest to the task's source words by CLIP (Parmar et al. 2023, section 4)."""
 
     k: int = _opt(0, "so many are kept, nearest first (the paper: 250); 0: all, in the source's order")
-    aesthetics: float = _opt(0.0, "least aesthetics score, where an image's metadata has one (the paper: 9)")
+    aesthetics: float = _opt(0.0, "with k: least aesthetics score, where an image's metadata has one (the paper: 9)")
 
 
 @dataclass
 class Source:
     """Where the inputs come from."""
 
-    images: str = _opt("", "a folder, an image, a .txt of paths, webdataset .tar (glob, {0..9}, address); empty: rendered scenes")
+    images: str = _opt("", "a folder, an image, a .txt of paths, webdataset .tar (glob, {0..9}, address)")
     prompts: str = _opt("", "or a text file of prompts from which the teacher makes the inputs itself (in configs/banks, or a path)")
+    scenes: bool = _opt(False, "where neither is named, render scenes (the miniature teacher's world)")
     caption: str = _opt("", "one for every image; empty: the image's own (NAME.txt beside it), else captioner, else the task's template")
     captioner: str = _opt("", "BLIP model for images without caption, folder or hub name (Salesforce/blip-image-captioning-base)")
     retrieve: Retrieve = field(default_factory=Retrieve)
@@ -281,12 +282,12 @@ class Compare:
 class Benchmark:
     """scripts/benchmark.py: ours beside a plain loop, in one run."""
 
-    architecture: str = _opt("", "sd14: Stable Diffusion 1.4's networks with random weights, no download; empty: the teacher")
+    architecture: str = _opt("", "random weights, no download: sd14 (generate, infer), or vit_h (filter); empty: what is configured")
     pairs: int = _opt(16, "pairs that ours is timed on; infer: that the teacher is timed on, 0: no teacher")
     plain_pairs: int = _opt(1, "pairs that the plain loop is timed on")
     calls: int = _opt(30, "infer: calls of each runtime, of which the middle one counts")
     images_at_once: int = _opt(1, "infer: images a call")
-    side: int = _opt(0, "train, infer: side of the pictures, pixels; 0: train: teacher.resolution, infer: the trained generator's")
+    side: int = _opt(0, "train, infer: side of the pictures, pixels; 0: teacher.resolution, the trained generator's (sd14: 512)")
     steps: int = _opt(4, "train: steps of distill.batch that each loop is timed on, after as many that are not")
 
 

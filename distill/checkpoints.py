@@ -129,7 +129,8 @@ def refuse_changes(checkpoint: Checkpoint, made_with: dict[str, Any], force: boo
     changes = "; ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys)
     if changes and not force:
         raise UserError(
-            f"{checkpoint.path} was made with other settings: {changes}. Set them back, choose another runs_dir=, or force=true"
+            f"{checkpoint.path} was made with other settings: {changes}. Set them back, delete {checkpoint.path.parent} to train anew, "
+            "choose another runs_dir=, or go on with force=true"
         )
     if changes:
         print(f"warning: going on from {checkpoint.path} with other settings: {changes}", file=sys.stderr)

@@ -3,7 +3,7 @@
     python filter/run.py task=tree2winter
     python filter/run.py task=cat2dog --select overlap=0.7 clip_gain=0.1          # select anew from the stored scores, at once
     python filter/run.py task=cat2dog --select keep=0.6 by=clip_gain lpips_input_edit=0.1:0.6
-    accelerate launch filter/run.py task=tree2winter teacher=sd14                 # the shards are shared out over the processes
+    accelerate launch filter/run.py task=tree2winter preset=paper                 # the shards are shared out over the processes
 
 Reads <run>/pairs; writes <run>/scores/*.parquet (all raw scores), <run>/selection.json and <run>/filter.html to look at. A shard is scored
 once, and again where its pairs, the texts, the scorer or the segmenter have changed.

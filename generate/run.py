@@ -121,8 +121,8 @@ def _identity_values(config: Config) -> dict[str, Any]:
     ready = [path for path in (asked.file, asked.source_embedding, asked.target_embedding, *asked.plus) if path]
     banks = ([], []) if asked.file or asked.source_embedding else task_banks(config.task, asked, Path(config.runs_dir) / "banks")
     values = {f"{name}.{key}": value for name in IDENTITY for key, value in asdict(getattr(config, name)).items()}
-    for threshold in ("task.clip_gain", "task.overlap"):
-        del values[threshold]
+    for key in ("task.clip_gain", "task.overlap", "source.scenes"):
+        del values[key]
     return values | {
         "teacher.files": digest(model_files(config.teacher.path)),
         "direction.made_of": digest([model_files(path) for path in ready], banks),

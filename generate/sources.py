@@ -75,8 +75,11 @@ def open_source(config: Source, task: Task, resolution: int, limit: int) -> Inpu
 
 def _scenes(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
     """Scenes rendered by models/miniature, one a seed, in the task's input look."""
-    if not task.scene_input:
-        raise UserError(f"task={task.name} renders no scenes: name the images to edit with source.images=FOLDER")
+    if not (config.scenes and task.scene_input):
+        raise UserError(
+            f"no scenes are rendered for task={task.name} with this teacher: name the images to edit with source.images=FOLDER, "
+            "or prompts to make them from with source.prompts=FILE"
+        )
     look = Look(**task.scene_input)
     names = [f"scene-{config.first_seed + index}" for index in range(limit)]
 

@@ -5,7 +5,7 @@
   python scripts/benchmark.py infer [benchmark.architecture=sd14]          one edit: the teacher, the generator, each exported file
   python scripts/benchmark.py filter [benchmark.architecture=vit_h]        scoring: the miniature, or SAM ViT-H and CLIP ViT-L-14
   python scripts/benchmark.py train                                        distill/train.py's step, at the miniature's size
-  python scripts/benchmark.py train preset=paper source.images=x benchmark.side=256 distill.batch=64 distill.dtype=bfloat16 \
+  python scripts/benchmark.py train preset=paper benchmark.side=256 distill.batch=64 distill.dtype=bfloat16 \
       distill.compile=true distill.workers=8 json=FILE                     on a GPU
 
 Prints a Markdown table: seconds and memory a pair, pairs an hour, share of the machine's own matrix product rate, and the ratio to the

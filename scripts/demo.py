@@ -1,9 +1,9 @@
-"""The whole way, for real, on the embedded miniature world: what `make demo` runs. Any task, any key.
+"""The whole way, for real, on the embedded miniature world: what `make demo` runs. Any task that renders scenes, any key.
 
   python scripts/demo.py [task=tree2winter] [demo.scenes=8] [demo.photos=FOLDER]
 
 Makes pairs, filters them, trains a generator, exports it, lets it and the teacher edit held-out scenes and a few real photographs, and
-writes <run>/report.html. Each stage takes up what is there: a second run only writes the report anew.
+writes <run>/report.html. Each stage takes up what is there: a second run only exports again and writes the report anew.
 """
 
 import time
@@ -17,13 +17,14 @@ from PIL import Image
 
 from configs.cli import entry
 from configs.loader import run_dir
-from configs.schema import Config
+from configs.schema import Config, Source
 from distill.export import export
 from distill.train import train
 from distill.translate import Translator
 from filter.run import print_summary, score_and_select
 from generate import run as generate_run
 from generate.shards import Pair, read_pairs, write_json
+from generate.sources import open_source
 from scripts.evaluate import generator_seconds, true_edit
 from scripts.report import write_report
 
@@ -45,13 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan(config: Config) -> dict[str, Any]:
     """What the demo would make."""
+    _held_out(config)
     aside = {"training images": config.distill.images, "held-out scenes": config.demo.scenes, "report": run_dir(config) / "report.html"}
     return generate_run.plan(config) | aside
 
 
 def demo(config: Config) -> Path:
     """Every stage in turn; returns the path of the report."""
-    timings: dict[str, float] = {}
+    held_out, timings = _held_out(config), dict[str, float]()
 
     def stage(name: str, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         print(f"\n--- {name}", flush=True)
@@ -67,9 +69,9 @@ def demo(config: Config) -> Path:
     stage("3 distill: the generator learns the pairs", train, config)
     exported = stage("4 export: safetensors and ONNX, checked", export, config)
     translator = Translator(exported)
-    photos = config.demo.photos or str(_sample_photographs(Path(config.runs_dir) / "photographs"))
-    scenes = stage("5 held-out scenes", edit_held_out, config, "held-out", images="", first_seed=config.evaluate.first_seed)
-    photographs = stage("6 photographs", edit_held_out, config, "photographs", images=photos)
+    photos = replace(held_out, images=config.demo.photos or str(_sample_photographs(Path(config.runs_dir) / "photographs")))
+    scenes = stage("5 held-out scenes", edit_held_out, config, "held-out", held_out)
+    photographs = stage("6 photographs", edit_held_out, config, "photographs", photos)
     rows = [_row(config, translator, pair) for pair in (*scenes, *photographs)]
     teacher_s = float((run_dir(config) / "held-out" / "seconds.txt").read_text())
     generator_s = generator_seconds(translator, scenes[0].images["input"])
@@ -78,12 +80,19 @@ def demo(config: Config) -> Path:
     return write_report(config, rows, distances(rows), timings, teacher_s, generator_s)
 
 
-def edit_held_out(config: Config, name: str, **source: Any) -> list[Pair]:
+def _held_out(config: Config) -> Source:
+    """The scenes that no stage sees. UserError, now and not after the training, where the task renders none."""
+    source = replace(config.source, images="", prompts="", first_seed=config.evaluate.first_seed)
+    open_source(source, config.task, config.teacher.resolution, 1)
+    return source
+
+
+def edit_held_out(config: Config, name: str, source: Source) -> list[Pair]:
     """The teacher's edits of demo.scenes images of another source, in <run>/<name>; the seconds an image took are kept beside them."""
     folder, count = run_dir(config) / name, config.demo.scenes
     settings = replace(config.generate, pairs=count, pairs_per_shard=count, save_reconstruction=True, out=str(folder))
     began = time.monotonic()
-    generate_run.generate(replace(config, source=replace(config.source, **source), generate=settings))
+    generate_run.generate(replace(config, source=source, generate=settings))
     pairs = list(read_pairs(folder))
     if not (folder / "seconds.txt").exists():
         write_json(folder / "seconds.txt", (time.monotonic() - began) / len(pairs))

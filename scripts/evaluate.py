@@ -112,7 +112,7 @@ def variants(config: Config, table: str) -> dict[str, Config]:
         strengths, scales, amounts = swept.strengths or strengths, swept.scales or scales, swept.amounts or amounts
     if table == "table1":
         edits = [replace(config.edit, method="sdedit", strength=part) for part in swept.sdedit_strengths] + edits
-    source = config.source if config.source.images else replace(config.source, first_seed=swept.first_seed)
+    source = config.source if config.source.images else replace(config.source, prompts="", first_seed=swept.first_seed)
     rows = {}
     for edit, strength, scale, amount in product(edits, strengths, scales, amounts):
         parts = METHODS.get(edit.method, METHODS["B"])  # the editor refuses an unknown one

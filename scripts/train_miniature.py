@@ -4,7 +4,7 @@
     python scripts/train_miniature.py STAGE [key=value ...]
 
 STAGE is vae, text, unet, scorer, segmenter, all (these five in order), banks (write configs/banks) or check (measure everything). The
-defaults fit one GPU in about 20 minutes; a CPU needs smaller budgets, e.g. images=8000 batch=16 minutes=30. To resume, run the same command
+defaults fit one GPU in about 25 minutes; a CPU needs smaller budgets, e.g. images=8000 batch=16 minutes=30. To resume, run the same command
 again; to start anew, remove its checkpoint from the `work` folder. init=FOLDER continues from existing weights.
 """
 

@@ -66,34 +66,34 @@ def test_the_grammar_differs_by_the_words_alone():
 @pytest.mark.parametrize("teacher", available("teacher"))
 def test_every_teacher_loads(teacher):
     own = [] if teacher != "diffusers" else ["teacher.path=models/miniature/teacher"]
-    config = load([f"teacher={teacher}", "source.images=y", *own])
+    config = load([f"teacher={teacher}", *own])
     assert config.teacher.name == teacher and config.teacher.resolution == {"sd14": 512}.get(teacher, 128)
 
 
 def test_a_folder_that_says_no_resolution_is_refused():
     with pytest.raises(UserError, match="set teacher.resolution="):
-        load(["teacher=diffusers", "teacher.path=x", "source.images=y"])
-    assert load(["teacher=diffusers", "teacher.path=x", "source.images=y", "teacher.resolution=256"]).teacher.resolution == 256
+        load(["teacher=diffusers", "teacher.path=x"])
+    assert load(["teacher=diffusers", "teacher.path=x", "teacher.resolution=256"]).teacher.resolution == 256
 
 
 def test_later_layers_win():
     assert load([]).generate.pairs == 48
-    paper = load(["preset=paper", "source.images=x"])
+    paper = load(["preset=paper"])
     assert (paper.teacher.name, paper.generate.pairs, paper.edit.steps, paper.teacher.resolution) == ("sd14", 15_000, 100, 512)
     assert load(["generate.pairs=7", "task.clip_gain=null"]).generate.pairs == 7
     assert load(["distill.init="]).distill.init == ""
-    fast = load(["preset=fast"]), load(["preset=paper,fast", "source.images=x"])
+    fast = load(["preset=fast"]), load(["preset=paper,fast"])
     assert [(one.teacher.name, one.edit.steps, one.guidance.until) for one in fast] == [("miniature", 20, 0.5), ("sd14", 100, 0.5)]
     assert str(run_dir(load(["runs_dir=/r", "task=tree2fall"]))) == "/r/tree2fall/miniature"
 
 
 def test_the_small_generator_is_relative_to_the_presets_and_starts_anew():
     for preset, base in (("miniature", 1024), ("paper", 16_384)):
-        lite = load(["generator=comodgan_lite", f"preset={preset}", "source.images=x"])
+        lite = load(["generator=comodgan_lite", f"preset={preset}"])
         assert lite.generator.separable and lite.generator.width < 0.5 and lite.generator.channel_base == base
         assert lite.distill.init == "" and lite.distill.lr == 0.001
     assert load(["generator=comodgan"]) == load([]) and load([]).distill.init
-    assert not load(["preset=paper", "source.images=x"]).generator.separable
+    assert not load(["preset=paper"]).generator.separable
     assert load(["generator=comodgan_lite", "generator.width=1"]).generator.width == 1
 
 
@@ -124,7 +124,7 @@ def test_the_digest_follows_the_content():
         ("generate.pairs=many", "generate.pairs"),
         ("source.caption.x=1", "source.caption"),
         ("edit", "key=value"),
-        ("teacher=sd14", "source.images="),
+        ("teacher=diffusers", "teacher=diffusers: set teacher.path="),
         ("task.swap={a: [}", "is no value"),
         ("preset=paper,fats", "did you mean fast"),
     ],
@@ -138,6 +138,12 @@ def test_wrong_arguments_name_the_right_ones(argument, says):
 def test_errors_end_with_2_and_one_line(capsys):
     assert entry("doc", (), lambda config: None, lambda config: {}, ["nonsense=1"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "pairs"), [([], 48), (["preset=paper"], 15_000), (["generate.pairs=7"], 7), (["nonsense=1"], 48)])
+def test_help_shows_the_values_that_hold(capsys, arguments, pairs):
+    assert entry("doc", ("generate",), lambda config: None, lambda config: {}, [*arguments, "--help"]) == 0
+    assert f"  generate.pairs={pairs} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", ENTRY_POINTS)

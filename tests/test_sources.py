@@ -97,12 +97,21 @@ def test_empty_and_missing_sources_say_so(tmp_path):
         open_source(Source(images=str(tmp_path / "nowhere")), TASK, 8, 10)
     with pytest.raises(UserError, match=r"no \.jpeg"):
         open_source(Source(images=str(tmp_path)), TASK, 8, 10)
-    with pytest.raises(UserError, match=r"source\.images=FOLDER"):
-        open_source(Source(), Task(name="cat2dog"), 8, 10)
+    for source, task in ((Source(scenes=True), Task(name="cat2dog")), (Source(), TASK)):  # the task's words, the teacher's world
+        with pytest.raises(UserError, match=r"source\.images=FOLDER.*source\.prompts=FILE"):
+            open_source(source, task, 8, 10)
+
+
+def test_the_demo_refuses_at_once_what_renders_no_held_out_scenes(tmp_path, capsys):
+    from scripts import demo
+
+    for more in (["source.images=."], ["--dry-run"]):
+        assert demo.main(["task=cat2dog", f"runs_dir={tmp_path}/runs", *more]) == 2
+        assert "no scenes are rendered for task=cat2dog" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 def test_scenes_are_the_same_every_time():
-    first, second = (open_source(Source(first_seed=5), TASK, 128, 3).load(2) for _ in range(2))
+    first, second = (open_source(Source(scenes=True, first_seed=5), TASK, 128, 3).load(2) for _ in range(2))
     assert first.key == "scene-7" and first.caption == second.caption and np.array_equal(first.image, second.image)
 
 
