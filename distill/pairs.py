@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +146,7 @@ def to_unit(image_uint8_BCHW: torch.Tensor) -> torch.Tensor:
 class PairAugment(nn.Module):
     """Augments a batch of pairs of `resolution` pixels on the device they lie on.
 
-    Colour jitter and geometry are one draw for both images, so that what the edit changes stays the only difference between them. Every
+    Colour jitter and geometry are one change of both images, so that what the edit changes stays the only difference between them. Every
     draw comes from torch's global generator, which the training loop seeds anew for each step.
     """
 
@@ -155,24 +154,23 @@ class PairAugment(nn.Module):
         super().__init__()
         import kornia.augmentation as K
 
-        self.steps: Any = nn.ModuleList()  # kornia's layers have forward_parameters, which nn.Module does not tell
         jitter = (config.brightness, config.contrast, config.saturation, config.hue)
-        if any(jitter):
-            self.steps.append(K.ColorJitter(*jitter, p=1.0))
+        self.colour = K.ColorJitter(*jitter, p=1.0) if any(jitter) else nn.Identity()
+        self.geometry = nn.Sequential()
         if config.crop < 1:
-            self.steps.append(K.RandomResizedCrop((resolution, resolution), scale=(config.crop**2, 1.0), ratio=(1.0, 1.0), p=1.0))
+            self.geometry.append(K.RandomResizedCrop((resolution, resolution), scale=(config.crop**2, 1.0), ratio=(1.0, 1.0), p=1.0))
         if config.flip > 0:
-            self.steps.append(K.RandomHorizontalFlip(p=config.flip))
+            self.geometry.append(K.RandomHorizontalFlip(p=config.flip))
         self.noise = config.noise
 
     @torch.no_grad()
     def forward(self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The augmented pairs; both in and out in [-1, 1], the noise on the input may leave it by a little."""
-        pair = [(image_BCHW + 1) / 2 for image_BCHW in (input_BCHW, edit_BCHW)]
-        for step in self.steps:
-            draw = step.forward_parameters(pair[0].shape)
-            pair = [step(image_BCHW, params=draw) for image_BCHW in pair]
-        input_BCHW, edit_BCHW = (image_BCHW.clamp(0, 1) * 2 - 1 for image_BCHW in pair)
+        # Side by side they have one mean grey, which contrast is about; one on the other they move alike.
+        side_by_side = self.colour((torch.cat([input_BCHW, edit_BCHW], 3) + 1) / 2)
+        stacked = self.geometry(torch.cat(side_by_side.chunk(2, 3), 1))
+        pair = (stacked.clamp(0, 1) * 2 - 1).chunk(2, 1)
+        input_BCHW, edit_BCHW = (image_BCHW.contiguous(memory_format=torch.channels_last) for image_BCHW in pair)
         if self.noise > 0:
             deviation_B111 = self.noise * torch.rand(len(input_BCHW), 1, 1, 1, device=input_BCHW.device)
             input_BCHW = input_BCHW + deviation_B111 * torch.randn_like(input_BCHW)

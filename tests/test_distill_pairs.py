@@ -130,6 +130,17 @@ def test_both_pictures_get_the_same_draw():
     assert torch.equal(augment(image_BCHW, image_BCHW)[0], input_BCHW)
 
 
+def test_colours_that_the_edit_keeps_stay_the_same_in_both():
+    """Also under contrast, which is about the mean grey: of each picture alone it would move what they share."""
+    input_BCHW = torch.rand(8, 3, 32, 32) - 0.5
+    edit_BCHW = input_BCHW.clone()
+    edit_BCHW[:, :, :16] = 1.0
+    colour = Augment(flip=0, crop=1, noise=0, brightness=0, contrast=0.3, saturation=0.3, hue=0)
+    input_BCHW, edit_BCHW = PairAugment(colour, 32)(input_BCHW, edit_BCHW)
+    torch.testing.assert_close(edit_BCHW[:, :, 16:], input_BCHW[:, :, 16:], rtol=0, atol=1e-6)
+    assert (edit_BCHW[:, :, :16] > input_BCHW[:, :, :16] + 0.2).all()
+
+
 def test_geometry_keeps_the_pair_aligned():
     """Where colours stay and the edit is the input's negative, it is so after crop and flip."""
     image_BCHW = torch.rand(8, 3, 32, 32) * 2 - 1
