@@ -53,7 +53,7 @@ def fixed_latent(made_with: dict[str, Any]) -> list[float] | None:
 
 
 def save(folder: Path, images: int, about: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], keep: int) -> Path:
-    """Write <folder>/<images> atomically, then remove all but the newest `keep`; returns its path.
+    """Write <folder>/<images> atomically, then remove all but it and those before it, `keep` altogether; returns its path.
 
     tensors: one dictionary for each file. Raises UserError, with the earlier checkpoints untouched, where the disk has no room.
     """
@@ -83,7 +83,9 @@ def save(folder: Path, images: int, about: dict[str, Any], tensors: dict[str, di
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in saved(folder)[:-keep]:
+    paths = saved(folder)
+    place = paths.index(final) + 1
+    for old in paths[: max(0, place - keep)] + paths[place:]:  # of a higher number are only damaged ones, and those gone back before
         shutil.rmtree(old)
     return final
 

@@ -47,11 +47,13 @@ def export(config: Config) -> Path:
     """
     from distill.formats import FORMATS, write
 
-    run, folder, formats = run_dir(config), run_dir(config) / "export", config.export.formats
+    folder, formats = run_dir(config) / "export", config.export.formats
     if unknown := set(formats) - set(FORMATS):
         raise UserError(f"export.formats: no '{min(unknown)}'. There are: {', '.join(FORMATS)}")
-    with exclusive(folder, "export"), tempfile.TemporaryDirectory(prefix=".export.", dir=run) as name:
+    with exclusive(folder, "export"), tempfile.TemporaryDirectory(prefix=".making.", dir=folder) as name:
         temporary = Path(name)
+        for torn in set(folder.glob(".making.*")) - {temporary}:  # of a killed process
+            shutil.rmtree(torn)
         generator, about, held_out, calibration = _load(config)
         write(temporary, generator, about, formats, calibration)
         check = _check(temporary, generator, about, held_out)
@@ -63,11 +65,12 @@ def export(config: Config) -> Path:
                 raise UserError(f"{file} differs from PyTorch by more than {found['allowed_levels']} levels; {folder} is as it was")
         if "page" in formats:
             write_page(temporary, config.export, held_out[0])
-        for path in folder.glob("generator*"):
-            path.unlink()  # a format that is not asked for any more would be of older weights
-        for path in temporary.iterdir():
+        for path in list(temporary.iterdir()):
             path.chmod(0o644)  # safetensors gives its files to their owner alone
-            shutil.move(path, folder / path.name)
+            path.replace(folder / path.name)
+        for path in folder.glob("generator*"):
+            if path.name not in check["formats"]:
+                path.unlink()  # a format that is not asked for any more would be of older weights
         write_json(folder / "config.json", about)
         write_json(folder / "check.json", check)
     return folder

@@ -19,10 +19,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from configs.errors import UserError
-from configs.loader import pairs_dir, run_dir
+from configs.loader import digest, pairs_dir, run_dir
 from configs.schema import Augment, Config
 from distill.translate import TranslateError, Translator
-from generate.shards import PairLocation, finished_shards, locate, read_pair
+from generate.shards import PairLocation, finished_shards, locate, read_manifest, read_pair
 
 
 class PairDataset(Dataset):
@@ -101,6 +101,12 @@ def find_pairs(folder: Path, keys: Sequence[str]) -> list[PairLocation]:
             "run generate/run.py and filter/run.py again"
         )
     return [found[key] for key in keys]
+
+
+def content(locations: Sequence[PairLocation]) -> str:
+    """A hash of which pairs these are, in this order, and of what the shards hold that they lie in."""
+    shards = sorted({location.shard for location in locations})
+    return digest([location.key for location in locations], [read_manifest(shard)["sha256"] for shard in shards])
 
 
 def split_pairs(config: Config, share: float, seed: int) -> tuple[list[PairLocation], list[PairLocation]]:

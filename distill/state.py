@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
 from configs.errors import UserError
-from configs.loader import digest, find_file, to_yaml
+from configs.loader import digest, find_file, model_files, to_yaml
 from configs.schema import Config, Generator
 from distill import adapters, checkpoints, pairs
 from distill.formats import Edit, read_file
@@ -54,7 +54,8 @@ class TrainingState:
         self.made_with = {
             "teacher.resolution": resolution,
             "seed": self.seed,
-            "pairs": digest([location.key for location in training]),
+            "pairs": pairs.content(training),
+            "labels": digest(model_files(self.config.labels)),
             **{f"generator.{key}": value for key, value in asdict(config.generator).items()},
             **{f"augment.{key}": value for key, value in asdict(config.augment).items()},
             **{f"distill.{key}": value for key, value in asdict(config.distill).items() if key not in FREE_KEYS},
@@ -147,7 +148,7 @@ class TrainingState:
             write_json(path, {"step": self.step, "images": self.images, "keys": keys, "losses_and_gradient_norm": str(worst.tolist())})
         raise UserError(
             f"step {self.step}: the loss or its gradient is not finite; nothing was updated. {path} names the pairs; "
-            "lower distill.lr, or look at those pairs, and run the same command again"
+            "look at those pairs, or lower distill.lr and go on with force=true"
         )
 
     def update(self) -> None:
@@ -165,10 +166,10 @@ class TrainingState:
             torch._foreach_lerp_(list(averages), adapters.merged(self.generator, names), 1 - keep)
 
     def log(self, losses: dict[str, torch.Tensor]) -> None:
-        """Keep the losses; every LOG_EVERY_S print one line of their means and append it to metrics.jsonl."""
+        """Keep the losses; every LOG_EVERY_S, and before a checkpoint, print one line of their means and append it to metrics.jsonl."""
         self._losses.append(losses)
         elapsed_s = time.perf_counter() - self._since
-        if elapsed_s < LOG_EVERY_S and self.images < self.config.images:
+        if elapsed_s < LOG_EVERY_S and not self.due():
             return
         count = len(self._losses)
         rate = count * self.config.batch / elapsed_s

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.cli import entry
 from configs.errors import UserError
 from configs.loader import run_dir
-from configs.schema import Config, Distill
+from configs.schema import Config
 from generate.shards import exclusive
 
 if TYPE_CHECKING:
@@ -28,6 +29,21 @@ if TYPE_CHECKING:
 
 SECTIONS = ("task", "teacher", "generator", "augment", "distill")
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype and accelerate's name for it
+FROM_ONE = ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs", "r1_every")
+FROM_NOTHING = ("workers", "warmup_images", "l1", "lpips", "adversarial", "r1")
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {  # what training can use
+    "distill.dtype": (PRECISIONS.__contains__, " or ".join(PRECISIONS)),
+    "distill.latent": (("fixed", "sampled").__contains__, "fixed or sampled"),
+    **{f"distill.{key}": (lambda value: value >= 1, "1 or more") for key in FROM_ONE},
+    **{f"distill.{key}": (lambda value: value >= 0, "0 or more") for key in FROM_NOTHING},
+    **{f"augment.{key}": (lambda value: value >= 0, "0 or more") for key in ("brightness", "contrast", "saturation", "noise")},
+    **{key: (lambda value: 0 <= value < 1, "from 0 to below 1") for key in ("distill.beta1", "distill.beta2", "generator.dropout")},
+    "distill.lr": (lambda value: value > 0, "above 0"),
+    "distill.lpips_crop": (lambda value: value == 0 or value >= 16, "0, or 16 or more: VGG16 halves it four times"),
+    "augment.crop": (lambda value: 0 < value <= 1, "above 0, to 1"),
+    "augment.flip": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "augment.hue": (lambda value: 0 <= value <= 0.5, "from 0 to 0.5"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +60,7 @@ def train(config: Config) -> Path:
 
     from models.devices import pick_device
 
-    _check(config.distill)
+    _check(config)
     folder, precision = run_dir(config) / "train", PRECISIONS[config.distill.dtype]
     trackers, on_cpu = _trackers(config.distill.tracker), pick_device("auto").type == "cpu"
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision, log_with=trackers or None, project_dir=folder)
@@ -85,7 +101,7 @@ def plan(config: Config) -> dict[str, Any]:
     from models.comodgan import CoModGenerator
     from models.discriminator import Discriminator
 
-    _check(config.distill)
+    _check(config)
     side, sizes = config.teacher.resolution, config.generator
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         generator = CoModGenerator(side, **asdict(sizes)).eval()
@@ -104,16 +120,13 @@ def plan(config: Config) -> dict[str, Any]:
     }
 
 
-def _check(distill: Distill) -> None:
+def _check(config: Config) -> None:
     """UserError for a value that training cannot use."""
-    for key, choices in {"dtype": PRECISIONS, "latent": ("fixed", "sampled")}.items():
-        if getattr(distill, key) not in choices:
-            raise UserError(f"distill.{key}={getattr(distill, key)}: it is {' or '.join(choices)}")
-    for key in ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs", "r1_every"):
-        if getattr(distill, key) < 1:
-            raise UserError(f"distill.{key}={getattr(distill, key)}: it is 1 or more")
-    if distill.adapter_rank and (distill.adapter_rank < 0 or not distill.init):
-        raise UserError(f"distill.adapter_rank={distill.adapter_rank}: it is 0, or more with a trained generator as distill.init=")
+    for key, (fits, said) in LIMITS.items():
+        if not fits(value := attrgetter(key)(config)):
+            raise UserError(f"{key}={value}: it is {said}")
+    if (rank := config.distill.adapter_rank) and (rank < 0 or not config.distill.init):
+        raise UserError(f"distill.adapter_rank={rank}: it is 0, or more with a trained generator as distill.init=")
 
 
 def _trackers(name: str) -> list[str]:

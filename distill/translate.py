@@ -164,8 +164,12 @@ def blend(tiles: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], shape
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
-    """The image turned upright by its EXIF orientation, RGB, its shorter side `side` and the other even; transparency on white."""
+    """The image turned upright by its EXIF orientation, RGB, its shorter side `side` and the other even; transparency on white, 16 bit
+    scaled to 8: as generate/sources.py reads what the generator was trained on.
+    """
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -175,13 +179,16 @@ def fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def open_picture(path: Path, side: int) -> Image.Image:
-    """The file as fit() makes it. OSError, or Pillow's bomb warning as an error, for what is no PNG, JPEG or WEBP, or too large."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-            if side**2 * max(image.size) > MAX_PIXELS * min(image.size):  # a line of pixels, made `side` wide
-                raise OSError(f"{image.width} x {image.height} is too long: more than {MAX_PIXELS} pixels once its shorter side is {side}")
-            return fit(image, side)
+    """The file as fit() makes it. TranslateError for what is no PNG, JPEG or WEBP, damaged or too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
+                if side**2 * max(image.size) > MAX_PIXELS * min(image.size):  # a line of pixels, made `side` wide
+                    raise ValueError(f"{image.width} x {image.height}: more than {MAX_PIXELS} pixels once its shorter side is {side}")
+                return fit(image, side)
+    except Exception as error:  # Pillow has many for a damaged file: SyntaxError, struct.error, DecompressionBombError, ...
+        raise TranslateError(f"{path.name} ({error})") from error
 
 
 def plan_files(source: str, target: Path, overwrite: bool) -> dict[str, Path]:
@@ -194,7 +201,7 @@ def plan_files(source: str, target: Path, overwrite: bool) -> dict[str, Path]:
         raise TranslateError(f"{path}: no such picture or video, or a folder without any")
     endings = [".mp4" if each.suffix.lower() in VIDEOS else ".png" for each in inputs]
     outputs = [target / f"{each.stem}{ending}" for each, ending in zip(inputs, endings, strict=True)]
-    if not path.is_dir() and target.suffix:
+    if not path.is_dir() and target.suffix and not target.is_dir():
         if target.suffix != endings[0]:
             raise TranslateError(f"{target}: name a folder, or a {endings[0]} file")
         outputs = [target]
@@ -215,8 +222,8 @@ def translate_pictures(translator: Translator, outputs: dict[str, Path], batch: 
         for path in paths[start : start + batch]:
             try:
                 images[path] = np.asarray(open_picture(Path(path), translator.side))
-            except (OSError, ValueError, Warning) as error:
-                unreadable.append(f"{Path(path).name} ({error})")
+            except TranslateError as error:
+                unreadable.append(str(error))
         for path, edit_HWC in zip(images, translator.edit(list(images.values())) if images else [], strict=True):
             temporary = outputs[path].with_suffix(".png.tmp")
             Image.fromarray(edit_HWC).save(temporary, "PNG")
@@ -299,10 +306,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures = {path: output for path, output in outputs.items() if output.suffix == ".png"}
         unreadable = translate_pictures(translator, pictures, arguments.batch)
         for path in outputs.keys() - pictures.keys():
-            translate_video(translator, path, outputs[path], arguments.batch)
+            try:
+                translate_video(translator, path, outputs[path], arguments.batch)
+            except TranslateError as error:
+                unreadable.append(str(error))
         if unreadable:
-            listed = "; ".join(unreadable[:5])
-            raise TranslateError(f"{len(unreadable)} of {len(pictures)} files are no pictures and were left out: {listed}")
+            raise TranslateError(f"{len(unreadable)} of {len(outputs)} files were left out: {'; '.join(unreadable[:5])}")
     except (TranslateError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

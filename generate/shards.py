@@ -140,14 +140,20 @@ def locate(shard: Path) -> list[PairLocation]:
 
 
 def read_pair(location: PairLocation, names: Iterable[str] = IMAGES) -> Pair:
-    """Read one pair: its record and those of the named images and arrays that it has."""
-    pair = Pair(location.key, {}, json.loads(read_member(location.shard, location.members["json"])))
-    for name in names:
-        if place := location.members.get(f"{name}.png"):
-            with open_image(io.BytesIO(read_member(location.shard, place)), ["PNG"]) as image:
-                pair.images[name] = np.asarray(image.convert("RGB"))
-        elif place := location.members.get(f"{name}.npy"):
-            pair.arrays[name] = np.load(io.BytesIO(read_member(location.shard, place)), allow_pickle=False)
+    """Read one pair: its record and those of the named images and arrays that it has. UserError where one cannot be read."""
+    try:
+        pair = Pair(location.key, {}, json.loads(read_member(location.shard, location.members["json"])))
+        for name in names:
+            if place := location.members.get(f"{name}.png"):
+                with open_image(io.BytesIO(read_member(location.shard, place)), ["PNG"]) as image:
+                    pair.images[name] = np.asarray(image.convert("RGB"))
+            elif place := location.members.get(f"{name}.npy"):
+                pair.arrays[name] = np.load(io.BytesIO(read_member(location.shard, place)), allow_pickle=False)
+    except (OSError, SyntaxError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{location.shard}: pair {location.key} cannot be read ({str(error).splitlines()[0]}): "
+            "delete the shard and run generate/run.py again, which makes it anew"
+        ) from error
     return pair
 
 

@@ -1,7 +1,9 @@
 """models/comodgan.py against the per-sample form of modulation, the published sizes, and itself."""
 
 from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,7 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.errors import UserError
 from configs.loader import load
-from models.comodgan import EPSILON, Blur, CoModGenerator, ModulatedConv, SynthesisLayer, Upsample
+from distill.formats import Edit, Picture, read
+from distill.translate import Translator
+from models.comodgan import EPSILON, Blur, CoModGenerator, Conv, Dense, ModulatedConv, SynthesisLayer, Upsample
+from models.miniature.scenes import Look, render, scene
+
+ROOT = Path(__file__).resolve().parents[1]
 
 TINY = {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "code_dim": 16, "mapping_layers": 2}
 LITE = {**TINY, "separable": True, "width": 0.5}
@@ -194,3 +201,48 @@ def test_config_makes_the_same_network():
     again = CoModGenerator(**generator.config)
     again.load_state_dict(generator.state_dict())
     assert again.config == generator.config
+
+
+def test_the_shipped_weights_and_the_shipped_graph_are_one_network():
+    """What the file of weights means is decided by this code alone; the graph was written when they were trained."""
+    folder = ROOT / "models" / "miniature" / "generator"
+    pictures_BHWC = np.stack([np.asarray(render(scene(3_000_000 + seed), Look("summer"))) for seed in range(4)])
+    with torch.no_grad():
+        expected = Picture(Edit(read(folder / "generator.safetensors")[0], None))(torch.from_numpy(pictures_BHWC)).numpy()
+    difference = np.abs(Translator(folder / "generator.onnx", threads=1)(pictures_BHWC).astype(int) - expected)
+    assert difference.max() <= 2 and np.abs(expected.astype(int) - pictures_BHWC).mean() > 20
+
+
+@pytest.mark.parametrize("activated", [True, False])
+def test_dense_is_the_closed_form(activated):
+    """Karras et al. 2018, section 4.1, 2020, appendix B: N(0, 1) / sqrt(fan-in), He's gain, and what a slower layer learns scaled down."""
+    torch.manual_seed(0)
+    layer, x_BD = Dense(6, 4, linear=not activated, bias=0.5, lr_multiplier=0.01).double(), torch.randn(3, 6, dtype=torch.float64)
+    gain = 2**0.5 if activated else 1.0
+    assert layer.weight.raw.std() > 50  # divided by the multiplier, so that Adam's steps are that much smaller beside it
+    expected = x_BD @ (layer.weight.raw * 0.01 * gain / 6**0.5).T + gain * 0.5
+    torch.testing.assert_close(layer(x_BD), torch.where(expected > 0, expected, 0.2 * expected) if activated else expected)
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_conv_is_the_closed_form(down):
+    torch.manual_seed(0)
+    layer, x_BCHW = Conv(2, 3, down=down).double(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    torch.nn.init.normal_(layer.bias)
+    weight_OIKK = layer.weight.raw * 2**0.5 / 18**0.5
+    line_K = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
+    blur_2144 = (line_K[:, None] * line_K).expand(2, 1, 4, 4)
+    blurred_BCHW = F.conv2d(x_BCHW, blur_2144, padding=2, groups=2) if down else F.pad(x_BCHW, [1] * 4)
+    expected = F.conv2d(blurred_BCHW, weight_OIKK, stride=2 if down else 1) + 2**0.5 * layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x_BCHW), torch.where(expected > 0, expected, 0.2 * expected))
+
+
+def test_what_is_random_while_training_and_how_slowly_the_mapping_learns():
+    torch.manual_seed(0)
+    generator, image_BCHW = CoModGenerator(16, **TINY, dropout=0.5).train(), torch.randn(2, 3, 16, 16)
+    assert not torch.equal(generator(image_BCHW), generator(image_BCHW))
+    generator.config["dropout"] = 0.0
+    assert torch.equal(generator(image_BCHW), generator(image_BCHW))
+    assert all(layer.weight.scale == pytest.approx(0.01 * 2**0.5 / 8**0.5) for layer in generator.mapping)
+    affines = [module.affine for module in generator.modules() if isinstance(module, ModulatedConv)]
+    assert affines and all((affine(torch.zeros(1, 8 + 16)) == 1).all() for affine in affines)  # at first a style scales nothing

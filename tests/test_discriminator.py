@@ -130,3 +130,14 @@ def test_the_generators_loss_has_the_adversary_at_its_weight():
     zero = torch.zeros(2, 3, 4, 4)
     parts = distillation_loss(config, Alike(), Adversary(Fixed(), config), zero, zero, zero + 0.25)
     assert parts["loss"].item() == pytest.approx(2 * 0.25 + 0.5 * log(2.0)) and parts["adversarial"].item() == pytest.approx(log(2.0))
+
+
+def test_a_block_adds_its_two_ways_at_unit_variance():
+    """With the way around silent: two convolutions with their leaky ReLU, the second blurred and halved."""
+    torch.manual_seed(0)
+    block, x_BCHW = _Block(2, 3), torch.randn(1, 2, 8, 8)
+    nn.init.zeros_(block.around.raw)
+    torch.testing.assert_close(block(x_BCHW), block.convs[1](block.convs[0](x_BCHW)) / 2**0.5)
+    network, features_BD = Discriminator(16, 64, 8), -torch.ones(1, 128)
+    nn.init.ones_(network.dense.weight.raw)
+    torch.testing.assert_close(network.dense(features_BD), torch.full((1, 8), -0.2 * (2 * 128) ** 0.5))

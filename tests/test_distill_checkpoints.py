@@ -35,6 +35,13 @@ def test_damaged_newest_falls_back_and_all_damaged_is_an_error(tmp_path, capsys)
         checkpoints.newest(tmp_path)
 
 
+def test_what_training_went_back_from_goes_and_never_what_was_just_written(tmp_path):
+    """It went on from before a damaged checkpoint, or of fewer images with another batch size."""
+    for images in (8, 16, 12):
+        written = checkpoints.save(tmp_path, images, {"step": 1, "made_with": {}}, TENSORS, keep=1)
+    assert checkpoints.saved(tmp_path) == [written] and checkpoints.newest(tmp_path).state["images"] == 12
+
+
 def test_a_full_disk_leaves_the_earlier_one_and_names_the_bytes(tmp_path, monkeypatch):
     first = checkpoints.save(tmp_path, 4, {"step": 1, "made_with": {}}, TENSORS, keep=1)
     usage = namedtuple("usage", "total used free")

@@ -63,6 +63,7 @@ def test_every_format_agrees_with_pytorch(run):
     assert set(formats) == EXACT | {"generator-fp16.onnx", "generator-fp16.pt2", "generator-int8.onnx"}
     assert {path.name for path in (run / "export").glob("generator*")} == set(formats)
     assert all(formats[name]["max_levels"] <= 1 for name in EXACT)
+    assert all(formats[name]["allowed_levels"] <= 8 for name in formats if "int8" not in name)
     assert formats["generator.safetensors"]["max_levels"] == 0
     assert formats["generator-fp16.onnx"]["max_levels"] <= 2 and formats["generator-fp16.pt2"]["max_levels"] <= 2
     assert 0 < formats["generator-int8.onnx"]["mean_levels"] < 5
@@ -161,13 +162,15 @@ def test_a_format_that_differs_is_not_kept(run, monkeypatch, capsys):
     assert export_main(arguments(run, *SHORT, NONE_ELSE)) == 2
     assert "generator.onnx differs from PyTorch" in capsys.readouterr().err
     assert (run / "export" / "generator.onnx").read_bytes() == before
-    assert not list(run.glob(".export.*"))
+    assert not list(run.rglob(".making.*"))
 
 
 def test_formats_not_asked_for_go_and_unknown_ones_are_refused(run, tmp_path, capsys):
     other = tmp_path / "tree2winter" / "miniature"
     shutil.copytree(run, other)
+    (other / "export" / ".making.killed").mkdir()
     assert export_main(arguments(other, *SHORT, NONE_ELSE)) == 0
+    assert not (other / "export" / ".making.killed").exists()
     assert {path.name for path in (other / "export").glob("generator*")} == {"generator.safetensors", "generator.onnx"}
     assert export_main(arguments(other, *SHORT, "export.formats=[int4]")) == 2
     assert "no 'int4'. There are: float, fp16, int8, pt2, page" in capsys.readouterr().err
@@ -201,14 +204,33 @@ def test_a_photo_is_turned_upright_and_keeps_its_shape():
     photo.info["exif"] = exif.tobytes()
     upright = translate.fit(photo, 16)
     assert upright.size == (16, 32) and upright.getpixel((8, 2)) == (0, 0, 255) and upright.getpixel((8, 24)) == (255, 0, 0)
+    deep = translate.fit(Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)), 16)
+    np.testing.assert_array_equal(np.asarray(deep)[..., 1].ravel(), np.linspace(0, 65535, 256).astype(np.uint16) // 257)
     clear = translate.fit(Image.new("RGBA", (16, 16), (0, 0, 0, 0)), 16)
     assert clear.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_line_of_pixels_is_refused_before_it_is_enlarged(tmp_path):
     Image.new("RGB", (200_000, 1)).save(tmp_path / "line.png")
-    with pytest.raises(OSError, match="200000 x 1 is too long"):
+    with pytest.raises(TranslateError, match="line.png .200000 x 1: more than"):
         translate.open_picture(tmp_path / "line.png", 128)
+
+
+def test_whatever_is_wrong_with_some_files_the_others_are_edited(run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("av")
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
+    for name, size in (("bomb.png", (64, 64)), ("large.png", (25, 25)), ("torn.png", (16, 16)), ("z.png", (16, 16))):
+        Image.new("RGB", size, "green").save(folder / name)
+    data = (folder / "torn.png").read_bytes()
+    (folder / "torn.png").write_bytes(data[:30] + b"\0\0" + data[32:])
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes(b"no video")
+    assert translate.main([str(run), str(folder), str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "5 of 6 files were left out: bomb.png (" in said and all(name in said for name in ("large.png", "torn.png", "a.mp4", "b.mp4"))
+    assert [path.name for path in out.iterdir()] == ["z.png"]
 
 
 @pytest.mark.parametrize("length", [16, 18, 28, 30, 100])
@@ -246,8 +268,11 @@ def test_a_folder_end_to_end(run, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err and (out / "a.png").read_bytes() == b"mine"
     (folder / "d.png").write_text("no picture")
     assert translate.main([*command, "--overwrite"]) == 2
-    assert "1 of 4 files are no pictures" in capsys.readouterr().err
+    assert "1 of 4 files were left out: d.png" in capsys.readouterr().err
     assert Image.open(out / "a.png").size == (16, 16) and Image.open(out / "b.png").size == (16, 26)
+    (tmp_path / "v1.0").mkdir()
+    assert translate.main([str(run), str(folder / "c.webp"), str(tmp_path / "v1.0")]) == 0
+    assert Image.open(tmp_path / "v1.0" / "c.png").size == (64, 16)
     assert translate.main([str(run), str(folder / "c.webp"), str(tmp_path / "one.png")]) == 0
     assert Image.open(tmp_path / "one.png").size == (64, 16)
     assert translate.main([str(run), str(folder / "c.webp"), str(tmp_path / "one.mp4")]) == 2

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from configs.errors import UserError
 from configs.schema import Augment, Distill
 from distill import pairs
+from distill.formats import Picture
 from distill.losses import distillation_loss, window_starts
 from distill.pairs import PairAugment
 from generate.shards import Pair, write_json, write_shard
@@ -18,10 +19,10 @@ from generate.shards import Pair, write_json, write_shard
 STILL = Augment(flip=0, crop=1, brightness=0, contrast=0, saturation=0, hue=0, noise=0)
 
 
-def make_pairs(run, count=12, side=16, an_input=2):
+def make_pairs(run, count=12, side=16, an_input=2, seed=0):
     """`count` random pairs in two shards, `an_input` pairs a source image, all selected; the edit is the input's negative."""
     (run / "pairs").mkdir(parents=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     made = []
     for number in range(count):
         image_HWC = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(side // 4, 0).repeat(side // 4, 1)
@@ -68,7 +69,7 @@ def test_what_is_above_the_limit_is_decoded_each_time(tmp_path):
     dataset = pairs.PairDataset(pairs.find_pairs(tmp_path / "pairs", ["k000"]), 16, cache_gb=(2 * 3 * 16 * 16 - 1) / 1e9)
     assert len(dataset[0]) == 2
     (tmp_path / "pairs" / "000000.tar").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="000000.tar: pair k000 cannot be read"):
         _ = dataset[0]
 
 
@@ -149,6 +150,34 @@ def test_geometry_keeps_the_pair_aligned():
     torch.testing.assert_close(edit_BCHW, -input_BCHW, rtol=0, atol=1e-5)
     flipped = PairAugment(Augment(**{**vars(STILL), "flip": 1.0}), 32)(image_BCHW, image_BCHW)[1]
     torch.testing.assert_close(flipped, image_BCHW.flip(-1), rtol=0, atol=1e-6)
+
+
+def test_the_smallest_crop_is_the_share_of_the_side_that_was_asked_for():
+    """Of a ramp, a crop has the share of the slope that it has of the side."""
+    ramp_BCHW = torch.linspace(-1, 1, 32).expand(400, 3, 32, 32)
+    torch.manual_seed(0)
+    cropped_BCHW = PairAugment(Augment(**{**vars(STILL), "crop": 0.5}), 32)(ramp_BCHW, ramp_BCHW)[1]
+    share_B = (cropped_BCHW[:, 0, 16, 24] - cropped_BCHW[:, 0, 16, 8]) / (ramp_BCHW[0, 0, 16, 24] - ramp_BCHW[0, 0, 16, 8])
+    assert 0.45 < share_B.min() < 0.55 and 0.95 < share_B.max() < 1.01
+
+
+@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue"])
+def test_each_kind_of_jitter_does_its_own(kind):
+    """Brightness moves black and white apart from grey; hue and saturation leave grey alone; contrast leaves one flat picture alone."""
+    colour_BCHW = torch.tensor([0.5, -0.3, 0.1])[None, :, None, None].expand(4, 3, 8, 8).contiguous()
+    grey_BCHW = torch.full((4, 3, 8, 8), 0.2)
+    augment = PairAugment(Augment(**{**vars(STILL), kind: 0.3}), 8)
+    torch.manual_seed(0)
+    moved = [(augment(image_BCHW, image_BCHW)[0] - image_BCHW).abs().max().item() > 0.01 for image_BCHW in (colour_BCHW, grey_BCHW)]
+    assert moved == {"brightness": [True, True], "contrast": [True, False], "saturation": [True, False], "hue": [True, False]}[kind]
+
+
+def test_training_and_export_scale_pictures_alike():
+    picture_BHWC = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
+    seen = []
+    Picture(lambda image_BCHW: seen.append(image_BCHW) or image_BCHW)(picture_BHWC)
+    torch.testing.assert_close(pairs.to_unit(picture_BHWC.permute(0, 3, 1, 2)), seen[0], rtol=0, atol=0)
+    assert seen[0].min() == -1 and seen[0].max() == 1
 
 
 def test_noise_is_on_the_input_alone_and_within_its_bound():

@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,6 +19,7 @@ from configs.loader import load
 from distill import checkpoints
 from distill import train as train_module
 from distill.log import read_metrics
+from distill.state import TrainingState
 from distill.train import main, train
 from tests.test_distill_pairs import make_pairs
 
@@ -100,6 +105,25 @@ def test_not_finite_stops_before_the_update(run, capsys, wrong):
     assert found["step"] == 2 and found["images"] == 8 and len(found["keys"]) == 4 and all(key.startswith("k") for key in found["keys"])
 
 
+def test_other_pictures_under_the_same_keys_are_another_selection(run, capsys):
+    assert main(arguments(run, "distill.images=4", "distill.lpips=0")) == 0
+    shutil.rmtree(run / "pairs")
+    make_pairs(run, seed=1)
+    assert main(arguments(run, "distill.images=4", "distill.lpips=0")) == 2
+    assert "with other settings: pairs: " in capsys.readouterr().err
+
+
+def test_a_damaged_picture_is_named(run, capsys):
+    shard = run / "pairs" / "000001.tar"
+    data = bytearray(shard.read_bytes())
+    at = data.find(b"IDAT") + 20
+    data[at] ^= 255
+    shard.write_bytes(data)
+    assert main(arguments(run, "distill.images=12", "distill.lpips=0")) == 2
+    said = capsys.readouterr().err
+    assert f"error: {shard}: pair k006 cannot be read" in said and "delete the shard" in said and said.count("\n") == 1
+
+
 def test_a_changed_configuration_is_refused_unless_forced(run, capsys):
     assert main(arguments(run, "distill.images=4")) == 0
     assert main(arguments(run, "distill.images=8", "distill.lr=0.5")) == 2
@@ -118,6 +142,14 @@ def test_a_changed_configuration_is_refused_unless_forced(run, capsys):
         ("distill.init=nothing.safetensors", "nothing.safetensors"),
         ("distill.learning_rate=1", "no key"),
         ("distill.adapter_rank=2", "distill.init="),
+        ("distill.lr=0", "above 0"),
+        ("distill.beta2=1", "below 1"),
+        ("distill.workers=-1", "0 or more"),
+        ("distill.lpips_crop=8", "16 or more"),
+        ("generator.dropout=1", "below 1"),
+        ("augment.crop=0", "above 0, to 1"),
+        ("augment.hue=0.7", "to 0.5"),
+        ("augment.flip=2", "from 0 to 1"),
         ("distill.tracker=nothing", "distill.tracker=nothing: accelerate finds"),
     ],
 )
@@ -156,7 +188,7 @@ def test_two_processes_equal_one(tmp_path):
         results.append(weights(run / "train" / "checkpoints" / "000000012"))
         logged = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
         curves.append([[line[key] for key in ("images", "l1", "adversarial", "discriminator") if key in line] for line in logged])
-    assert sorted(len(line) for line in curves[0]) == [2, 2, 2, 4]  # three validations, and the last step's own
+    assert sorted(len(line) for line in curves[0]) == [2, 2, 2, 4, 4, 4]  # at each checkpoint the losses since the last, and a validation
     for one, two in zip(*curves, strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     assert results[0].keys() == results[1].keys()
@@ -218,3 +250,81 @@ def test_sigterm_leaves_nothing_torn(run):
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
     for path in checkpoints.saved(folder):
         assert checkpoints._read(path).state["images"] == int(path.name)
+
+
+@pytest.fixture
+def state(run):
+    def make(*more: str) -> TrainingState:
+        (run / "train").mkdir(exist_ok=True)
+        return TrainingState(load(arguments(run, *more)), Accelerator(cpu=True), run / "train")
+
+    return make
+
+
+def test_the_rate_warms_up_and_the_average_has_its_half_life(state):
+    """Each step sets all weights to the step's number; half-lives are a twentieth of the images seen, at most 1: 0.2, 0.4, ... 1, 1."""
+    made = state("distill.warmup_images=8", "distill.lr=0.004", "distill.ema_half_life_images=1", "distill.beta1=0.5", "distill.beta2=0.8")
+    assert made.optimizer.defaults["betas"] == (0.5, 0.8)
+    name, parameter = next(iter(made.generator.named_parameters()))
+    expected, rates = parameter.detach().clone(), []
+    for step in range(1, 8):
+        made.update()
+        rates.append(made.optimizer.param_groups[0]["lr"])
+        with torch.no_grad():
+            parameter.fill_(step)
+        half_life = min(1.0, 0.05 * 4 * step)
+        expected = expected if step == 1 else expected * 0.5 ** (4 / half_life) + (step - 1) * (1 - 0.5 ** (4 / half_life))
+    assert rates == pytest.approx([0.002] + [0.004] * 6)
+    torch.testing.assert_close(dict(made.ema.named_parameters())[name], expected)
+
+
+def test_validation_measures_the_averaged_weights(state):
+    made = state("distill.latent=sampled")
+    with torch.no_grad():
+        made.generator.to_rgb[-1].bias.fill_(9.0)  # the averaged weights know nothing of it
+        latent_1D = torch.tensor([checkpoints.fixed_latent(made.made_with)])
+        images = [made.held_out[place] for place in range(len(made.held_out))]
+        inputs, edits = (np.stack([pair[side].numpy() for pair in images]) / 127.5 - 1 for side in (0, 1))
+        found = made.ema(torch.from_numpy(inputs).float(), latent_1D).clamp(-1, 1)
+        lpips = made.perceptual(found, torch.from_numpy(edits).float()).mean().item()
+    error = found.numpy().astype(np.float64) - edits
+    made.validate()
+    line = read_metrics(made.folder / "metrics.jsonl")[-1]
+    psnr = np.mean([20 * np.log10(2 / np.sqrt(np.square(each).mean())) for each in error])  # of a range of 2
+    assert line == {"images": 0, "kind": "validation"} | {
+        "l1": pytest.approx(np.abs(error).mean(), rel=1e-5),
+        "psnr": pytest.approx(psnr, rel=1e-5),
+        "lpips": pytest.approx(lpips, rel=1e-4),
+    }
+    assert made.latent(3).shape == (3, 8) and state("distill.latent=fixed").latent(3) is None
+
+
+def test_every_step_and_process_draws_anew_and_again_the_same(state):
+    made, drawn = state(), []
+    for step, process in ((0, 0), (1, 0), (0, 1), (0, 0)):
+        made.step = step
+        made.accelerator = SimpleNamespace(process_index=process)
+        made.seed_step()
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[3] and len(set(drawn)) == 3
+
+
+def test_losses_are_averaged_from_one_checkpoint_to_the_next(run):
+    train(load(arguments(run, "distill.images=24", "distill.save_every_images=8", "distill.lpips=0")))
+    logged = read_metrics(run / "train" / "metrics.jsonl")
+    assert [line["images"] for line in logged if line["kind"] == "train"] == [8, 16, 24]
+
+
+def test_bfloat16_trains_and_is_not_float32(run, tmp_path):
+    """In a process of its own: accelerate keeps one precision a process."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        made = tmp_path / dtype / "tree2winter" / "miniature"
+        shutil.copytree(run, made)
+        command = [sys.executable, str(ROOT / "distill" / "train.py"), *arguments(made, "distill.images=8", f"distill.dtype={dtype}")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+        found.append(weights(made / "train" / "checkpoints" / "000000008"))
+    assert found[0].keys() == found[1].keys() and all(value.dtype == torch.float32 for value in found[1].values())
+    assert not torch.equal(found[0]["generator/start.weight.raw"], found[1]["generator/start.weight.raw"])
+    torch.testing.assert_close(found[1]["generator/start.weight.raw"], found[0]["generator/start.weight.raw"], rtol=0, atol=0.01)
