@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SECTIONS = ("task", "teacher", "generator", "augment", "distill")
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype and accelerate's name for it
 FROM_ONE = ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs", "r1_every")
-FROM_NOTHING = ("workers", "warmup_images", "l1", "lpips", "adversarial", "r1")
+FROM_NOTHING = ("lr", "workers", "warmup_images", "l1", "lpips", "adversarial", "r1")
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {  # what training can use
     "distill.dtype": (PRECISIONS.__contains__, " or ".join(PRECISIONS)),
     "distill.latent": (("fixed", "sampled").__contains__, "fixed or sampled"),
@@ -38,7 +38,6 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {  # what training can us
     **{f"distill.{key}": (lambda value: value >= 0, "0 or more") for key in FROM_NOTHING},
     **{f"augment.{key}": (lambda value: value >= 0, "0 or more") for key in ("brightness", "contrast", "saturation", "noise")},
     **{key: (lambda value: 0 <= value < 1, "from 0 to below 1") for key in ("distill.beta1", "distill.beta2", "generator.dropout")},
-    "distill.lr": (lambda value: value > 0, "above 0"),
     "distill.lpips_crop": (lambda value: value == 0 or value >= 16, "0, or 16 or more: VGG16 halves it four times"),
     "augment.crop": (lambda value: 0 < value <= 1, "above 0, to 1"),
     "augment.flip": (lambda value: 0 <= value <= 1, "from 0 to 1"),

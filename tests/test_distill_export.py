@@ -214,6 +214,9 @@ def test_a_line_of_pixels_is_refused_before_it_is_enlarged(tmp_path):
     Image.new("RGB", (200_000, 1)).save(tmp_path / "line.png")
     with pytest.raises(TranslateError, match="line.png .200000 x 1: more than"):
         translate.open_picture(tmp_path / "line.png", 128)
+    Image.new("RGB", (16, 16)).save(tmp_path / "other.png", "TIFF")  # none of the formats that are asked for
+    with pytest.raises(TranslateError, match="other.png .cannot identify"):
+        translate.open_picture(tmp_path / "other.png", 16)
 
 
 def test_whatever_is_wrong_with_some_files_the_others_are_edited(run, tmp_path, capsys, monkeypatch):
@@ -270,6 +273,9 @@ def test_a_folder_end_to_end(run, tmp_path, capsys):
     assert translate.main([*command, "--overwrite"]) == 2
     assert "1 of 4 files were left out: d.png" in capsys.readouterr().err
     assert Image.open(out / "a.png").size == (16, 16) and Image.open(out / "b.png").size == (16, 26)
+    Image.new("RGB", (16, 16)).save(folder / "a.jpg")
+    assert translate.main([str(run), str(folder), str(tmp_path / "two")]) == 2
+    assert "would be written to one file" in capsys.readouterr().err and not (tmp_path / "two").exists()
     (tmp_path / "v1.0").mkdir()
     assert translate.main([str(run), str(folder / "c.webp"), str(tmp_path / "v1.0")]) == 0
     assert Image.open(tmp_path / "v1.0" / "c.png").size == (64, 16)

@@ -142,7 +142,7 @@ def test_a_changed_configuration_is_refused_unless_forced(run, capsys):
         ("distill.init=nothing.safetensors", "nothing.safetensors"),
         ("distill.learning_rate=1", "no key"),
         ("distill.adapter_rank=2", "distill.init="),
-        ("distill.lr=0", "above 0"),
+        ("distill.lr=-1", "0 or more"),
         ("distill.beta2=1", "below 1"),
         ("distill.workers=-1", "0 or more"),
         ("distill.lpips_crop=8", "16 or more"),
