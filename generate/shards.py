@@ -151,7 +151,7 @@ def read_pair(location: PairLocation, names: Iterable[str] = IMAGES) -> Pair:
                 pair.arrays[name] = np.load(io.BytesIO(read_member(location.shard, place)), allow_pickle=False)
     except (OSError, SyntaxError, ValueError, KeyError) as error:
         raise UserError(
-            f"{location.shard}: pair {location.key} cannot be read ({str(error).splitlines()[0]}): "
+            f"{location.shard}: pair {location.key} cannot be read ({error!r}): "
             "delete the shard and run generate/run.py again, which makes it anew"
         ) from error
     return pair

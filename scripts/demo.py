@@ -69,7 +69,8 @@ def demo(config: Config) -> Path:
     stage("3 distill: the generator learns the pairs", train, config)
     exported = stage("4 export: safetensors and ONNX, checked", export, config)
     translator = Translator(exported)
-    photos = replace(held_out, images=config.demo.photos or str(_sample_photographs(Path(config.runs_dir) / "photographs")))
+    shown = config.demo.photos or str(_sample_photographs(Path(config.runs_dir) / "photographs"))
+    photos = replace(config.source, images=shown, prompts="")
     scenes = stage("5 held-out scenes", edit_held_out, config, "held-out", held_out)
     photographs = stage("6 photographs", edit_held_out, config, "photographs", photos)
     rows = [_row(config, translator, pair) for pair in (*scenes, *photographs)]
