@@ -16,7 +16,7 @@ OPTIONS = """options:
   task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them; preset=paper,fast: both)
   generator=NAME                       comodgan, or comodgan_lite for CPUs, phones and browsers
   section.key=value                    any key below
-  --dry-run                            print the resolved configuration and the plan, make nothing (of pairs, with the time of a few steps)
+  --dry-run                            print the resolved configuration and the plan, make nothing (the time of pairs is by a few steps)
   --list                               the tasks, teachers, presets and generators there are
   --help                               this text; with other arguments, the values they give the keys
 
