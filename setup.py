@@ -35,12 +35,30 @@ setup(
     description="Distil a pix2pix-zero image edit from Stable Diffusion into a Co-Mod-GAN that runs in milliseconds",
     license="MIT",
     python_requires=">=3.10",
-    packages=["configs", "distill", "filter", "generate", "models", "models.miniature", "models.miniature.training", "scripts"],
+    packages=[
+        "configs",
+        "distill",
+        "filter",
+        "generate",
+        "models",
+        "models.miniature",
+        "models.miniature.training",
+        "scripts",
+    ],
     install_requires=REQUIREMENTS,
     extras_require={
-        "dev": ["av>=14.2", "mypy>=1.11", "playwright>=1.45", "pytest>=8", "ruff>=0.6", "types-PyYAML"],  # playwright drives a Chromium
+        "dev": [
+            "av>=14.2",
+            "mypy>=1.11",
+            "playwright>=1.45",
+            "pytest>=8",
+            "ruff>=0.6",
+            "types-PyYAML",
+        ],  # playwright drives a Chromium
         "demo": ["scikit-image>=0.24"],  # its sample photographs
-        "inception": ["torch-fidelity==0.3.0"],  # FID's own network; 0.4.0 installs a package `tests` that hides ours
+        "inception": [
+            "torch-fidelity==0.3.0"
+        ],  # FID's own network; 0.4.0 installs a package `tests` that hides ours
         "video": ["av>=14.2"],  # videos and cameras in distill/translate.py; it carries FFmpeg
         "tracker": ["tensorboard>=2.14"],  # accelerate logs the training to it where it is installed
     },

@@ -50,7 +50,9 @@ def entry(
     try:
         config = load([argument for argument in arguments if argument != "--dry-run"])
         if "--dry-run" in arguments:
-            print(to_yaml(config) + "\n" + "\n".join(f"{key}: {value}" for key, value in plan(config).items()))
+            print(
+                to_yaml(config) + "\n" + "\n".join(f"{key}: {value}" for key, value in plan(config).items())
+            )
         else:
             work(config)
         return 0

@@ -62,7 +62,9 @@ def load(argv: Sequence[str]) -> Config:
     chosen = {key: value for key, value in given if key in CHOICES}
     names = DEFAULT_CHOICE | chosen
     presets = {name: _fragment("preset", name) for name in names["preset"].split(",")}
-    if not any("choose" in preset for preset in presets.values()):  # one that sets no scale goes on top of the default's
+    if not any(
+        "choose" in preset for preset in presets.values()
+    ):  # one that sets no scale goes on top of the default's
         presets = {DEFAULT_CHOICE["preset"]: _fragment("preset", DEFAULT_CHOICE["preset"])} | presets
     for preset in presets.values():
         names |= preset.pop("choose", {})
@@ -78,10 +80,16 @@ def load(argv: Sequence[str]) -> Config:
         *((f"'{key}={value}'", _override(key, value)) for key, value in given if key not in CHOICES),
     )
     if not config.teacher.path:
-        raise UserError(f"teacher={names['teacher']}: set teacher.path=, a {known_keys()['teacher.path'].metadata['help']}")
+        raise UserError(
+            f"teacher={names['teacher']}: set teacher.path=, a {known_keys()['teacher.path'].metadata['help']}"
+        )
     if not (config.task.source and config.task.target):
-        raise UserError(f"task={names['task']}: set task.source= and task.target=, what the input shows and what the edit shows")
-    task_name = f"{config.task.source}-to-{config.task.target}" if names["task"] == "custom" else names["task"]
+        raise UserError(
+            f"task={names['task']}: set task.source= and task.target=, what the input shows and what the edit shows"
+        )
+    task_name = (
+        f"{config.task.source}-to-{config.task.target}" if names["task"] == "custom" else names["task"]
+    )
     config.task.name = re.sub(r"[^a-z0-9_-]+", "-", (config.task.name or task_name).lower()).strip("-")
     config.teacher.name = names["teacher"]
     config.teacher.resolution = config.teacher.resolution or _own_resolution(config.teacher.path)
@@ -95,7 +103,9 @@ def _own_resolution(path: str) -> int:
         unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
         return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"teacher.path={path} is no folder that says its resolution ({error}): set teacher.resolution=") from error
+        raise UserError(
+            f"teacher.path={path} is no folder that says its resolution ({error}): set teacher.resolution="
+        ) from error
 
 
 def _fragment(kind: str, name: str) -> dict[str, Any]:

@@ -47,7 +47,11 @@ def write_page(folder: Path, config: Export, example_HWC: np.ndarray) -> None:
 
 def _package(path: str) -> bytes:
     """The npm package from `path`, else from the user's cache, else from the registry."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "zero2gan" / ADDRESS.rpartition("/")[2]
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        / "zero2gan"
+        / ADDRESS.rpartition("/")[2]
+    )
     fetch = not path and not cache.exists()
     origin = ADDRESS if fetch else path or str(cache)
     advice = f"set export.onnxruntime_web= to what `npm pack onnxruntime-web@{VERSION}` gets, or leave page out of export.formats"
@@ -60,7 +64,9 @@ def _package(path: str) -> bytes:
         raise UserError(f"{origin} cannot be read ({error}): {advice}") from error
     found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
     if found != INTEGRITY:
-        raise UserError(f"{origin} is not onnxruntime-web {VERSION} as npm publishes it ({found}): remove it, {advice}")
+        raise UserError(
+            f"{origin} is not onnxruntime-web {VERSION} as npm publishes it ({found}): remove it, {advice}"
+        )
     if fetch:
         with whole_file(cache) as stream:
             stream.write(data)

@@ -49,10 +49,14 @@ def fixed_latent(made_with: dict[str, Any]) -> list[float] | None:
     """
     if made_with["distill.latent"] == "fixed":
         return None
-    return torch.randn(1, made_with["generator.z_dim"], generator=torch.Generator().manual_seed(made_with["seed"]))[0].tolist()
+    return torch.randn(
+        1, made_with["generator.z_dim"], generator=torch.Generator().manual_seed(made_with["seed"])
+    )[0].tolist()
 
 
-def save(folder: Path, images: int, about: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], keep: int) -> Path:
+def save(
+    folder: Path, images: int, about: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], keep: int
+) -> Path:
     """Write <folder>/<images> atomically, then remove all but it and those before it, `keep` altogether; returns its path.
 
     tensors: one dictionary for each file. Raises UserError, with the earlier checkpoints untouched, where the disk has no room.
@@ -62,7 +66,10 @@ def save(folder: Path, images: int, about: dict[str, Any], tensors: dict[str, di
         shutil.rmtree(torn, ignore_errors=True)
     final = folder / f"{images:09d}"
     temporary = folder / f".{final.name}.tmp"
-    needed, free = sum(tensor.nbytes for part in tensors.values() for tensor in part.values()), shutil.disk_usage(folder).free
+    needed, free = (
+        sum(tensor.nbytes for part in tensors.values() for tensor in part.values()),
+        shutil.disk_usage(folder).free,
+    )
     try:
         if free < needed:
             raise OSError(f"{free} bytes are free")
@@ -85,7 +92,9 @@ def save(folder: Path, images: int, about: dict[str, Any], tensors: dict[str, di
         shutil.rmtree(temporary, ignore_errors=True)
     paths = saved(folder)
     place = paths.index(final) + 1
-    for old in paths[: max(0, place - keep)] + paths[place:]:  # of a higher number are only damaged ones, and those gone back before
+    for old in (
+        paths[: max(0, place - keep)] + paths[place:]
+    ):  # of a higher number are only damaged ones, and those gone back before
         shutil.rmtree(old)
     return final
 
@@ -111,17 +120,31 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def adam_tensors(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def adam_tensors(
+    trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
     """Adam's state by parameter name."""
-    return {f"{name}.{key}": tensor for name, parameter in trained.items() for key, tensor in optimizer.state[parameter].items()}
+    return {
+        f"{name}.{key}": tensor
+        for name, parameter in trained.items()
+        for key, tensor in optimizer.state[parameter].items()
+    }
 
 
-def restore_adam(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def restore_adam(
+    trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
     """The reverse of adam_tensors, in each parameter's device and memory format."""
     for name, parameter in trained.items():
         if f"{name}.step" in tensors:
-            moments = {key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"]) for key in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": tensors[f"{name}.step"].to(parameter.device, copy=True), **moments}  # as fused Adam asks
+            moments = {
+                key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"])
+                for key in ("exp_avg", "exp_avg_sq")
+            }
+            optimizer.state[parameter] = {
+                "step": tensors[f"{name}.step"].to(parameter.device, copy=True),
+                **moments,
+            }  # as fused Adam asks
 
 
 def refuse_changes(checkpoint: Checkpoint, made_with: dict[str, Any], force: bool) -> None:

@@ -62,7 +62,9 @@ def export(config: Config) -> Path:
             seen = "; visible side by side" if found["psnr_db"] < VISIBLE_DB else ""
             print(f"export: {file} {found['bytes'] / 1e6:.1f} MB, {loss}{seen}")
             if found["max_levels"] > found["allowed_levels"]:
-                raise UserError(f"{file} differs from PyTorch by more than {found['allowed_levels']} levels; {folder} is as it was")
+                raise UserError(
+                    f"{file} differs from PyTorch by more than {found['allowed_levels']} levels; {folder} is as it was"
+                )
         if "page" in formats:
             write_page(temporary, config.export, held_out[0])
         for path in list(temporary.iterdir()):
@@ -81,7 +83,10 @@ def plan(config: Config) -> dict[str, Any]:
     from distill.checkpoints import saved
 
     found = saved(run_dir(config) / "train" / "checkpoints")
-    return {"checkpoint": found[-1] if found else "none yet: run distill/train.py", "folder": run_dir(config) / "export"}
+    return {
+        "checkpoint": found[-1] if found else "none yet: run distill/train.py",
+        "folder": run_dir(config) / "export",
+    }
 
 
 def _load(config: Config) -> tuple[Any, dict[str, Any], np.ndarray, np.ndarray]:
@@ -92,7 +97,9 @@ def _load(config: Config) -> tuple[Any, dict[str, Any], np.ndarray, np.ndarray]:
 
     checkpoint = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
     if checkpoint is None:
-        raise UserError(f"{run_dir(config) / 'train'} has no checkpoint: run distill/train.py with the same task= and teacher= first")
+        raise UserError(
+            f"{run_dir(config) / 'train'} has no checkpoint: run distill/train.py with the same task= and teacher= first"
+        )
     generator, made_with = checkpoint.average(), checkpoint.state["made_with"]
     training, held_out = pairs.split_pairs(config, made_with["distill.validation_share"], made_with["seed"])
     about = {
@@ -130,7 +137,9 @@ def _check(folder: Path, generator: Any, about: dict[str, Any], images_BHWC: np.
     expected, formats = in_pytorch(generator).astype(int), {}
     for path in sorted(folder.iterdir()):
         edits = in_pytorch(read(path)[0]) if path.suffix == ".safetensors" else _edit(path, images_BHWC)
-        ten_bits = "fp16" in path.name or (path.suffix == ".pt2" and torch.cuda.is_available())  # TF32, a GPU's way with float32
+        ten_bits = "fp16" in path.name or (
+            path.suffix == ".pt2" and torch.cuda.is_available()
+        )  # TF32, a GPU's way with float32
         difference = edits.astype(int) - expected
         formats[path.name] = {
             "max_levels": int(np.abs(difference).max()),
@@ -156,7 +165,16 @@ def _edit(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
 
 def _git_revision() -> str:
     """The commit this code is at, '+' appended where files differ from it; 'unknown' outside a clone."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).resolve().parent),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -24,7 +24,13 @@ from configs.errors import UserError
 from models.comodgan import CoModGenerator
 
 BATCH = torch.export.Dim("batch", min=1, max=4096)
-FORMATS = ("float", "fp16", "int8", "pt2", "page")  # beside generator.safetensors and generator.onnx; docs/distill.md says what each is
+FORMATS = (
+    "float",
+    "fp16",
+    "int8",
+    "pt2",
+    "page",
+)  # beside generator.safetensors and generator.onnx; docs/distill.md says what each is
 QUANTISED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]  # the arithmetic; what lies between stays float32
 
 
@@ -62,7 +68,9 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             about = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
             return about, {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dictionary
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py") from error
+        raise UserError(
+            f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py"
+        ) from error
 
 
 def read(path: Path) -> tuple[CoModGenerator, dict[str, Any]]:
@@ -74,14 +82,21 @@ def read(path: Path) -> tuple[CoModGenerator, dict[str, Any]]:
 
 
 def write(
-    folder: Path, generator: CoModGenerator, about: dict[str, Any], formats: Collection[str], calibration_BHWC: Any, onnx: bool = True
+    folder: Path,
+    generator: CoModGenerator,
+    about: dict[str, Any],
+    formats: Collection[str],
+    calibration_BHWC: Any,
+    onnx: bool = True,
 ) -> None:
     """Write generator.safetensors, generator.onnx and those of `formats` (see FORMATS; the page is not of them).
 
     calibration_BHWC: uint8 pictures like those to come, for int8. onnx: False writes no .onnx.
     """
     tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-    save_file(tensors, folder / "generator.safetensors", {key: json.dumps(value) for key, value in about.items()})
+    save_file(
+        tensors, folder / "generator.safetensors", {key: json.dumps(value) for key, value in about.items()}
+    )
     side = about["resolution"]
     image_BCHW, picture_BHWC = torch.zeros(2, 3, side, side), torch.zeros(2, side, side, 3, dtype=torch.uint8)
     edit = folded(Edit(generator, about["z"]), image_BCHW)
@@ -92,7 +107,9 @@ def write(
         programs["generator-fp16.pt2"] = trace(Picture(sums, torch.float16), picture_BHWC)
     for name, each in programs.items():
         with _quiet():
-            torch.export.save(each, folder / name, extra_files={"config.json": json.dumps(about)})  # for torch.export.load
+            torch.export.save(
+                each, folder / name, extra_files={"config.json": json.dumps(about)}
+            )  # for torch.export.load
     if not onnx:
         return
     write_onnx(folder / "generator.onnx", program, about)
@@ -101,7 +118,9 @@ def write(
     if "int8" in formats:
         write_int8(folder / "generator-int8.onnx", folder / "generator.onnx", calibration_BHWC)
     if "fp16" in formats:
-        write_onnx(folder / "generator-fp16.onnx", trace(Picture(edit.half(), torch.float16), picture_BHWC), about)
+        write_onnx(
+            folder / "generator-fp16.onnx", trace(Picture(edit.half(), torch.float16), picture_BHWC), about
+        )
 
 
 def trace(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
@@ -109,7 +128,9 @@ def trace(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProg
     with torch.no_grad():
         program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: BATCH},), strict=False)
     for node in list(program.graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # names the device that it was traced on: fails on a GPU
+        if (
+            node.target is torch.ops.aten._assert_tensor_metadata.default
+        ):  # names the device that it was traced on: fails on a GPU
             program.graph.erase_node(node)
     program.graph_module.recompile()
     return program
@@ -130,15 +151,23 @@ def folded(module: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule:
         elif node.op == "get_attr":
             owner, _, name = node.target.rpartition(".")
             known[node] = getattr(traced.get_submodule(owner), name).detach()
-        elif node.op == "call_function" and node.all_input_nodes and all(source in known for source in node.all_input_nodes):
+        elif (
+            node.op == "call_function"
+            and node.all_input_nodes
+            and all(source in known for source in node.all_input_nodes)
+        ):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
             known[node] = node.target(*args, **kwargs)
     for node, value in known.items():
         if any(user not in known for user in node.users):
-            layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format  # which a GPU's convolutions want
+            layout = (
+                torch.channels_last if value.dim() == 4 else torch.contiguous_format
+            )  # which a GPU's convolutions want
             traced.register_buffer(f"constant_{node.name}", value.contiguous(memory_format=layout))
             with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.get_attr(f"constant_{node.name}"), lambda user: user not in known)
+                node.replace_all_uses_with(
+                    graph.get_attr(f"constant_{node.name}"), lambda user: user not in known
+                )
     graph.eliminate_dead_code()
     return torch.fx.GraphModule(traced, graph)  # takes along what the graph still names
 
@@ -148,14 +177,22 @@ def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict[st
     import onnx
 
     with _quiet():
-        exported = torch.onnx.export(program, (), dynamo=True, opset_version=18, input_names=["image"], output_names=["edit"])
+        exported = torch.onnx.export(
+            program, (), dynamo=True, opset_version=18, input_names=["image"], output_names=["edit"]
+        )
     assert exported is not None  # with dynamo=True there is one
     model = exported.model_proto
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")  # the exporter's stack traces name files of the machine it ran on
-    described = {key: about[key] for key in ("task", "source", "target", "teacher", "resolution", "git_revision", "config")}
-    onnx.helper.set_model_props(model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()})
+    described = {
+        key: about[key]
+        for key in ("task", "source", "target", "teacher", "resolution", "git_revision", "config")
+    }
+    onnx.helper.set_model_props(
+        model,
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()},
+    )
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -172,7 +209,9 @@ def write_int8(path: Path, float_onnx: Path, calibration_BHWC: Any) -> None:
             return next(rows, None)
 
     graph = onnx.load(float_onnx).graph
-    weights = {tensor.name for tensor in graph.initializer}  # onnxruntime before 1.24 runs no MatMul by weights with a range a channel
+    weights = {
+        tensor.name for tensor in graph.initializer
+    }  # onnxruntime before 1.24 runs no MatMul by weights with a range a channel
     dense = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     with _quiet():
         quantize_static(

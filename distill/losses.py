@@ -58,7 +58,12 @@ class Adversary:
     autocast: makes the context in which the logits are computed; R1 is float32 always.
     """
 
-    def __init__(self, discriminator: nn.Module, config: Distill, autocast: Callable[[], AbstractContextManager] = nullcontext) -> None:
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        config: Distill,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
         self.discriminator, self.config, self.autocast = discriminator, config, autocast
 
     def fooled(self, input_BCHW: torch.Tensor, fake_BCHW: torch.Tensor) -> torch.Tensor:
@@ -68,7 +73,9 @@ class Adversary:
         self.discriminator.requires_grad_(True)
         return loss
 
-    def loss(self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, fake_BCHW: torch.Tensor, step: int) -> torch.Tensor:
+    def loss(
+        self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, fake_BCHW: torch.Tensor, step: int
+    ) -> torch.Tensor:
         """The discriminator's loss, mean: -log sigmoid(D(edit)) - log(1 - sigmoid(D(fake))), and each r1_every steps that many times R1."""
         real_B, fake_B = self._logits_B(input_BCHW, edit_BCHW), self._logits_B(input_BCHW, fake_BCHW.detach())
         loss = (F.softplus(-real_B) + F.softplus(fake_B)).mean()
@@ -82,9 +89,13 @@ class Adversary:
             return self.discriminator(input_BCHW, edit_BCHW).float()
 
 
-def gradient_penalty(discriminator: nn.Module, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> torch.Tensor:
+def gradient_penalty(
+    discriminator: nn.Module, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor
+) -> torch.Tensor:
     """Squared norm of the logits' gradient by the edit, mean over the batch; can itself be differentiated."""
     edit_BCHW = edit_BCHW.detach().requires_grad_(True)
-    logits_B = discriminator.forward(input_BCHW, edit_BCHW)  # past torch.compile, which cannot differentiate twice
+    logits_B = discriminator.forward(
+        input_BCHW, edit_BCHW
+    )  # past torch.compile, which cannot differentiate twice
     (gradient_BCHW,) = torch.autograd.grad(logits_B.sum(), edit_BCHW, create_graph=True)
     return gradient_BCHW.square().sum((1, 2, 3)).mean()

@@ -32,10 +32,14 @@ class PairDataset(Dataset):
     are views of it, not to be written to. labels: an exported generator.onnx whose edits stand in the place of the pairs' own.
     """
 
-    def __init__(self, locations: Sequence[PairLocation], resolution: int, cache_gb: float = 0.0, labels: str = "") -> None:
+    def __init__(
+        self, locations: Sequence[PairLocation], resolution: int, cache_gb: float = 0.0, labels: str = ""
+    ) -> None:
         self.locations, self.resolution, self.labels = locations, resolution, labels
         if labels and not Path(labels).is_file():
-            raise UserError(f"distill.labels={labels}: there is no such file; give the generator.onnx of distill/export.py")
+            raise UserError(
+                f"distill.labels={labels}: there is no such file; give the generator.onnx of distill/export.py"
+            )
         self.cache_N2CHW: torch.Tensor | None = None
         size = (len(locations), 2, 3, resolution, resolution)
         if math.prod(size) <= cache_gb * 1e9:
@@ -43,7 +47,9 @@ class PairDataset(Dataset):
                 self.cached_N = torch.zeros(len(locations), dtype=torch.bool).share_memory_()
                 self.cache_N2CHW = torch.empty(size, dtype=torch.uint8).share_memory_()
             except RuntimeError as error:  # a container may have little: then as without
-                print(f"warning: decoded pictures are not kept ({str(error).splitlines()[0]})", file=sys.stderr)
+                print(
+                    f"warning: decoded pictures are not kept ({str(error).splitlines()[0]})", file=sys.stderr
+                )
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -70,7 +76,11 @@ class PairDataset(Dataset):
                 pair.images["edit"] = _labeller(self.labels)(pair.images["input"])
             except TranslateError as error:
                 raise UserError(f"distill.labels: {error}") from error
-        return torch.from_numpy(np.stack([pair.images["input"], pair.images["edit"]])).permute(0, 3, 1, 2).contiguous()
+        return (
+            torch.from_numpy(np.stack([pair.images["input"], pair.images["edit"]]))
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
 
 
 @lru_cache(maxsize=1)
@@ -85,9 +95,13 @@ def selected_keys(run: Path) -> list[str]:
     try:
         keys = json.loads(path.read_text())["kept"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is missing or cannot be read ({error}): run filter/run.py with the same task= and teacher=") from error
+        raise UserError(
+            f"{path} is missing or cannot be read ({error}): run filter/run.py with the same task= and teacher="
+        ) from error
     if not keys:
-        raise UserError(f"{path} keeps no pair: lower task.clip_gain or task.overlap and run filter/run.py again")
+        raise UserError(
+            f"{path} keeps no pair: lower task.clip_gain or task.overlap and run filter/run.py again"
+        )
     return keys
 
 
@@ -106,7 +120,9 @@ def find_pairs(folder: Path, keys: Sequence[str]) -> list[PairLocation]:
 def content(locations: Sequence[PairLocation]) -> str:
     """A hash of which pairs these are, in this order, and of what the shards hold that they lie in."""
     shards = sorted({location.shard for location in locations})
-    return digest([location.key for location in locations], [read_manifest(shard)["sha256"] for shard in shards])
+    return digest(
+        [location.key for location in locations], [read_manifest(shard)["sha256"] for shard in shards]
+    )
 
 
 def split_pairs(config: Config, share: float, seed: int) -> tuple[list[PairLocation], list[PairLocation]]:
@@ -127,16 +143,23 @@ def split(sources: Sequence[str], share: float, seed: int) -> tuple[list[int], l
         raise UserError(f"distill.validation_share={share}: give a share between 0 and 1")
     hashes = {source: hashlib.sha256(f"{seed}:{source}".encode()).digest()[:8] for source in sources}
     place = {source: int.from_bytes(value, "big") / 2**64 for source, value in hashes.items()}
-    held_out = {source for source, value in place.items() if value < share} or {min(place, key=place.__getitem__)}
+    held_out = {source for source, value in place.items() if value < share} or {
+        min(place, key=place.__getitem__)
+    }
     training = [position for position, source in enumerate(sources) if source not in held_out]
     if not training:
-        raise UserError(f"{len(place)} source image(s) leave nothing to train on beside the held-out ones: make more pairs")
+        raise UserError(
+            f"{len(place)} source image(s) leave nothing to train on beside the held-out ones: make more pairs"
+        )
     return training, [position for position, source in enumerate(sources) if source in held_out]
 
 
 def step_positions(step: int, batch: int, count: int, seed: int) -> list[int]:
     """Which of `count` training pairs step `step` (from 0) shows: one permutation an epoch, a function of its arguments alone."""
-    return [_permutation(count, seed, place // count)[place % count] for place in range(step * batch, (step + 1) * batch)]
+    return [
+        _permutation(count, seed, place // count)[place % count]
+        for place in range(step * batch, (step + 1) * batch)
+    ]
 
 
 @lru_cache(maxsize=4)
@@ -164,7 +187,11 @@ class PairAugment(nn.Module):
         self.colour = K.ColorJitter(*jitter, p=1.0) if any(jitter) else nn.Identity()
         self.geometry = nn.Sequential()
         if config.crop < 1:
-            self.geometry.append(K.RandomResizedCrop((resolution, resolution), scale=(config.crop**2, 1.0), ratio=(1.0, 1.0), p=1.0))
+            self.geometry.append(
+                K.RandomResizedCrop(
+                    (resolution, resolution), scale=(config.crop**2, 1.0), ratio=(1.0, 1.0), p=1.0
+                )
+            )
         if config.flip > 0:
             self.geometry.append(K.RandomHorizontalFlip(p=config.flip))
         self.noise = config.noise
@@ -176,7 +203,9 @@ class PairAugment(nn.Module):
         side_by_side = self.colour((torch.cat([input_BCHW, edit_BCHW], 3) + 1) / 2)
         stacked = self.geometry(torch.cat(side_by_side.chunk(2, 3), 1))
         pair = (stacked.clamp(0, 1) * 2 - 1).chunk(2, 1)
-        input_BCHW, edit_BCHW = (image_BCHW.contiguous(memory_format=torch.channels_last) for image_BCHW in pair)
+        input_BCHW, edit_BCHW = (
+            image_BCHW.contiguous(memory_format=torch.channels_last) for image_BCHW in pair
+        )
         if self.noise > 0:
             deviation_B111 = self.noise * torch.rand(len(input_BCHW), 1, 1, 1, device=input_BCHW.device)
             input_BCHW = input_BCHW + deviation_B111 * torch.randn_like(input_BCHW)

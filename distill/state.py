@@ -36,7 +36,15 @@ LOG_EVERY_S = 10.0  # a line of progress
 GRID_ROWS = 8
 EMA_RAMP = 0.05  # the half-life is at most this share of the images seen, so that the start is soon forgotten (Karras et al. 2020)
 # these change no weight
-FREE_KEYS = ("images", "save_every_images", "keep_checkpoints", "max_validation_pairs", "workers", "cache_gb", "tracker")
+FREE_KEYS = (
+    "images",
+    "save_every_images",
+    "keep_checkpoints",
+    "max_validation_pairs",
+    "workers",
+    "cache_gb",
+    "tracker",
+)
 
 
 class TrainingState:
@@ -46,10 +54,14 @@ class TrainingState:
         self.config, self.accelerator, self.folder = config.distill, accelerator, folder
         self.seed, self.device = config.seed, accelerator.device
         if self.config.batch % accelerator.num_processes:
-            raise UserError(f"distill.batch={self.config.batch} cannot be shared by {accelerator.num_processes} processes: give a multiple")
+            raise UserError(
+                f"distill.batch={self.config.batch} cannot be shared by {accelerator.num_processes} processes: give a multiple"
+            )
         resolution = config.teacher.resolution
         training, held_out = pairs.split_pairs(config, self.config.validation_share, self.seed)
-        self.training = pairs.PairDataset(training, resolution, self.config.cache_gb, find_file(self.config.labels))
+        self.training = pairs.PairDataset(
+            training, resolution, self.config.cache_gb, find_file(self.config.labels)
+        )
         self.held_out = pairs.PairDataset(held_out[: self.config.max_validation_pairs], resolution)
         self.made_with = {
             "teacher.resolution": resolution,
@@ -58,11 +70,19 @@ class TrainingState:
             "labels": digest(model_files(self.config.labels)),
             **{f"generator.{key}": value for key, value in asdict(config.generator).items()},
             **{f"augment.{key}": value for key, value in asdict(config.augment).items()},
-            **{f"distill.{key}": value for key, value in asdict(config.distill).items() if key not in FREE_KEYS},
+            **{
+                f"distill.{key}": value
+                for key, value in asdict(config.distill).items()
+                if key not in FREE_KEYS
+            },
         }
 
         torch.manual_seed(self.seed)
-        self.generator = CoModGenerator(resolution, **asdict(config.generator)).to(self.device).to(memory_format=torch.channels_last)
+        self.generator = (
+            CoModGenerator(resolution, **asdict(config.generator))
+            .to(self.device)
+            .to(memory_format=torch.channels_last)
+        )
         if self.config.init:
             load_exported(self.generator, Path(find_file(self.config.init)))
         if self.config.latent == "fixed":  # no noise is drawn, so its strengths get no gradient
@@ -71,15 +91,28 @@ class TrainingState:
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         if self.config.adapter_rank:
             adapters.adapt(self.generator, self.config.adapter_rank)
-        self.trained = {name: parameter for name, parameter in self.generator.named_parameters() if parameter.requires_grad}
-        self.share = sum(parameter.numel() for parameter in self.trained.values()) / sum(value.numel() for value in self.ema.parameters())
-        self.networks: dict[str, torch.nn.Module] = {"generator": self.generator, "ema": self.ema}  # what a checkpoint holds the weights of
+        self.trained = {
+            name: parameter
+            for name, parameter in self.generator.named_parameters()
+            if parameter.requires_grad
+        }
+        self.share = sum(parameter.numel() for parameter in self.trained.values()) / sum(
+            value.numel() for value in self.ema.parameters()
+        )
+        self.networks: dict[str, torch.nn.Module] = {
+            "generator": self.generator,
+            "ema": self.ema,
+        }  # what a checkpoint holds the weights of
         self.adversary: Adversary | None = None
         if self.config.adversarial > 0:
-            discriminator = Discriminator(resolution, config.generator.channel_base, config.generator.channel_max).to(self.device)
+            discriminator = Discriminator(
+                resolution, config.generator.channel_base, config.generator.channel_max
+            ).to(self.device)
             self.networks["discriminator"] = discriminator.to(memory_format=torch.channels_last)
             self.adversary = Adversary(discriminator, self.config, accelerator.autocast)
-            self.trained |= {f"discriminator.{name}": parameter for name, parameter in discriminator.named_parameters()}
+            self.trained |= {
+                f"discriminator.{name}": parameter for name, parameter in discriminator.named_parameters()
+            }
         betas = (self.config.beta1, self.config.beta2)
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=self.config.lr, betas=betas, fused=True)
         self.augment = pairs.PairAugment(config.augment, resolution)
@@ -90,7 +123,11 @@ class TrainingState:
         if self.config.compile:
             if self.device.type == "cuda":
                 self.generator.write_as_sums()
-            for module in (self.generator, self.perceptual, *([self.adversary.discriminator] if self.adversary else [])):
+            for module in (
+                self.generator,
+                self.perceptual,
+                *([self.adversary.discriminator] if self.adversary else []),
+            ):
                 module.compile()
         self.model = accelerator.prepare_model(self.generator)
         self._start_log(config)
@@ -102,16 +139,22 @@ class TrainingState:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         order = (self._positions(step)[rank::processes] for step in range(self.step, self.last_step))
         on_gpu = self.device.type == "cuda"
-        loader: Any = DataLoader(self.training, batch_sampler=order, num_workers=self.config.workers, pin_memory=on_gpu)
+        loader: Any = DataLoader(
+            self.training, batch_sampler=order, num_workers=self.config.workers, pin_memory=on_gpu
+        )
         asked = time.perf_counter()
         try:
             for images in loader:
-                input_BCHW, edit_BCHW = (pairs.to_unit(image.to(self.device, non_blocking=True)) for image in images)
+                input_BCHW, edit_BCHW = (
+                    pairs.to_unit(image.to(self.device, non_blocking=True)) for image in images
+                )
                 self.waited_s += time.perf_counter() - asked
                 yield input_BCHW, edit_BCHW
                 asked = time.perf_counter()
         except UserError as error:  # of a decoding process: it comes with its traceback as text, of which the user gets the last line
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("configs.errors.UserError: ")) from error
+            raise UserError(
+                str(error).strip().splitlines()[-1].removeprefix("configs.errors.UserError: ")
+            ) from error
 
     def seed_step(self) -> None:
         """Seed every draw of this step by what it is, so that a step can be done again without any saved state."""
@@ -119,15 +162,23 @@ class TrainingState:
 
     def latent(self, batch: int) -> torch.Tensor | None:
         """Standard normal B x D, or None where distill.latent is 'fixed'."""
-        return None if self.config.latent == "fixed" else torch.randn(batch, self.generator.config["z_dim"], device=self.device)
+        return (
+            None
+            if self.config.latent == "fixed"
+            else torch.randn(batch, self.generator.config["z_dim"], device=self.device)
+        )
 
-    def teach_adversary(self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, fake_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+    def teach_adversary(
+        self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, fake_BCHW: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """The discriminator's loss, and its gradients, averaged over the processes; nothing where there is none."""
         if self.adversary is None:
             return {}
         loss = self.adversary.loss(input_BCHW, edit_BCHW, fake_BCHW, self.step)
         self.accelerator.backward(loss)
-        if self.accelerator.num_processes > 1:  # R1 differentiates twice, which DistributedDataParallel does not expect
+        if (
+            self.accelerator.num_processes > 1
+        ):  # R1 differentiates twice, which DistributedDataParallel does not expect
             for parameter in self.adversary.discriminator.parameters():
                 parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         return {"discriminator": loss}
@@ -138,14 +189,24 @@ class TrainingState:
         UserError on every process, before the update, where one has a loss or gradient that is not finite.
         """
         gradients = [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
-        numbers = torch.stack([*(value.detach() for value in losses.values()), torch.nn.utils.get_total_norm(gradients).float()])
+        numbers = torch.stack(
+            [*(value.detach() for value in losses.values()), torch.nn.utils.get_total_norm(gradients).float()]
+        )
         worst = self.accelerator.gather(numbers[None])
         if torch.isfinite(worst).all():
             return dict(zip(losses, worst.mean(0), strict=False))  # all but the norm
         path = self.folder / "nonfinite.json"
         if self.accelerator.is_main_process:
             keys = [self.training.locations[place].key for place in self._positions(self.step)]
-            write_json(path, {"step": self.step, "images": self.images, "keys": keys, "losses_and_gradient_norm": str(worst.tolist())})
+            write_json(
+                path,
+                {
+                    "step": self.step,
+                    "images": self.images,
+                    "keys": keys,
+                    "losses_and_gradient_norm": str(worst.tolist()),
+                },
+            )
         raise UserError(
             f"step {self.step}: the loss or its gradient is not finite; nothing was updated. {path} names the pairs; "
             "look at those pairs, or lower distill.lr and go on with force=true"
@@ -204,7 +265,9 @@ class TrainingState:
                 sheet = torch.stack([input_BCHW, edit_BCHW, fake_BCHW], 1)[:GRID_ROWS].flatten(0, 1)
             error_BCHW = fake_BCHW - edit_BCHW
             sums["l1"] += error_BCHW.abs().mean((1, 2, 3)).sum().item()
-            sums["psnr"] -= (10 * torch.log10((error_BCHW / 2).square().mean((1, 2, 3)).clamp_min(1e-10))).sum().item()
+            sums["psnr"] -= (
+                (10 * torch.log10((error_BCHW / 2).square().mean((1, 2, 3)).clamp_min(1e-10))).sum().item()
+            )
             sums["lpips"] += self.perceptual(fake_BCHW, edit_BCHW).sum().item()
         found = {name: value / len(self.held_out) for name, value in sums.items()}
         self._write("validation", found)
@@ -246,7 +309,9 @@ class TrainingState:
             for name, network in self.networks.items():
                 network.load_state_dict(found.tensors[name])
         except (RuntimeError, KeyError) as error:
-            raise UserError(f"{found.path} holds other networks: choose another runs_dir=, or delete {found.path.parent}") from error
+            raise UserError(
+                f"{found.path} holds other networks: choose another runs_dir=, or delete {found.path.parent}"
+            ) from error
         checkpoints.restore_adam(self.trained, self.optimizer, found.tensors["adam"])
         self.step, self.path = found.state["step"], found.path
         self._say(f"going on from {found.path}")
@@ -258,7 +323,9 @@ class TrainingState:
             return
         (self.folder / "config.yaml").write_text(to_yaml(config))
         metrics = self.folder / "metrics.jsonl"
-        lines = [json.dumps(line) + "\n" for line in read_metrics(metrics) if line["images"] <= self.images]  # later ones come again
+        lines = [
+            json.dumps(line) + "\n" for line in read_metrics(metrics) if line["images"] <= self.images
+        ]  # later ones come again
         with whole_file(metrics) as stream:
             stream.write("".join(lines).encode())
         self._say(
@@ -284,7 +351,10 @@ def load_exported(generator: CoModGenerator, path: Path) -> None:
     """Fill the generator from an exported generator.safetensors. UserError where it is none or was made with another configuration."""
     about, tensors = read_file(path)
     config = about.get("config", {})
-    if {**asdict(Generator()), **config, "dropout": 0} != {**generator.config, "dropout": 0}:  # which no weight depends on
+    if {**asdict(Generator()), **config, "dropout": 0} != {
+        **generator.config,
+        "dropout": 0,
+    }:  # which no weight depends on
         raise UserError(
             f"{path} was made with {config}, this run's generator is {generator.config}: "
             "set generator.* to match, or distill.init= to start anew"

@@ -36,9 +36,18 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {  # what training can us
     "distill.latent": (("fixed", "sampled").__contains__, "fixed or sampled"),
     **{f"distill.{key}": (lambda value: value >= 1, "1 or more") for key in FROM_ONE},
     **{f"distill.{key}": (lambda value: value >= 0, "0 or more") for key in FROM_NOTHING},
-    **{f"augment.{key}": (lambda value: value >= 0, "0 or more") for key in ("brightness", "contrast", "saturation", "noise")},
-    **{key: (lambda value: 0 <= value < 1, "from 0 to below 1") for key in ("distill.beta1", "distill.beta2", "generator.dropout")},
-    "distill.lpips_crop": (lambda value: value == 0 or value >= 16, "0, or 16 or more: VGG16 halves it four times"),
+    **{
+        f"augment.{key}": (lambda value: value >= 0, "0 or more")
+        for key in ("brightness", "contrast", "saturation", "noise")
+    },
+    **{
+        key: (lambda value: 0 <= value < 1, "from 0 to below 1")
+        for key in ("distill.beta1", "distill.beta2", "generator.dropout")
+    },
+    "distill.lpips_crop": (
+        lambda value: value == 0 or value >= 16,
+        "0, or 16 or more: VGG16 halves it four times",
+    ),
     "augment.crop": (lambda value: 0 < value <= 1, "above 0, to 1"),
     "augment.flip": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "augment.hue": (lambda value: 0 <= value <= 0.5, "from 0 to 0.5"),
@@ -62,7 +71,9 @@ def train(config: Config) -> Path:
     _check(config)
     folder, precision = run_dir(config) / "train", PRECISIONS[config.distill.dtype]
     trackers, on_cpu = _trackers(config.distill.tracker), pick_device("auto").type == "cpu"
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision, log_with=trackers or None, project_dir=folder)
+    accelerator = Accelerator(
+        cpu=on_cpu, mixed_precision=precision, log_with=trackers or None, project_dir=folder
+    )
     with exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext():
         from distill.state import TrainingState
 
@@ -78,7 +89,9 @@ def train(config: Config) -> Path:
             accelerator.end_training()  # so that no process is left waiting
 
 
-def train_step(state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+def train_step(
+    state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """The distillation of Parmar et al. (2023), section 3.4; the losses, averaged over all processes."""
     state.seed_step()
     input_BCHW, edit_BCHW = state.augment(input_BCHW, edit_BCHW)
@@ -105,9 +118,17 @@ def plan(config: Config) -> dict[str, Any]:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         generator = CoModGenerator(side, **asdict(sizes)).eval()
         generator(torch.zeros(1, 3, side, side))
-        adversary = Discriminator(side, sizes.channel_base, sizes.channel_max) if config.distill.adversarial > 0 else torch.nn.Identity()
-    parameters, judge = (sum(parameter.numel() for parameter in network.parameters()) for network in (generator, adversary))
-    in_one_checkpoint = 16 * parameters + 12 * judge  # weights and Adam's two moments, float32; of the generator the average too
+        adversary = (
+            Discriminator(side, sizes.channel_base, sizes.channel_max)
+            if config.distill.adversarial > 0
+            else torch.nn.Identity()
+        )
+    parameters, judge = (
+        sum(parameter.numel() for parameter in network.parameters()) for network in (generator, adversary)
+    )
+    in_one_checkpoint = (
+        16 * parameters + 12 * judge
+    )  # weights and Adam's two moments, float32; of the generator the average too
     keys = selected_keys(run_dir(config))
     return {
         "folder": run_dir(config) / "train",
@@ -115,7 +136,9 @@ def plan(config: Config) -> dict[str, Any]:
         "epochs": round(config.distill.images / len(keys), 1),
         "parameters (millions)": round(parameters / 1e6, 2),
         "arithmetic of one edit (GFLOP)": round(counter.get_total_flops() / 1e9, 2),
-        "disk for the checkpoints (GB)": round(in_one_checkpoint * (config.distill.keep_checkpoints + 1) / 1e9, 2),
+        "disk for the checkpoints (GB)": round(
+            in_one_checkpoint * (config.distill.keep_checkpoints + 1) / 1e9, 2
+        ),
     }
 
 
@@ -125,7 +148,9 @@ def _check(config: Config) -> None:
         if not fits(value := attrgetter(key)(config)):
             raise UserError(f"{key}={value}: it is {said}")
     if (rank := config.distill.adapter_rank) and (rank < 0 or not config.distill.init):
-        raise UserError(f"distill.adapter_rank={rank}: it is 0, or more with a trained generator as distill.init=")
+        raise UserError(
+            f"distill.adapter_rank={rank}: it is 0, or more with a trained generator as distill.init="
+        )
 
 
 def _trackers(name: str) -> list[str]:
@@ -137,7 +162,9 @@ def _trackers(name: str) -> list[str]:
         return [tracker for tracker in installed if tracker == "tensorboard"]
     if name and name not in installed:
         found = ", ".join(installed) or "none"
-        raise UserError(f"distill.tracker={name}: accelerate finds {found} installed; leave it empty or pip install it")
+        raise UserError(
+            f"distill.tracker={name}: accelerate finds {found} installed; leave it empty or pip install it"
+        )
     return [name] if name else []
 
 

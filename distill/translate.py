@@ -30,7 +30,10 @@ from PIL import Image, ImageOps
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}", "avfoundation")}  # by sys.platform: FFmpeg's name and input format
+CAMERAS = {
+    "linux": ("/dev/video{}", "v4l2"),
+    "darwin": ("{}", "avfoundation"),
+}  # by sys.platform: FFmpeg's name and input format
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded, or enlarged
 OVERLAP = 0.25  # least share of a square that its neighbour sees too
 
@@ -58,16 +61,27 @@ class Translator:
             return Image.fromarray(self.edit([np.asarray(fit(picture, self.side))])[0])
         on_gpu = self.path.suffix == ".pt2" and getattr(picture, "is_cuda", False)
         array = picture if on_gpu else np.ascontiguousarray(picture)
-        if str(array.dtype).removeprefix("torch.") != "uint8" or array.ndim not in (3, 4) or array.shape[-3:] != (self.side, self.side, 3):
-            raise TranslateError(f"got {array.dtype} {array.shape}; give uint8 [batch,] {self.side} x {self.side} x 3, or a PIL image")
+        if (
+            str(array.dtype).removeprefix("torch.") != "uint8"
+            or array.ndim not in (3, 4)
+            or array.shape[-3:] != (self.side, self.side, 3)
+        ):
+            raise TranslateError(
+                f"got {array.dtype} {array.shape}; give uint8 [batch,] {self.side} x {self.side} x 3, or a PIL image"
+            )
         edit_BHWC = self._run(array if array.ndim == 4 else array[None])
         return edit_BHWC if array.ndim == 4 else edit_BHWC[0]
 
     def edit(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The edits of uint8 H x W x 3 arrays whose shorter side is `side` (see fit), all their squares in one call of the model."""
-        corners = [[(y, x) for y in starts(image.shape[0], self.side) for x in starts(image.shape[1], self.side)] for image in images]
+        corners = [
+            [(y, x) for y in starts(image.shape[0], self.side) for x in starts(image.shape[1], self.side)]
+            for image in images
+        ]
         together = list(zip(images, corners, strict=True))
-        tiles_BHWC = np.stack([image[y : y + self.side, x : x + self.side] for image, places in together for y, x in places])
+        tiles_BHWC = np.stack(
+            [image[y : y + self.side, x : x + self.side] for image, places in together for y, x in places]
+        )
         began = time.perf_counter()
         edits = iter(self(tiles_BHWC))
         self.seconds, self.pictures = self.seconds + time.perf_counter() - began, self.pictures + len(images)
@@ -81,12 +95,18 @@ def _load_onnx(path: Path, threads: int) -> tuple[int, Callable[[Any], Any]]:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=onnxruntime.get_available_providers()
+        )
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common base but this
-        raise TranslateError(f"{path} is no model that ONNX Runtime can load ({str(error).splitlines()[0]})") from error
+        raise TranslateError(
+            f"{path} is no model that ONNX Runtime can load ({str(error).splitlines()[0]})"
+        ) from error
     shape, kind = session.get_inputs()[0].shape, session.get_inputs()[0].type
     if kind != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
-        raise TranslateError(f"{path} takes {kind} {shape}, not uint8 pictures: export it with distill/export.py")
+        raise TranslateError(
+            f"{path} takes {kind} {shape}, not uint8 pictures: export it with distill/export.py"
+        )
     return shape[1], lambda tiles: session.run(None, {"image": tiles})[0]
 
 
@@ -99,14 +119,18 @@ def _load_torch(path: Path, threads: int) -> tuple[int, Callable[[Any], Any]]:
         program = torch.export.load(path, extra_files=about)
         side = json.loads(about["config.json"])["resolution"]
     except Exception as error:  # noqa: BLE001 - a damaged archive fails in any of its parts
-        raise TranslateError(f"{path} is no program of distill/export.py that this PyTorch can load ({error})") from error
+        raise TranslateError(
+            f"{path} is no program of distill/export.py that this PyTorch can load ({error})"
+        ) from error
     if threads:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module: Any = program.module()
     if device == "cuda":
         torch.backends.cudnn.benchmark = True  # each size comes again and again
-        module = torch.compile(move_to_device_pass(program, device).module(), mode="reduce-overhead", dynamic=False)  # with CUDA graphs
+        module = torch.compile(
+            move_to_device_pass(program, device).module(), mode="reduce-overhead", dynamic=False
+        )  # with CUDA graphs
 
     def run(tiles_BHWC: Any) -> Any:
         given = isinstance(tiles_BHWC, torch.Tensor)
@@ -117,7 +141,9 @@ def _load_torch(path: Path, threads: int) -> tuple[int, Callable[[Any], Any]]:
             image_BHWC = torch.cat([image_BHWC, image_BHWC.new_zeros(missing, *image_BHWC.shape[1:])])
         with torch.no_grad():
             edit_BHWC = module(image_BHWC)[:count]
-        return edit_BHWC.clone() if given else edit_BHWC.cpu().numpy()  # the next call writes where this one did
+        return (
+            edit_BHWC.clone() if given else edit_BHWC.cpu().numpy()
+        )  # the next call writes where this one did
 
     return side, run
 
@@ -149,7 +175,9 @@ def starts(length: int, side: int) -> list[int]:
     return [round(place * (length - side) / max(count - 1, 1)) for place in range(count)]
 
 
-def blend(tiles: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> np.ndarray:
+def blend(
+    tiles: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], shape: tuple[int, ...]
+) -> np.ndarray:
     """One uint8 picture of `shape` from square tiles at these (y, x); where they overlap, each counts less towards its rim."""
     if len(tiles) == 1:
         return tiles[0]
@@ -174,7 +202,9 @@ def fit(image: Image.Image, side: int) -> Image.Image:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     short = min(image.size)
-    width, height = (side if length == short else 2 * round(length * (side / short) / 2) for length in image.size)  # as video codecs ask
+    width, height = (
+        side if length == short else 2 * round(length * (side / short) / 2) for length in image.size
+    )  # as video codecs ask
     return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 
@@ -184,17 +214,27 @@ def open_picture(path: Path, side: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-                if side**2 * max(image.size) > MAX_PIXELS * min(image.size):  # a line of pixels, made `side` wide
-                    raise ValueError(f"{image.width} x {image.height}: more than {MAX_PIXELS} pixels once its shorter side is {side}")
+                if side**2 * max(image.size) > MAX_PIXELS * min(
+                    image.size
+                ):  # a line of pixels, made `side` wide
+                    raise ValueError(
+                        f"{image.width} x {image.height}: more than {MAX_PIXELS} pixels once its shorter side is {side}"
+                    )
                 return fit(image, side)
-    except Exception as error:  # Pillow has many for a damaged file: SyntaxError, struct.error, DecompressionBombError, ...
+    except (
+        Exception
+    ) as error:  # Pillow has many for a damaged file: SyntaxError, struct.error, DecompressionBombError, ...
         raise TranslateError(f"{path.name} ({error})") from error
 
 
 def plan_files(source: str, target: Path, overwrite: bool) -> dict[str, Path]:
     """Each input with its output. TranslateError where there is no input, two share an output, or one exists and may not be replaced."""
     path = Path(source)
-    inputs = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES + VIDEOS) if path.is_dir() else [path]
+    inputs = (
+        sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES + VIDEOS)
+        if path.is_dir()
+        else [path]
+    )
     if _is_camera(source):
         inputs = [Path(f"camera-{source}.mp4")]
     elif not inputs or not all(each.is_file() for each in inputs):
@@ -206,10 +246,14 @@ def plan_files(source: str, target: Path, overwrite: bool) -> dict[str, Path]:
             raise TranslateError(f"{target}: name a folder, or a {endings[0]} file")
         outputs = [target]
     if len(set(outputs)) < len(outputs):
-        raise TranslateError(f"{path}: two inputs differ in their ending only and would be written to one file; rename one")
+        raise TranslateError(
+            f"{path}: two inputs differ in their ending only and would be written to one file; rename one"
+        )
     existing = [output for output in outputs if output.exists()]
     if existing and not overwrite:
-        raise TranslateError(f"{existing[0]} exists ({len(existing)} such): name another folder or say --overwrite")
+        raise TranslateError(
+            f"{existing[0]} exists ({len(existing)} such): name another folder or say --overwrite"
+        )
     return dict(zip(map(str, inputs) if path.is_dir() else [source], outputs, strict=True))
 
 
@@ -224,7 +268,9 @@ def translate_pictures(translator: Translator, outputs: dict[str, Path], batch: 
                 images[path] = np.asarray(open_picture(Path(path), translator.side))
             except TranslateError as error:
                 unreadable.append(str(error))
-        for path, edit_HWC in zip(images, translator.edit(list(images.values())) if images else [], strict=True):
+        for path, edit_HWC in zip(
+            images, translator.edit(list(images.values())) if images else [], strict=True
+        ):
             temporary = outputs[path].with_suffix(".png.tmp")
             Image.fromarray(edit_HWC).save(temporary, "PNG")
             temporary.replace(outputs[path])
@@ -250,7 +296,9 @@ def translate_video(translator: Translator, source: str, output: Path, batch: in
         with av.open(name.format(source), format=kind) as reader, av.open(str(temporary), "w") as writer:
             incoming = reader.streams.video[0]
             incoming.thread_type = "AUTO"
-            stream = writer.add_stream("libx264", rate=incoming.average_rate or 25, options={"crf": "18"})  # no loss to be seen
+            stream = writer.add_stream(
+                "libx264", rate=incoming.average_rate or 25, options={"crf": "18"}
+            )  # no loss to be seen
             stream.pix_fmt = "yuv420p"  # the one that every player knows
             stream.codec_context.time_base = incoming.time_base
             done, decoded = 0, reader.decode(incoming)
@@ -283,12 +331,19 @@ def _is_camera(source: str) -> bool:
 
 def _progress(done: int, total: int, what: str) -> None:
     if sys.stderr.isatty():
-        print(f"\r{done}{f' of {total}' if total else ''} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(
+            f"\r{done}{f' of {total}' if total else ''} {what}",
+            end="\n" if done == total else "",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 2 with one line about what to mend."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path, metavar="RUN_OR_MODEL")
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
@@ -311,7 +366,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             except TranslateError as error:
                 unreadable.append(str(error))
         if unreadable:
-            raise TranslateError(f"{len(unreadable)} of {len(outputs)} files were left out: {'; '.join(unreadable[:5])}")
+            raise TranslateError(
+                f"{len(unreadable)} of {len(outputs)} files were left out: {'; '.join(unreadable[:5])}"
+            )
     except (TranslateError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

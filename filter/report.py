@@ -38,7 +38,14 @@ def write_page(config: Config, rows: Sequence[Mapping[str, Any]], asked: Criteri
         "command": f"python filter/run.py task={config.task.name} teacher={config.teacher.name}",
         "scores": SCORES,
         "says": SAYS,
-        "rows": [[row["key"], row["flags"], *(None if row[name] is None else _rounded(row[name]) for name in SCORES)] for row in rows],
+        "rows": [
+            [
+                row["key"],
+                row["flags"],
+                *(None if row[name] is None else _rounded(row[name]) for name in SCORES),
+            ]
+            for row in rows
+        ],
         "at_least": at_least,
         "at_most": at_most,
         "reject": list(asked.reject),
@@ -47,15 +54,21 @@ def write_page(config: Config, rows: Sequence[Mapping[str, Any]], asked: Criteri
     }
     page = TEMPLATE.read_text()
     script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)[-1]
-    page = page.replace("__HASH__", "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
-    page = page.replace("__DATA__", json.dumps(data).replace("<", "\\u003c"))  # no text of a caption can end the element
+    page = page.replace(
+        "__HASH__", "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    )
+    page = page.replace(
+        "__DATA__", json.dumps(data).replace("<", "\\u003c")
+    )  # no text of a caption can end the element
     path = run_dir(config) / "filter.html"
     with whole_file(path) as stream:
         stream.write(page.encode())
     return path
 
 
-def choose(rows: Sequence[Mapping[str, Any]], at_least: Mapping[str, Any], at_most: Mapping[str, Any], count: int) -> list[int]:
+def choose(
+    rows: Sequence[Mapping[str, Any]], at_least: Mapping[str, Any], at_most: Mapping[str, Any], count: int
+) -> list[int]:
     """Places of at most `count` rows: a third of them the nearest to a bound, the others evenly from the best to the worst."""
     if not rows:
         return []
@@ -79,7 +92,12 @@ def _rounded(score: float) -> float:
 def _pictures(config: Config, wanted: Mapping[str, int]) -> dict[int, list[str]]:
     """Place of the row -> input and edit as JPEG addresses, and the caption; reads only the pairs in `wanted` (key to place)."""
     found = {}
-    for location in (place for shard in finished_shards(pairs_dir(config)) for place in locate(shard) if place.key in wanted):
+    for location in (
+        place
+        for shard in finished_shards(pairs_dir(config))
+        for place in locate(shard)
+        if place.key in wanted
+    ):
         pair = read_pair(location, ("input", "edit"))
         pictures = (data_url(pair.images[name], SIDE, "JPEG", quality=QUALITY) for name in ("input", "edit"))
         found[wanted[pair.key]] = [*pictures, str(pair.record.get("caption", pair.key))]

@@ -32,9 +32,26 @@ from configs.errors import UserError
 from configs.loader import CHOICES, known_keys, pairs_dir, run_dir
 from configs.schema import Config
 from filter.report import write_page
-from filter.score_table import OVERLAP_SCORES, SCORES, is_current, models_identity, read_scores, scores_path, write_scores
+from filter.score_table import (
+    OVERLAP_SCORES,
+    SCORES,
+    is_current,
+    models_identity,
+    read_scores,
+    scores_path,
+    write_scores,
+)
 from filter.selection import criteria, selection_of
-from generate.shards import Pair, exclusive, finished_shards, locate, read_manifest, read_pair, verify, write_json
+from generate.shards import (
+    Pair,
+    exclusive,
+    finished_shards,
+    locate,
+    read_manifest,
+    read_pair,
+    verify,
+    write_json,
+)
 from models.devices import pick_device, process_group
 
 SECTIONS = ("task", "generate", "scorer", "segmenter", "filter")
@@ -44,7 +61,13 @@ QUANTILES = (0.1, 0.5, 0.9)
 def main(argv: Sequence[str] | None = None) -> int:
     """Score and select as the command line says; returns the exit code."""
     arguments, selecting = split_select(list(sys.argv[1:] if argv is None else argv))
-    return entry(__doc__, SECTIONS, lambda config: print_summary(score_and_select(config, not selecting)), plan, arguments)
+    return entry(
+        __doc__,
+        SECTIONS,
+        lambda config: print_summary(score_and_select(config, not selecting)),
+        plan,
+        arguments,
+    )
 
 
 def split_select(arguments: list[str]) -> tuple[list[str], bool]:
@@ -53,7 +76,11 @@ def split_select(arguments: list[str]) -> tuple[list[str], bool]:
         return arguments, False
     place, keys = arguments.index("--select"), {*CHOICES, *known_keys()}
     after = [argument for argument in arguments[place:] if argument != "--select"]
-    rest = [item for item in after if item.startswith("--") or "." in item.partition("=")[0] or item.partition("=")[0] in keys]
+    rest = [
+        item
+        for item in after
+        if item.startswith("--") or "." in item.partition("=")[0] or item.partition("=")[0] in keys
+    ]
     asked = [item for item in after if item not in rest]
     return [*arguments[:place], *rest, *(["filter.select=" + json.dumps(asked)] if asked else [])], True
 
@@ -74,15 +101,28 @@ def score_and_select(config: Config, score: bool = True) -> dict[str, Any]:
     selection = selection_of(rows, asked)
     write_json(run_dir(config) / "selection.json", selection)
     if stale and not score:
-        print(f"note: the scores of {len(stale)} shards were made with other models or texts than this configuration's")
-    return {**selection, "rows": rows, "asked": str(asked), "page": write_page(config, rows, asked), "scored": scored}
+        print(
+            f"note: the scores of {len(stale)} shards were made with other models or texts than this configuration's"
+        )
+    return {
+        **selection,
+        "rows": rows,
+        "asked": str(asked),
+        "page": write_page(config, rows, asked),
+        "scored": scored,
+    }
 
 
 def stale_shards(config: Config) -> dict[Path, dict[str, Any]]:
     """The finished shards without current scores, each with what its score file must say to be used as it is."""
     models = models_identity(config)
-    wanted = {shard: {**models, "shard_sha256": read_manifest(shard)["sha256"]} for shard in finished_shards(pairs_dir(config))}
-    return {shard: about for shard, about in wanted.items() if not is_current(scores_path(config, shard), about)}
+    wanted = {
+        shard: {**models, "shard_sha256": read_manifest(shard)["sha256"]}
+        for shard in finished_shards(pairs_dir(config))
+    }
+    return {
+        shard: about for shard, about in wanted.items() if not is_current(scores_path(config, shard), about)
+    }
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -94,7 +134,9 @@ def plan(config: Config) -> dict[str, Any]:
     return {
         "pairs": pairs(finished_shards(pairs_dir(config))),
         "pairs to score": pairs(stale_shards(config)),
-        "segmenter": config.segmenter.model if config.task.source_noun else "not run: the task names no foreground",
+        "segmenter": config.segmenter.model
+        if config.task.source_noun
+        else "not run: the task names no foreground",
         "keeps": criteria(config),
         "out": run_dir(config),
     }
@@ -110,11 +152,17 @@ def print_summary(outcome: Mapping[str, Any]) -> None:
         if values:
             numbers = [np.mean(values), *np.quantile(values, QUANTILES)]
             print(f"{name:18}{len(values):7}" + "".join(f"{number:9.4g}" for number in numbers))
-    print("flags:", ", ".join(f"{count} {flag}" for flag, count in outcome["flags"].items() if count) or "none")
-    print(f"kept {len(outcome['kept'])} of {outcome['total']} pairs ({outcome['yield']:.1%}): {outcome['asked']}")
+    print(
+        "flags:", ", ".join(f"{count} {flag}" for flag, count in outcome["flags"].items() if count) or "none"
+    )
+    print(
+        f"kept {len(outcome['kept'])} of {outcome['total']} pairs ({outcome['yield']:.1%}): {outcome['asked']}"
+    )
     print(f"look at them: {outcome['page']}")
     if not outcome["kept"]:
-        print("no pair passes: look at the scores above and ask for less (--select keep=0.5 by=clip_gain), or make better pairs")
+        print(
+            "no pair passes: look at the scores above and ask for less (--select keep=0.5 by=clip_gain), or make better pairs"
+        )
 
 
 def _processes() -> tuple[int, int, Callable[[], None]]:
@@ -132,12 +180,18 @@ def _score(config: Config, wanted: Mapping[Path, dict[str, Any]], rank: int) -> 
         return 0
     began, count = time.perf_counter(), 0
     score_batch = batch_scorer(config, pick_device(config.filter.device))
-    with exclusive(run_dir(config) / "scores", f"process-{rank}"), ThreadPoolExecutor(config.filter.workers) as pool:
+    with (
+        exclusive(run_dir(config) / "scores", f"process-{rank}"),
+        ThreadPoolExecutor(config.filter.workers) as pool,
+    ):
         for shard, pairs in _read_ahead(wanted, pool):
             rows: list[dict[str, Any]] = []
             while batch := list(islice(pairs, config.filter.batch)):
                 found = score_batch(batch)
-                rows += ({"key": pair.key} | {name: found[name][at] for name in found} for at, pair in enumerate(batch))
+                rows += (
+                    {"key": pair.key} | {name: found[name][at] for name in found}
+                    for at, pair in enumerate(batch)
+                )
             write_scores(scores_path(config, shard), rows, wanted[shard])
             count += len(rows)
             print(f"{shard.name}: {len(rows)} pairs scored", flush=True)
@@ -156,7 +210,9 @@ def _read_ahead(shards: Iterable[Path], pool: ThreadPoolExecutor) -> Iterator[tu
     yield from waiting
 
 
-def batch_scorer(config: Config, device: Any, scorer: Any = None, segmenter: Any = None) -> Callable[[Sequence[Pair]], dict[str, Any]]:
+def batch_scorer(
+    config: Config, device: Any, scorer: Any = None, segmenter: Any = None
+) -> Callable[[Sequence[Pair]], dict[str, Any]]:
     """Loads the networks (but the scorer and segmenter given); gives a function from a batch of pairs to their raw scores by name.
 
     UserError without a model's weights, or for an unknown filter.dtype. LPIPS is computed in float32 always.
@@ -180,9 +236,14 @@ def batch_scorer(config: Config, device: Any, scorer: Any = None, segmenter: Any
         inputs, edits = ([pair.images[name] for pair in pairs] for name in ("input", "edit"))
         with torch.autocast(device.type, torch.bfloat16, enabled=dtypes[config.filter.dtype]):
             pictures_BD = [scorer.image_features(images).double().cpu().numpy() for images in (inputs, edits)]
-            found: dict[str, Any] = clip_scores(*pictures_BD, *scorer.text_features((task.source, task.target)).double().cpu().numpy())
+            found: dict[str, Any] = clip_scores(
+                *pictures_BD, *scorer.text_features((task.source, task.target)).double().cpu().numpy()
+            )
             if segmenter:
-                masks = segmenter.segment(inputs, task.source_noun), segmenter.segment(edits, task.target_noun)
+                masks = (
+                    segmenter.segment(inputs, task.source_noun),
+                    segmenter.segment(edits, task.target_noun),
+                )
                 overlaps = [overlap_scores(*pair) for pair in zip(*masks, strict=True)]
                 found |= {name: [overlap[name] for overlap in overlaps] for name in OVERLAP_SCORES}
         return found | picture_scores(perceptual, inputs, edits)

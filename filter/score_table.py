@@ -51,7 +51,10 @@ FLAGS = {  # what is plainly wrong with a pair, and the scores of which one belo
     "blank": (("sharpness_input", "sharpness_edit"), 1.0),
     # The edit is the input. JPEG of quality 90 does more (.04 to .09 on the miniature's scenes), its reconstructions .10 and more.
     "unchanged": (("lpips_input_edit",), 0.02),
-    "no_foreground_input": (("area_input",), 1e-12),  # the segmenter found no such object: one pixel would be more
+    "no_foreground_input": (
+        ("area_input",),
+        1e-12,
+    ),  # the segmenter found no such object: one pixel would be more
     "no_foreground_edit": (("area_edit",), 1e-12),
 }
 
@@ -59,13 +62,21 @@ FORMAT = 2
 METADATA = b"zero2gan"
 LIBRARIES = ("torch", "open_clip_torch", "segment-anything", "transformers", "lpips")
 SCHEMA = pyarrow.schema(
-    [("key", pyarrow.string()), *((name, pyarrow.float64()) for name in SCORES), ("flags", pyarrow.list_(pyarrow.string()))]
+    [
+        ("key", pyarrow.string()),
+        *((name, pyarrow.float64()) for name in SCORES),
+        ("flags", pyarrow.list_(pyarrow.string())),
+    ]
 )
 
 
 def flags_of(row: Mapping[str, Any]) -> list[str]:
     """The FLAGS that a pair's raw scores raise; a score that is not there raises none."""
-    return [flag for flag, (names, limit) in FLAGS.items() if any(row.get(name) is not None and row[name] < limit for name in names)]
+    return [
+        flag
+        for flag, (names, limit) in FLAGS.items()
+        if any(row.get(name) is not None and row[name] < limit for name in names)
+    ]
 
 
 def scores_path(config: Config, shard: Path) -> Path:
@@ -78,7 +89,11 @@ def models_identity(config: Config) -> dict[str, Any]:
     task, scorer, segmenter = config.task, asdict(config.scorer), asdict(config.segmenter)
     if bool(task.source_noun) != bool(task.target_noun):
         raise UserError("task.source_noun and task.target_noun go together: name both or neither")
-    del scorer["gain_unit"], segmenter["batch"], segmenter["points_per_batch"]  # the scores are the same whatever these are
+    del (
+        scorer["gain_unit"],
+        segmenter["batch"],
+        segmenter["points_per_batch"],
+    )  # the scores are the same whatever these are
     nouns = [task.source_noun, task.target_noun] if task.source_noun else None
     parts = {name: segmenter[name] for name in ("model", "checkpoint", "detector")} if nouns else {}
     return {
@@ -88,7 +103,10 @@ def models_identity(config: Config) -> dict[str, Any]:
         "texts": [task.source, task.target],
         "nouns": nouns,
         "settings": digest(scorer, segmenter if nouns else None, config.filter.dtype),
-        "weights": {"scorer": scorer_files(config.scorer), **{name: model_files(path) for name, path in parts.items()}},
+        "weights": {
+            "scorer": scorer_files(config.scorer),
+            **{name: model_files(path) for name, path in parts.items()},
+        },
     }
 
 
@@ -106,7 +124,9 @@ def write_scores(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[s
     made_with = {**about, "versions": {name: version(name) for name in LIBRARIES}}
     schema = SCHEMA.with_metadata({METADATA: json.dumps(made_with, sort_keys=True)})
     with whole_file(path) as stream:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row | {"flags": flags_of(row)} for row in numbers], schema), stream)
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist([row | {"flags": flags_of(row)} for row in numbers], schema), stream
+        )
 
 
 def read_scores(config: Config) -> list[dict[str, Any]]:
@@ -120,8 +140,14 @@ def read_scores(config: Config) -> list[dict[str, Any]]:
         try:
             found = pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
         except (OSError, ValueError, pyarrow.ArrowException) as error:
-            raise UserError(f"{path} is missing or unreadable: run filter/run.py to score the pairs") from error
-        if [row["key"] for row in found] != read_manifest(shard)["keys"] or any(row["flags"] is None for row in found):
-            raise UserError(f"{path} is an older version's, or of other pairs than {shard}: run filter/run.py to score the pairs again")
+            raise UserError(
+                f"{path} is missing or unreadable: run filter/run.py to score the pairs"
+            ) from error
+        if [row["key"] for row in found] != read_manifest(shard)["keys"] or any(
+            row["flags"] is None for row in found
+        ):
+            raise UserError(
+                f"{path} is an older version's, or of other pairs than {shard}: run filter/run.py to score the pairs again"
+            )
         rows += found
     return rows

@@ -16,7 +16,9 @@ LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as OpenCV and Pillow make grey
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
-def clip_scores(input_BD: np.ndarray, edit_BD: np.ndarray, source_D: np.ndarray, target_D: np.ndarray) -> dict[str, np.ndarray]:
+def clip_scores(
+    input_BD: np.ndarray, edit_BD: np.ndarray, source_D: np.ndarray, target_D: np.ndarray
+) -> dict[str, np.ndarray]:
     """CLIP_SCORES from unit features of the pictures and texts: cosines in [-1, 1], differences of two in [-2, 2].
 
     clip_gain: Parmar et al. 2023, section 3.4. clip_directional: the cosine between what changed in the picture and what changes in the
@@ -49,7 +51,9 @@ def overlap_scores(input_mask: np.ndarray, edit_mask: np.ndarray) -> dict[str, f
 
 
 @torch.inference_mode()
-def picture_scores(perceptual: Perceptual, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray]) -> dict[str, list[float | None]]:
+def picture_scores(
+    perceptual: Perceptual, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray]
+) -> dict[str, list[float | None]]:
     """PICTURE_SCORES of B pairs of RGB uint8 images, sides of 16 pixels or more; input and edit of a pair are of one size.
 
     Sharpness, of the pixels inside the picture's edge, grows with detail and shrinks when the same picture is enlarged.
@@ -59,10 +63,14 @@ def picture_scores(perceptual: Perceptual, inputs: Sequence[np.ndarray], edits: 
     together = len(inputs) if len({image.shape for image in inputs}) == 1 else 1
     for start in range(0, len(inputs), together):
         parts = (np.stack(images[start : start + together]) for images in (inputs, edits))
-        input_BCHW, edit_BCHW = (torch.from_numpy(part).to(device).permute(0, 3, 1, 2).float() for part in parts)
+        input_BCHW, edit_BCHW = (
+            torch.from_numpy(part).to(device).permute(0, 3, 1, 2).float() for part in parts
+        )
         distances = perceptual(input_BCHW / 127.5 - 1, edit_BCHW / 127.5 - 1).tolist()
         of_input, of_edit = sharpness(input_BCHW).tolist(), sharpness(edit_BCHW).tolist()
-        ratios = [edit / before if before > 0 else None for before, edit in zip(of_input, of_edit, strict=True)]
+        ratios = [
+            edit / before if before > 0 else None for before, edit in zip(of_input, of_edit, strict=True)
+        ]
         for name, values in zip(PICTURE_SCORES, (distances, of_input, of_edit, ratios), strict=True):
             scores[name] += values
     return scores

@@ -42,11 +42,22 @@ def criteria(config: Config) -> Criteria:
     if settings.select:
         asked = _parse(settings.select, settings.reject)
     else:
-        limits = {"clip_gain": task.clip_gain and task.clip_gain * config.scorer.gain_unit, "overlap_iou": task.overlap}
-        asked = Criteria({name: limit for name, limit in limits.items() if limit is not None}, reject=settings.reject)
-    masked = [name for name in (*asked.at_least, *asked.at_most, asked.by.removeprefix("-")) if name in OVERLAP_SCORES]
+        limits = {
+            "clip_gain": task.clip_gain and task.clip_gain * config.scorer.gain_unit,
+            "overlap_iou": task.overlap,
+        }
+        asked = Criteria(
+            {name: limit for name, limit in limits.items() if limit is not None}, reject=settings.reject
+        )
+    masked = [
+        name
+        for name in (*asked.at_least, *asked.at_most, asked.by.removeprefix("-"))
+        if name in OVERLAP_SCORES
+    ]
     if masked and not (task.source_noun and task.target_noun):
-        raise UserError(f"{masked[0]} needs masks: set task.source_noun and task.target_noun, or ask for no overlap (task.overlap=null)")
+        raise UserError(
+            f"{masked[0]} needs masks: set task.source_noun and task.target_noun, or ask for no overlap (task.overlap=null)"
+        )
     return asked
 
 
@@ -75,7 +86,9 @@ def _parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
 
 def _score(name: str) -> str:
     if ALIASES.get(name, name) not in SCORES:
-        raise UserError(f"--select: no score '{name}'{nearest(name, SCORES)} There are: overlap, {', '.join(SCORES)}")
+        raise UserError(
+            f"--select: no score '{name}'{nearest(name, SCORES)} There are: overlap, {', '.join(SCORES)}"
+        )
     return ALIASES.get(name, name)
 
 
@@ -121,7 +134,10 @@ def _reason(row: Row, asked: Criteria, best: Collection[str]) -> str:
             if _missing(name, row) or sign * row[name] < sign * limit:
                 return _missing(name, row) or f"{name} {row[name]:.4f} {side} {limit:g}"
     if row["key"] not in best:
-        return _missing(asked.by.removeprefix("-"), row) or f"not in the best {100 * (asked.keep or 0):g}% by {asked.by}"
+        return (
+            _missing(asked.by.removeprefix("-"), row)
+            or f"not in the best {100 * (asked.keep or 0):g}% by {asked.by}"
+        )
     return ""
 
 

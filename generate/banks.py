@@ -37,7 +37,9 @@ def task_banks(task: Task, config: Direction, folder: Path) -> tuple[list[str], 
             name = str(written_bank(words, config, folder))
         return read_bank(name, key) if name else sentences(words, config.sentences)
 
-    return bank(task.source_bank, "task.source_bank", task.source), bank(task.target_bank, "task.target_bank", task.target)
+    return bank(task.source_bank, "task.source_bank", task.source), bank(
+        task.target_bank, "task.target_bank", task.target
+    )
 
 
 def read_bank(name: str, key: str) -> list[str]:
@@ -49,7 +51,9 @@ def read_bank(name: str, key: str) -> list[str]:
     lines = [line.strip() for line in path.read_text().splitlines()]
     kept = [line for line in lines if line and not line.startswith("#")]
     if len(kept) < 2:
-        raise UserError(f"{path}: {len(kept)} sentences; a direction needs many (the paper takes about 1000 a word)")
+        raise UserError(
+            f"{path}: {len(kept)} sentences; a direction needs many (the paper takes about 1000 a word)"
+        )
     return kept
 
 
@@ -85,17 +89,26 @@ def written_bank(words: str, config: Direction, folder: Path) -> Path:
         replies, idle = replies + 1, 0 if new else idle + 1
         if idle == IDLE_REPLIES:
             known = f"the {len(found)} in {part}"
-            raise UserError(f"{config.language_model} has no more captions of {words} than {known}: lower direction.sentences")
+            raise UserError(
+                f"{config.language_model} has no more captions of {words} than {known}: lower direction.sentences"
+            )
         found += new
         part.write_text("".join(f"{line}\n" for line in found))
-    part.write_text(f"# {words}, by {config.language_model}; edit it, or delete it to have it made anew\n" + part.read_text())
+    part.write_text(
+        f"# {words}, by {config.language_model}; edit it, or delete it to have it made anew\n"
+        + part.read_text()
+    )
     return part.replace(path)
 
 
 def captions_of(reply: str, words: str) -> list[str]:
     """The captions of a reply, a line each, without bullets, numbers and quotes; the words are appended to one that lacks them."""
     lines = (MARKER.sub("", line).strip(" \"'“”") for line in reply.splitlines())
-    kept = [line for line in lines if len(line.split()) >= FEWEST_WORDS and len(line) <= MOST_LETTERS and not line.endswith(":")]
+    kept = [
+        line
+        for line in lines
+        if len(line.split()) >= FEWEST_WORDS and len(line) <= MOST_LETTERS and not line.endswith(":")
+    ]
     return [line if words.lower() in line.lower() else f"{line.rstrip('.')}, {words}" for line in kept]
 
 
@@ -106,7 +119,9 @@ def _local(config: Direction) -> Callable[[str, int], str]:
         generator = pipeline("text-generation", model=find_file(config.language_model))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise UserError(f"direction.language_model={config.language_model} does not load as a text-generation model: {reason}") from error
+        raise UserError(
+            f"direction.language_model={config.language_model} does not load as a text-generation model: {reason}"
+        ) from error
 
     def ask(request: str, seed: int) -> str:
         set_seed(seed)
@@ -121,18 +136,29 @@ def _local(config: Direction) -> Callable[[str, int], str]:
 
 def _endpoint(config: Direction) -> Callable[[str, int], str]:
     if not config.endpoint.startswith(("http://", "https://")):
-        raise UserError(f"direction.endpoint={config.endpoint}: it is the base address of a service, https://HOST/v1")
+        raise UserError(
+            f"direction.endpoint={config.endpoint}: it is the base address of a service, https://HOST/v1"
+        )
     headers = {"Content-Type": "application/json"}
     if os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
 
     def ask(request: str, seed: int) -> str:
-        body = {"model": config.language_model, "messages": [{"role": "user", "content": request}], "temperature": 1.0, "seed": seed}
-        call = urllib.request.Request(f"{config.endpoint.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+        body = {
+            "model": config.language_model,
+            "messages": [{"role": "user", "content": request}],
+            "temperature": 1.0,
+            "seed": seed,
+        }
+        call = urllib.request.Request(
+            f"{config.endpoint.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
+        )
         try:
             with urllib.request.urlopen(call, timeout=TIMEOUT_S) as reply:
                 return str(json.load(reply)["choices"][0]["message"]["content"])
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(f"direction.endpoint={config.endpoint} gave no chat completion of {config.language_model}: {error}") from error
+            raise UserError(
+                f"direction.endpoint={config.endpoint} gave no chat completion of {config.language_model}: {error}"
+            ) from error
 
     return ask

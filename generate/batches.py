@@ -34,14 +34,23 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 Captioner = Callable[[Sequence[np.ndarray]], list[str]]
 
 
-def write_shards(config: Config, source: InputSource, shards: dict[int, range], made_with: str, rank: int) -> None:
+def write_shards(
+    config: Config, source: InputSource, shards: dict[int, range], made_with: str, rank: int
+) -> None:
     """Make the pairs of these inputs and write them, a line a shard in the log. made_with: hash of what decides the pixels."""
     editor, folder = _editor(config), pairs_dir(config)
     device = editor.teacher.device
-    settings = replace(config.generate, batch=config.generate.batch or largest_batch(editor, config.generate.pairs_per_shard))
+    settings = replace(
+        config.generate, batch=config.generate.batch or largest_batch(editor, config.generate.pairs_per_shard)
+    )
     captioner = blip_captioner(config.source.captioner, device) if config.source.captioner else None
     versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
-    common = {"seed": config.seed, "direction": editor.direction.hash, "configuration": made_with, "versions": versions}
+    common = {
+        "seed": config.seed,
+        "direction": editor.direction.hash,
+        "configuration": made_with,
+        "versions": versions,
+    }
     maker = PairMaker(editor, settings, captioner, common)
     progress = _progress(sum(map(len, shards.values()))) if rank == 0 else lambda count: None
     if rank == 0:
@@ -53,7 +62,9 @@ def write_shards(config: Config, source: InputSource, shards: dict[int, range], 
         write_shard(folder, index, maker.pairs(source, ids, left_out, progress), about)
         took = f"{len(ids) - len(left_out)} pairs, {len(left_out)} left out, {time.monotonic() - began:.1f} s"
         with open(folder / "log.txt", "a") as log:
-            log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {index:06d}.tar: {took}, process {rank} on {device}\n")
+            log.write(
+                f"{datetime.now():%Y-%m-%d %H:%M:%S} {index:06d}.tar: {took}, process {rank} on {device}\n"
+            )
 
 
 def _editor(config: Config, for_timing: bool = False) -> Editor:
@@ -62,7 +73,11 @@ def _editor(config: Config, for_timing: bool = False) -> Editor:
     teacher = Teacher(config.teacher, pick_device(settings.device), settings.dtype, compiled=settings.compile)
     if for_timing:
         return Editor(teacher, EditDirection(0 * teacher.embed([""]), "", ""), config)
-    return Editor(teacher, edit_direction(teacher, config.task, config.direction, Path(config.runs_dir) / "directions"), config)
+    return Editor(
+        teacher,
+        edit_direction(teacher, config.task, config.direction, Path(config.runs_dir) / "directions"),
+        config,
+    )
 
 
 def _progress(total: int) -> Callable[[int], None]:
@@ -92,7 +107,9 @@ class PairMaker:
     captioner: Captioner | None
     common: dict[str, Any]
 
-    def pairs(self, source: InputSource, ids: range, left_out: list[dict[str, str]], done: Callable[[int], None]) -> Iterator[Pair]:
+    def pairs(
+        self, source: InputSource, ids: range, left_out: list[dict[str, str]], done: Callable[[int], None]
+    ) -> Iterator[Pair]:
         """The pairs of these inputs, in order; unreadable inputs and flagged edits go to left_out. done: told how many, batch by batch."""
         with ThreadPoolExecutor(self.config.workers) as pool:
             waiting = [(index, pool.submit(source.load, index)) for index in ids]
@@ -110,29 +127,58 @@ class PairMaker:
     def _edit(self, inputs: list[InputImage], left_out: list[dict[str, str]]) -> Iterator[Pair]:
         captions = self._captions(inputs)
         images = [item.image for item in inputs if item.image.size]
-        pixels_BCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1 if images else None
+        pixels_BCHW = (
+            torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1 if images else None
+        )
         reconstruct = self.config.save_reconstruction or self.config.save_latents
         try:
-            edited = self.editor(pixels_BCHW, [caption for caption, _ in captions], [item.key for item in inputs], reconstruct)
+            edited = self.editor(
+                pixels_BCHW, [caption for caption, _ in captions], [item.key for item in inputs], reconstruct
+            )
         except torch.OutOfMemoryError as error:
-            raise UserError(f"generate.batch={len(inputs)} does not fit into the GPU's memory: lower it; 0 finds the largest") from error
+            raise UserError(
+                f"generate.batch={len(inputs)} does not fit into the GPU's memory: lower it; 0 finds the largest"
+            ) from error
         finite_B = [
-            all(row.isfinite().all() for row in rows) for rows in zip(*edited.latents.values(), *edited.pictures.values(), strict=True)
+            all(row.isfinite().all() for row in rows)
+            for rows in zip(*edited.latents.values(), *edited.pictures.values(), strict=True)
         ]
         if False in finite_B:
             key = inputs[finite_B.index(False)].key
-            raise UserError(f"{key}: the edit is not finite in generate.dtype={self.config.dtype}; take bfloat16 or float32")
-        made = [picture for name, picture in edited.pictures.items() if name != "reconstruction" and self.config.safety_checker]
+            raise UserError(
+                f"{key}: the edit is not finite in generate.dtype={self.config.dtype}; take bfloat16 or float32"
+            )
+        made = [
+            picture
+            for name, picture in edited.pictures.items()
+            if name != "reconstruction" and self.config.safety_checker
+        ]
         flags = [self.editor.teacher.flagged(picture) for picture in made]
         levels = {name: to_levels(picture) for name, picture in edited.pictures.items()}
-        latents = {f"{name}_latent": latent.cpu().numpy() for name, latent in edited.latents.items() if self.config.save_latents}
+        latents = {
+            f"{name}_latent": latent.cpu().numpy()
+            for name, latent in edited.latents.items()
+            if self.config.save_latents
+        }
         statistics = {name: noise_statistics(noise) for name, noise in edited.noises.items()}
         for row, (item, (caption, caption_from)) in enumerate(zip(inputs, captions, strict=True)):
             if any(flagged[row] for flagged in flags):
-                left_out.append({"id": str(item.about["id"]), "why": "flagged", "reason": "by the teacher's safety checker"})
+                left_out.append(
+                    {
+                        "id": str(item.about["id"]),
+                        "why": "flagged",
+                        "reason": "by the teacher's safety checker",
+                    }
+                )
                 continue
             noise = {name: rows[row] for name, rows in statistics.items()}
-            record = {"source": item.about, "caption": caption, "caption_from": caption_from, "noise": noise, **self.common}
+            record = {
+                "source": item.about,
+                "caption": caption,
+                "caption_from": caption_from,
+                "noise": noise,
+                **self.common,
+            }
             pictures = {"input": item.image} | {name: picture[row] for name, picture in levels.items()}
             yield Pair(item.key, pictures, record, {name: latent[row] for name, latent in latents.items()})
 
@@ -160,7 +206,9 @@ def blip_captioner(path: str, device: torch.device) -> Captioner:
         raise UserError(f"{message}. {advice}") from error
 
     def caption(images: Sequence[np.ndarray]) -> list[str]:
-        pixels = processor(images=[image.copy() for image in images], return_tensors="pt").pixel_values.to(device)
+        pixels = processor(images=[image.copy() for image in images], return_tensors="pt").pixel_values.to(
+            device
+        )
         words = model.generate(pixel_values=pixels, max_new_tokens=MAX_TOKENS, num_beams=1, do_sample=False)
         return [text.strip() for text in processor.batch_decode(words, skip_special_tokens=True)]
 
@@ -194,7 +242,10 @@ def largest_batch(editor: Editor, most: int) -> int:
             _try(probe, size)
         except torch.OutOfMemoryError:
             break
-        if torch.cuda.max_memory_reserved(device) > MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory:
+        if (
+            torch.cuda.max_memory_reserved(device)
+            > MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+        ):
             break
         fits = size
     torch.cuda.empty_cache()

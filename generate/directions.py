@@ -34,7 +34,9 @@ def edit_direction(teacher: Teacher, task: Task, config: Direction, cache: Path)
     """
     shape = (1, *teacher.embed([""]).shape[1:])
     if bool(config.source_embedding) != bool(config.target_embedding):
-        raise UserError("direction.source_embedding and direction.target_embedding go together: name both or neither")
+        raise UserError(
+            "direction.source_embedding and direction.target_embedding go together: name both or neither"
+        )
     if config.file:
         value, report = read_embedding(config.file, "direction.file", shape), f"direction from {config.file}"
     elif config.source_embedding:
@@ -73,7 +75,9 @@ def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) ->
     found = json.loads(about.read_text())
     (sources, targets), cosine = found["sentences"], found["cosine_between_halves"]
     report = f"direction '{task.source}' -> '{task.target}': {sources} + {targets} sentences"
-    report += f", cosine between the halves of the banks {cosine:.3f}" + (" (make more sentences)" if cosine < FEW_SENTENCES else "")
+    report += f", cosine between the halves of the banks {cosine:.3f}" + (
+        " (make more sentences)" if cosine < FEW_SENTENCES else ""
+    )
     return read_embedding(str(path), "direction", None), report
 
 
@@ -88,9 +92,13 @@ def read_embedding(path: str, key: str, shape: tuple[int, ...] | None) -> Tensor
         else:
             (content,) = load_file(path).values()
     except Exception as error:  # noqa: BLE001 - torch's unpickler and safetensors raise a dozen kinds
-        raise UserError(f"{key}={path} is not a safetensors or .pt file with one tensor: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{key}={path} is not a safetensors or .pt file with one tensor: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(content, Tensor):
         raise UserError(f"{key}={path} holds a {type(content).__name__}, not one tensor")
     if shape and tuple(content.shape) != shape:
-        raise UserError(f"{key}={path}: shape {tuple(content.shape)}, this teacher's text embedding is {shape}: make it with this teacher")
+        raise UserError(
+            f"{key}={path}: shape {tuple(content.shape)}, this teacher's text embedding is {shape}: make it with this teacher"
+        )
     return content.float()

@@ -65,19 +65,30 @@ class Editor:
             if (value := attrgetter(key)(config)) not in known:
                 raise UserError(f"{key}={value}: there are {', '.join(known)}")
         edit, steps = config.edit, config.inversion.steps or config.edit.steps
-        self.teacher, self.direction, self.config, self.method = teacher, direction, config, METHODS[edit.method]
+        self.teacher, self.direction, self.config, self.method = (
+            teacher,
+            direction,
+            config,
+            METHODS[edit.method],
+        )
         self.guidance = config.guidance if self.method.guided else replace(config.guidance, amount=0.0)
         plain = replace(config.inversion, lambda_ac=0.0, lambda_kl=0.0)
         self.inversion = config.inversion if self.method.noise == "regularised" else plain
         self.official = edit.mode == "official"
-        self.inversion_steps = official_steps_upwards(teacher, steps) if self.official else steps_upwards(teacher.schedule(steps))
+        self.inversion_steps = (
+            official_steps_upwards(teacher, steps)
+            if self.official
+            else steps_upwards(teacher.schedule(steps))
+        )
         self.schedule = teacher.schedule(edit.steps)
         if self.official and edit.solver != "ddim":
             raise UserError(f"edit.solver={edit.solver}: edit.mode=official is DDIM's")
         if not 0 <= self.guidance.until <= 1:
             raise UserError(f"guidance.until={self.guidance.until}: a share of the steps, 0 to 1")
         if self.guidance.maps == "inversion" and (self.official or steps != edit.steps):
-            raise UserError("guidance.maps=inversion: needs edit.mode=paper, and inversion.steps equal to edit.steps")
+            raise UserError(
+                "guidance.maps=inversion: needs edit.mode=paper, and inversion.steps equal to edit.steps"
+            )
         if self.method.noise == "partial":
             if not 0 < edit.strength <= 1:
                 raise UserError(f"edit.strength={edit.strength}: above 0, at most 1")
@@ -90,7 +101,9 @@ class Editor:
         return short
 
     @torch.no_grad()
-    def __call__(self, image_BCHW: Tensor | None, captions: Sequence[str], keys: Sequence[str], reconstruct: bool) -> Edited:
+    def __call__(
+        self, image_BCHW: Tensor | None, captions: Sequence[str], keys: Sequence[str], reconstruct: bool
+    ) -> Edited:
         """Edit images in [-1, 1], or with None the images that the captions themselves give. Every draw derives from the seed and a
         sample's key, so a result does not depend on its batch.
         """
@@ -100,23 +113,38 @@ class Editor:
         empty = self.guidance.negative == "empty" or (self.guidance.negative == "auto" and synthetic)
         texts = Texts(
             caption_BTD,
-            caption_BTD + self.direction.value_1TD if self.method.text == "direction" else self.teacher.embed(swapped),
+            caption_BTD + self.direction.value_1TD
+            if self.method.text == "direction"
+            else self.teacher.embed(swapped),
             self.teacher.embed([""] * len(captions)) if empty else caption_BTD,
         )
         latents = {} if image_BCHW is None else {"input": self.teacher.encode(image_BCHW)}
         noises, maps = self._start(latents.get("input"), caption_BTD, generators)
-        common, solver, follow = (self.teacher, self.schedule, noises["inverted"], texts), self.config.edit.solver, reconstruct or synthetic
+        common, solver, follow = (
+            (self.teacher, self.schedule, noises["inverted"], texts),
+            self.config.edit.solver,
+            reconstruct or synthetic,
+        )
         if self.method.replaced:
-            way = self.guidance.scale, align_tokens(self.teacher, captions, swapped), self.config.prompt_to_prompt, solver
+            way = (
+                self.guidance.scale,
+                align_tokens(self.teacher, captions, swapped),
+                self.config.prompt_to_prompt,
+                solver,
+            )
             reference_BCHW, edit_BCHW = edit_by_replacing(*common, *way)
         else:
             lockstep = Lockstep(follow, empty and (self.official or synthetic), self.official, solver, maps)
             reference_BCHW, edit_BCHW = edit_in_lockstep(*common, self.guidance, lockstep)
-        made = {"edit": edit_BCHW} | ({"input" if synthetic else "reconstruction": reference_BCHW} if follow else {})
+        made = {"edit": edit_BCHW} | (
+            {"input" if synthetic else "reconstruction": reference_BCHW} if follow else {}
+        )
         pictures = {name: self.teacher.decode(latent) for name, latent in made.items()}
         return Edited(pictures, latents | {"inverted": noises["inverted"]} | made, noises)
 
-    def _start(self, input_BCHW: Tensor | None, caption_BTD: Tensor, generators: list[torch.Generator]) -> tuple[dict, dict]:
+    def _start(
+        self, input_BCHW: Tensor | None, caption_BTD: Tensor, generators: list[torch.Generator]
+    ) -> tuple[dict, dict]:
         """As invert gives them: the noise that the trajectories leave from, drawn or the input's, and maps."""
         if input_BCHW is not None and self.method.noise in ("ddim", "regularised"):
             kept = guided(len(self.schedule), self.guidance) - 1 if self.guidance.maps == "inversion" else 0
@@ -124,7 +152,11 @@ class Editor:
             return invert(self.teacher, self.inversion_steps, input_BCHW, caption_BTD, *way)
         drawn = [torch.randn(self.teacher.latent_shape, generator=generator) for generator in generators]
         drawn_BCHW = torch.stack(drawn).to(self.teacher.device)
-        return {"inverted": drawn_BCHW if input_BCHW is None else ddim_step(input_BCHW, drawn_BCHW, 1.0, self.schedule[0].alpha)}, {}
+        return {
+            "inverted": drawn_BCHW
+            if input_BCHW is None
+            else ddim_step(input_BCHW, drawn_BCHW, 1.0, self.schedule[0].alpha)
+        }, {}
 
 
 def swap_words(caption: str, task: Task) -> str:

@@ -50,7 +50,12 @@ class Lockstep:
 
 @torch.no_grad()
 def edit_in_lockstep(
-    teacher: Teacher, schedule: Sequence[Step], noise_BCHW: Tensor, texts: Texts, guidance: Guidance, way: Lockstep
+    teacher: Teacher,
+    schedule: Sequence[Step],
+    noise_BCHW: Tensor,
+    texts: Texts,
+    guidance: Guidance,
+    way: Lockstep,
 ) -> tuple[Tensor, Tensor]:
     """Latents (reconstruction, edit), each B x C x H x W, of inverted noise.
 
@@ -76,13 +81,17 @@ def edit_in_lockstep(
             reference_BCHW = to_reference.step(reference_BCHW, noise, alpha, alpha_next)
         if guide and not way.official:
             conditional = [layer.chunk(2)[1] for layer in maps] if way.guided_reference else maps
-            edit_BCHW = edit_BCHW - guidance.amount * attention_gradient(teacher, edit_BCHW, timestep, texts.edited, conditional)
+            edit_BCHW = edit_BCHW - guidance.amount * attention_gradient(
+                teacher, edit_BCHW, timestep, texts.edited, conditional
+            )
         rows_BCHW = edit_BCHW.repeat(2, 1, 1, 1)
         if guide and way.official:
             # Each row of classifier-free guidance has a latent of its own, which goes down its own gradient of a distance averaged over the
             # heads of both; the unconditional row's latent is kept.
             maps = maps if way.guided_reference else [torch.cat([layer, layer]) for layer in maps]
-            rows_BCHW = rows_BCHW - guidance.amount / 2 * attention_gradient(teacher, rows_BCHW, timestep, both_BTD, maps)
+            rows_BCHW = rows_BCHW - guidance.amount / 2 * attention_gradient(
+                teacher, rows_BCHW, timestep, both_BTD, maps
+            )
         noise = classifier_free(teacher.noise(rows_BCHW, timestep, both_BTD), guidance.scale)
         edit_BCHW = to_edit.step(rows_BCHW.chunk(2)[0], noise, alpha, alpha_next)
     return reference_BCHW, edit_BCHW
@@ -104,12 +113,16 @@ def classifier_free(both_BCHW: Tensor, scale: float) -> Tensor:
     return negative + scale * (positive - negative)
 
 
-def attention_gradient(teacher: Teacher, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor, reference_maps: list[Tensor]) -> Tensor:
+def attention_gradient(
+    teacher: Teacher, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor, reference_maps: list[Tensor]
+) -> Tensor:
     """Gradient with respect to the latent of the attention distance, B x C x H x W; weights get none."""
     with torch.enable_grad():
         latent_BCHW = latent_BCHW.detach().requires_grad_()
         maps = teacher.maps(latent_BCHW, timestep, text_BTD)
-        (gradient,) = torch.autograd.grad(attention_distance(maps, reference_maps) * GRADIENT_SCALE, latent_BCHW)
+        (gradient,) = torch.autograd.grad(
+            attention_distance(maps, reference_maps) * GRADIENT_SCALE, latent_BCHW
+        )
     return gradient / GRADIENT_SCALE
 
 
@@ -136,13 +149,18 @@ def edit_by_replacing(
     reference_BCHW = edit_BCHW = noise_BCHW
     all_BTD = torch.cat([texts.caption, texts.negative, texts.edited])
     to_reference, to_edit = Solver(solver), Solver(solver)
-    cross_steps, self_steps = share_of(config.cross_replace, len(schedule)), share_of(config.self_replace, len(schedule))
+    cross_steps, self_steps = (
+        share_of(config.cross_replace, len(schedule)),
+        share_of(config.self_replace, len(schedule)),
+    )
     for index, (timestep, alpha, alpha_next) in enumerate(schedule):
         most_pixels = config.self_side**2 if index < self_steps else 0
         with teacher.controlled(replacement(alignment, index < cross_steps, most_pixels)):
             noise = teacher.noise(torch.cat([reference_BCHW, edit_BCHW, edit_BCHW]), timestep, all_BTD)
         reference_BCHW = to_reference.step(reference_BCHW, noise[: len(noise_BCHW)], alpha, alpha_next)
-        edit_BCHW = to_edit.step(edit_BCHW, classifier_free(noise[len(noise_BCHW) :], scale), alpha, alpha_next)
+        edit_BCHW = to_edit.step(
+            edit_BCHW, classifier_free(noise[len(noise_BCHW) :], scale), alpha, alpha_next
+        )
     return reference_BCHW, edit_BCHW
 
 
@@ -154,10 +172,16 @@ def replacement(alignment: tuple[Tensor, Tensor], cross: bool, most_pixels: int)
 
     def replaced(is_cross: bool, probabilities: Tensor) -> Tensor:
         reference, negative, edit = probabilities.chunk(3)
-        words = reference @ moved_BTT[:, None].to(edit) + edit * own_BT[:, None, None].to(edit) if is_cross else reference
+        words = (
+            reference @ moved_BTT[:, None].to(edit) + edit * own_BT[:, None, None].to(edit)
+            if is_cross
+            else reference
+        )
         return torch.cat([reference, negative, words])
 
-    return lambda is_cross, pixels: partial(replaced, is_cross) if (cross if is_cross else pixels <= most_pixels) else None
+    return lambda is_cross, pixels: (
+        partial(replaced, is_cross) if (cross if is_cross else pixels <= most_pixels) else None
+    )
 
 
 def align_tokens(teacher: Teacher, captions: Sequence[str], swapped: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -169,7 +193,9 @@ def align_tokens(teacher: Teacher, captions: Sequence[str], swapped: Sequence[st
     length = teacher.tokenizer.model_max_length
     moved, own = torch.zeros(len(captions), length, length), torch.zeros(len(captions), length)
     for row, pair in enumerate(zip(captions, swapped, strict=True)):
-        old, new = teacher.tokenizer(list(pair), padding="max_length", max_length=length, truncation=True).input_ids
+        old, new = teacher.tokenizer(
+            list(pair), padding="max_length", max_length=length, truncation=True
+        ).input_ids
         for kind, i0, i1, j0, j1 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
             if kind == "equal":
                 moved[row, range(i0, i1), range(j0, j1)] = 1.0

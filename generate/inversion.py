@@ -84,7 +84,9 @@ def invert(
 def steps_upwards(schedule: Sequence[Step]) -> list[Step]:
     """DDIM backwards: the latent is at the level *below* a step's timestep; the lowest is evaluated at the last timestep, above it."""
     below = [*schedule[1:], schedule[-1]]
-    return [Step(low.timestep, step.alpha_next, step.alpha) for step, low in zip(schedule, below, strict=True)][::-1]
+    return [
+        Step(low.timestep, step.alpha_next, step.alpha) for step, low in zip(schedule, below, strict=True)
+    ][::-1]
 
 
 def official_steps_upwards(teacher: Teacher, count: int) -> list[Step]:
@@ -94,11 +96,15 @@ def official_steps_upwards(teacher: Teacher, count: int) -> list[Step]:
     return [Step(t, alphas[t - 1], alphas[t + stride - 1]) for t, _, _ in teacher.schedule(count)[-2:0:-1]]
 
 
-def draw_shifts(generators: Sequence[torch.Generator], channels_height: Sequence[int], steps: int, config: Inversion) -> Tensor:
+def draw_shifts(
+    generators: Sequence[torch.Generator], channels_height: Sequence[int], steps: int, config: Inversion
+) -> Tensor:
     """Random shifts r ~ U{1 .. side/2 - 1} for every pyramid level: B x S x O x I x C x L integers."""
     shape = (steps, config.outer_iterations, config.inner_iterations, channels_height[0])
     beyond = [max(side // 2, 2) for side in _pyramid_sides(channels_height[1])]
-    return torch.stack([torch.stack([torch.randint(1, most, shape, generator=g) for most in beyond], -1) for g in generators])
+    return torch.stack(
+        [torch.stack([torch.randint(1, most, shape, generator=g) for most in beyond], -1) for g in generators]
+    )
 
 
 def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor, config: Inversion) -> Tensor:
@@ -106,7 +112,9 @@ def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor, config: Inversion) -> T
     circulants = symmetric_circulants(noise_BCHW, shifts_BOICL) if config.lambda_ac else []
     for outer in range(config.outer_iterations):
         for inner in range(config.inner_iterations if config.lambda_ac else 0):
-            gradient = auto_correlation_gradient(noise_BCHW, [level[:, outer, inner] for level in circulants], config.pool_gain)
+            gradient = auto_correlation_gradient(
+                noise_BCHW, [level[:, outer, inner] for level in circulants], config.pool_gain
+            )
             noise_BCHW = noise_BCHW - config.lambda_ac / config.inner_iterations * gradient
         if config.lambda_kl:
             noise_BCHW = noise_BCHW - config.lambda_kl * kl_gradient(noise_BCHW)
@@ -118,7 +126,10 @@ def symmetric_circulants(noise_BCHW: Tensor, shifts_BxCL: Tensor) -> list[Tensor
     shift of its own for every image and channel a matrix product is one batched call, where rolls would be a gather.
     """
     sides = _pyramid_sides(noise_BCHW.shape[2])
-    return [_circulants(side, noise_BCHW.device, noise_BCHW.dtype)[shifts_BxCL[..., level]] for level, side in enumerate(sides)]
+    return [
+        _circulants(side, noise_BCHW.device, noise_BCHW.dtype)[shifts_BxCL[..., level]]
+        for level, side in enumerate(sides)
+    ]
 
 
 @lru_cache(maxsize=32)
@@ -157,11 +168,16 @@ def noise_statistics(noise_BCHW: Tensor) -> list[dict[str, float]]:
     """
     noise_BCHW = noise_BCHW.double().cpu()
     shifts = range(1, max(noise_BCHW.shape[2] // 2, 2))
-    products = [(noise_BCHW * noise_BCHW.roll(shift, axis)).mean((2, 3)) for shift in shifts for axis in (2, 3)]
+    products = [
+        (noise_BCHW * noise_BCHW.roll(shift, axis)).mean((2, 3)) for shift in shifts for axis in (2, 3)
+    ]
     correlation = torch.stack(products).square().mean((0, 2)).sqrt()
     variance, mean = torch.var_mean(noise_BCHW, (1, 2, 3))
     found = {"mean": mean, "variance": variance, "auto_correlation": correlation}
-    return [{name: round(float(values[row]), 4) for name, values in found.items()} for row in range(len(noise_BCHW))]
+    return [
+        {name: round(float(values[row]), 4) for name, values in found.items()}
+        for row in range(len(noise_BCHW))
+    ]
 
 
 def _pyramid_sides(height: int) -> list[int]:

@@ -18,7 +18,14 @@ from models.devices import pick_device
 
 CHUNK = 1024  # images whose features go into one file: what an interruption can cost
 BATCH = 64  # of which the scorer looks at so many together
-AESTHETICS = ("aesthetic", "aesthetics", "aesthetic_score", "aesthetics_score", "AESTHETIC_SCORE", "similarity_aesthetic")
+AESTHETICS = (
+    "aesthetic",
+    "aesthetics",
+    "aesthetic_score",
+    "aesthetics_score",
+    "AESTHETIC_SCORE",
+    "similarity_aesthetic",
+)
 
 
 def nearest(source: InputSource, config: Config) -> InputSource:
@@ -28,19 +35,32 @@ def nearest(source: InputSource, config: Config) -> InputSource:
     has an aesthetics score below source.retrieve.aesthetics are left out, and those that cannot be read.
     """
     asked = config.source.retrieve
-    folder = Path(config.runs_dir) / "retrieval" / digest(config.source.images, source.names, config.scorer, scorer_files(config.scorer))
+    folder = (
+        Path(config.runs_dir)
+        / "retrieval"
+        / digest(config.source.images, source.names, config.scorer, scorer_files(config.scorer))
+    )
     similarity_N = _similarity(source, config, folder)
     readable_N = np.isfinite(similarity_N)
     if not readable_N.all():
-        print(f"retrieval: {np.count_nonzero(~readable_N)} of {len(readable_N)} images could not be read and were passed over", flush=True)
+        print(
+            f"retrieval: {np.count_nonzero(~readable_N)} of {len(readable_N)} images could not be read and were passed over",
+            flush=True,
+        )
     by_similarity = np.argsort(-similarity_N, kind="stable")[: np.count_nonzero(readable_N)].tolist()
     if asked.aesthetics:  # a look into each image's metadata
-        by_similarity = [index for index in by_similarity if _aesthetics(source.metadata(index)) >= asked.aesthetics]
+        by_similarity = [
+            index for index in by_similarity if _aesthetics(source.metadata(index)) >= asked.aesthetics
+        ]
     if not by_similarity:
-        raise UserError(f"source.images={config.source.images}: no readable image of aesthetics {asked.aesthetics:g} or more in it")
+        raise UserError(
+            f"source.images={config.source.images}: no readable image of aesthetics {asked.aesthetics:g} or more in it"
+        )
     kept = by_similarity[: min(asked.k, config.generate.pairs)]
     rows = [{"id": source.names[index], "similarity": round(float(similarity_N[index]), 4)} for index in kept]
-    write_json(folder / f"nearest-{digest(config.task.source)}.json", {"text": config.task.source, "nearest": rows})
+    write_json(
+        folder / f"nearest-{digest(config.task.source)}.json", {"text": config.task.source, "nearest": rows}
+    )
 
     def load(place: int) -> InputImage:
         item = source.load(kept[place])
@@ -51,7 +71,9 @@ def nearest(source: InputSource, config: Config) -> InputSource:
 
 def _aesthetics(metadata: dict[str, Any]) -> float:
     """The score where there is one."""
-    return next((float(metadata[key]) for key in AESTHETICS if isinstance(metadata.get(key), int | float)), math.inf)
+    return next(
+        (float(metadata[key]) for key in AESTHETICS if isinstance(metadata.get(key), int | float)), math.inf
+    )
 
 
 def _similarity(source: InputSource, config: Config, folder: Path) -> np.ndarray:

@@ -44,14 +44,18 @@ def plan(config: Config) -> dict[str, Any]:
     shards, missing = _shards(config, source)
     left, count = sum(map(len, missing.values())), len(source.names)
     pictures = 2 + (config.generate.save_reconstruction or config.generate.save_latents)
-    size = count * pictures * 3 * config.teacher.resolution**2  # a lossless PNG of a photograph is a little smaller than its pixels
+    size = (
+        count * pictures * 3 * config.teacher.resolution**2
+    )  # a lossless PNG of a photograph is a little smaller than its pixels
     return {
         "writes to": pairs_dir(config),
         "pairs": count,
         "shards": len(shards),
         "shards already there": len(shards) - len(missing),
         "disk for the pictures, about (GB)": round(size / 1e9, 2),
-        "time for the rest, about": time_for(config, left / int(os.environ.get("WORLD_SIZE", 1))) if left else "none",
+        "time for the rest, about": time_for(config, left / int(os.environ.get("WORLD_SIZE", 1)))
+        if left
+        else "none",
     }
 
 
@@ -64,7 +68,9 @@ def generate(config: Config) -> Path:
     state = process_group()
     folder = pairs_dir(config)
     with exclusive(folder, f"rank{state.process_index}"):
-        with state.main_process_first():  # its retrieval looks at every image, once: the others read what it found
+        with (
+            state.main_process_first()
+        ):  # its retrieval looks at every image, once: the others read what it found
             if state.is_main_process:
                 _claim(folder, config)
             source = input_source(config)
@@ -72,7 +78,10 @@ def generate(config: Config) -> Path:
         mine = dict(list(missing.items())[state.process_index :: state.num_processes])
         state.wait_for_everyone()  # a shard that another process finished before this one looked would shift the shares
         if state.is_main_process:
-            print(f"pairs: {count} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}", flush=True)
+            print(
+                f"pairs: {count} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}",
+                flush=True,
+            )
         if mine:
             from generate.batches import write_shards
 
@@ -118,15 +127,26 @@ def _shards(config: Config, source: InputSource) -> tuple[dict[int, range], dict
 def _identity_values(config: Config) -> dict[str, Any]:
     """What decides a pair's pixels; where it lies, how many there are and on what device they are made does not."""
     asked = config.direction
-    ready = [path for path in (asked.file, asked.source_embedding, asked.target_embedding, *asked.plus) if path]
-    banks = ([], []) if asked.file or asked.source_embedding else task_banks(config.task, asked, Path(config.runs_dir) / "banks")
-    values = {f"{name}.{key}": value for name in IDENTITY for key, value in asdict(getattr(config, name)).items()}
+    ready = [
+        path for path in (asked.file, asked.source_embedding, asked.target_embedding, *asked.plus) if path
+    ]
+    banks = (
+        ([], [])
+        if asked.file or asked.source_embedding
+        else task_banks(config.task, asked, Path(config.runs_dir) / "banks")
+    )
+    values = {
+        f"{name}.{key}": value for name in IDENTITY for key, value in asdict(getattr(config, name)).items()
+    }
     for key in ("task.clip_gain", "task.overlap", "source.scenes"):
         del values[key]
     return values | {
         "teacher.files": digest(model_files(config.teacher.path)),
         "direction.made_of": digest([model_files(path) for path in ready], banks),
-        "source.models": digest(model_files(config.source.captioner), scorer_files(config.scorer) if config.source.retrieve.k else ""),
+        "source.models": digest(
+            model_files(config.source.captioner),
+            scorer_files(config.scorer) if config.source.retrieve.k else "",
+        ),
         "seed": config.seed,
         "generate.dtype": config.generate.dtype,
         "generate.pairs_per_shard": config.generate.pairs_per_shard,
@@ -142,7 +162,9 @@ def _claim(folder: Path, config: Config) -> None:
         changed = [key for key in sorted({*wanted, *present}) if wanted.get(key) != present.get(key)]
         if changed:
             rows = "; ".join(f"{key} was {present.get(key)}, now {wanted.get(key)}" for key in changed)
-            raise UserError(f"{folder} was made with another configuration: {rows}. Take another runs_dir= or generate.out=, or force=true")
+            raise UserError(
+                f"{folder} was made with another configuration: {rows}. Take another runs_dir= or generate.out=, or force=true"
+            )
     for torn in folder.glob(".*.tmp"):  # of a killed process: nobody writes before the main process is here
         torn.unlink()
     write_json(path, wanted)

@@ -63,7 +63,9 @@ def write_shard(folder: Path, index: int, pairs: Iterable[Pair], about: dict[str
     with (
         whole_file(path) as stream,
         webdataset.TarWriter(stream, encoder=False, mtime=0, user="zero2gan", group="zero2gan") as writer,
-        ThreadPoolExecutor(1) as pool,  # encoding goes on beside the making of the next batch; one thread keeps the order
+        ThreadPoolExecutor(
+            1
+        ) as pool,  # encoding goes on beside the making of the next batch; one thread keeps the order
     ):
         writes = []
         for pair in pairs:
@@ -98,9 +100,13 @@ def read_manifest(shard: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(manifest_path(shard).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{shard} has no readable manifest (interrupted?): run the same command again to finish it") from error
+        raise UserError(
+            f"{shard} has no readable manifest (interrupted?): run the same command again to finish it"
+        ) from error
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{shard}: format {manifest.get('format')}, this version reads {FORMAT}: make the pairs again")
+        raise UserError(
+            f"{shard}: format {manifest.get('format')}, this version reads {FORMAT}: make the pairs again"
+        )
     return manifest
 
 
@@ -116,7 +122,9 @@ def finished_shards(folder: Path) -> list[Path]:
     shards = [shard for shard in sorted(folder.glob("[0-9]*.tar")) if manifest_path(shard).exists()]
     for shard in shards:
         if not is_finished(shard):
-            raise UserError(f"{shard} is not the size its manifest says: delete both and run generate/run.py again to make it anew")
+            raise UserError(
+                f"{shard} is not the size its manifest says: delete both and run generate/run.py again to make it anew"
+            )
     if not shards:
         raise UserError(f"{folder}: no finished pair shards; make them with generate/run.py")
     return shards
@@ -125,7 +133,9 @@ def finished_shards(folder: Path) -> list[Path]:
 def verify(shard: Path) -> None:
     """UserError unless the tar's SHA-256 is the manifest's."""
     if not fingerprint(shard).items() <= read_manifest(shard).items():
-        raise UserError(f"{shard} differs from its manifest (a flipped bit, a cut file?): delete both and run generate/run.py again")
+        raise UserError(
+            f"{shard} differs from its manifest (a flipped bit, a cut file?): delete both and run generate/run.py again"
+        )
 
 
 def locate(shard: Path) -> list[PairLocation]:
@@ -133,9 +143,13 @@ def locate(shard: Path) -> list[PairLocation]:
     try:
         members = tar_members(shard)
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{shard} cannot be read ({error}): delete it and its manifest and run generate/run.py again") from error
+        raise UserError(
+            f"{shard} cannot be read ({error}): delete it and its manifest and run generate/run.py again"
+        ) from error
     if list(members) != read_manifest(shard)["keys"]:
-        raise UserError(f"{shard} does not hold the keys of its manifest: delete both and run generate/run.py again")
+        raise UserError(
+            f"{shard} does not hold the keys of its manifest: delete both and run generate/run.py again"
+        )
     return [PairLocation(key, shard, found) for key, found in members.items()]
 
 
@@ -148,7 +162,9 @@ def read_pair(location: PairLocation, names: Iterable[str] = IMAGES) -> Pair:
                 with open_image(io.BytesIO(read_member(location.shard, place)), ["PNG"]) as image:
                     pair.images[name] = np.asarray(image.convert("RGB"))
             elif place := location.members.get(f"{name}.npy"):
-                pair.arrays[name] = np.load(io.BytesIO(read_member(location.shard, place)), allow_pickle=False)
+                pair.arrays[name] = np.load(
+                    io.BytesIO(read_member(location.shard, place)), allow_pickle=False
+                )
     except (OSError, SyntaxError, ValueError, KeyError) as error:
         raise UserError(
             f"{location.shard}: pair {location.key} cannot be read ({error!r}): "
@@ -172,7 +188,10 @@ def tar_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
             folder, slash, base = item.name.rpartition("/")
             stem, _, extension = base.partition(".")
             if item.isfile():
-                members.setdefault(folder + slash + stem, {})[extension.lower()] = (item.offset_data, item.size)
+                members.setdefault(folder + slash + stem, {})[extension.lower()] = (
+                    item.offset_data,
+                    item.size,
+                )
     return members
 
 
@@ -230,5 +249,7 @@ def exclusive(folder: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{folder}: another process writes here; wait for it, or choose another generate.out= or runs_dir=") from error
+            raise UserError(
+                f"{folder}: another process writes here; wait for it, or choose another generate.out= or runs_dir="
+            ) from error
         yield

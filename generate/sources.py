@@ -65,11 +65,15 @@ def open_source(config: Source, task: Task, resolution: int, limit: int) -> Inpu
     if not config.images:
         return _scenes(config, task, resolution, limit)
     if config.images.startswith("pipe:"):
-        raise UserError(f"source.images={config.images}: a pipe: runs a command and is refused; name files or an address")
+        raise UserError(
+            f"source.images={config.images}: a pipe: runs a command and is refused; name files or an address"
+        )
     in_tars = config.images.endswith(".tar") or "://" in config.images
     source = (_tars if in_tars else _photos)(config, task, resolution, limit)
     if not source.names:
-        raise UserError(f"source.images={config.images}: no {', '.join(SUFFIXES)} {'member' if in_tars else 'file'} in it")
+        raise UserError(
+            f"source.images={config.images}: no {', '.join(SUFFIXES)} {'member' if in_tars else 'file'} in it"
+        )
     return source
 
 
@@ -88,7 +92,9 @@ def _scenes(config: Source, task: Task, resolution: int, limit: int) -> InputSou
         picture = render(scene(seed), look).resize((resolution, resolution), Image.Resampling.LANCZOS)
         text = config.caption or caption(scene(seed), look, name_season=True)
         origin = "source.caption" if config.caption else "scene"
-        return InputImage(names[index], np.asarray(picture), text, origin, {"id": names[index], "scene_seed": seed})
+        return InputImage(
+            names[index], np.asarray(picture), text, origin, {"id": names[index], "scene_seed": seed}
+        )
 
     return InputSource(names, load)
 
@@ -98,7 +104,12 @@ def _prompts(config: Source, limit: int) -> InputSource:
     prompts, bank = read_bank(config.prompts, "source.prompts"), Path(config.prompts).name
     names = [f"prompt-{index:06d}" for index in range(limit)]  # the seed derives from it
     nothing = np.empty((0, 0, 3), np.uint8)
-    return InputSource(names, lambda index: InputImage(names[index], nothing, prompts[index % len(prompts)], bank, {"id": names[index]}))
+    return InputSource(
+        names,
+        lambda index: InputImage(
+            names[index], nothing, prompts[index % len(prompts)], bank, {"id": names[index]}
+        ),
+    )
 
 
 def _photos(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
@@ -121,7 +132,9 @@ def _photos(config: Source, task: Task, resolution: int, limit: int) -> InputSou
         path = paths[index].with_suffix(suffix)
         return (path.read_bytes() if path.is_file() else b""), path.name
 
-    names = [path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name for path in paths]
+    names = [
+        path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name for path in paths
+    ]
     return _pictures(config, task, resolution, names, paths.__getitem__, beside)
 
 
@@ -140,7 +153,9 @@ def _tars(config: Source, task: Task, resolution: int, limit: int) -> InputSourc
                 names += [f"{shown}/{key}" for key in pictured]
                 members += [(path, parts) for parts in pictured.values()]
     except (OSError, ValueError, ImportError, tarfile.TarError) as error:
-        raise UserError(f"source.images={config.images} cannot be read as webdataset tars: {error}") from error
+        raise UserError(
+            f"source.images={config.images} cannot be read as webdataset tars: {error}"
+        ) from error
 
     def beside(index: int, suffix: str) -> tuple[bytes, str]:
         path, parts = members[index]
@@ -159,7 +174,11 @@ def _image_suffix(parts: dict[str, tuple[int, int]]) -> str:
 def local_files(pattern: str) -> list[Path]:
     """The files that a path or glob names, sorted; those behind an address are fetched into ~/.cache/zero2gan first."""
     cache = {"cache_storage": str(Path.home() / ".cache" / "zero2gan")}
-    found = fsspec.open_local(f"filecache::{pattern}", filecache=cache) if "://" in pattern else fsspec.open_local(pattern)
+    found = (
+        fsspec.open_local(f"filecache::{pattern}", filecache=cache)
+        if "://" in pattern
+        else fsspec.open_local(pattern)
+    )
     return [Path(found)] if isinstance(found, str) else sorted(map(Path, found))
 
 
@@ -214,9 +233,17 @@ def read_square(file: Path | IO[bytes], side: int, max_pixels: int) -> np.ndarra
                 raise Unreadable(f"{image.width} x {image.height} is above source.max_pixels={max_pixels}")
             image.draft("RGB", (side, side))
             upright = _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:  # its own text names an address in memory: no two runs would say the same
+    except (
+        UnidentifiedImageError
+    ) as error:  # its own text names an address in memory: no two runs would say the same
         raise Unreadable("no PNG, JPEG or WebP image") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
         raise Unreadable(str(error)) from error
     return np.asarray(ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS))
 
@@ -226,5 +253,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image, dtype=np.float64)
         return Image.fromarray((values / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert(
+            "RGB"
+        )
     return image.convert("RGB")

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from configs.errors import UserError
 
 SLOPE = 0.2  # of the leaky ReLU
-GAIN = sqrt(2.0)  # keeps the variance through the leaky ReLU; folded into the weights, which saves a pass over the image
+GAIN = sqrt(
+    2.0
+)  # keeps the variance through the leaky ReLU; folded into the weights, which saves a pass over the image
 MAPPING_LR = 0.01  # the mapping network learns this much slower
 EPSILON = 1e-6  # the ONNX exporter drops an addition of 1e-8 as if it were one of 0
 
@@ -49,7 +51,9 @@ class EqualizedWeight(nn.Module):
 class Dense(nn.Module):
     """Fully connected layer, B x I -> B x O, with leaky ReLU unless `linear`."""
 
-    def __init__(self, inputs: int, outputs: int, linear: bool = False, bias: float = 0.0, lr_multiplier: float = 1.0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, linear: bool = False, bias: float = 0.0, lr_multiplier: float = 1.0
+    ) -> None:
         super().__init__()
         gain = 1.0 if linear else GAIN
         self.weight = EqualizedWeight(outputs, inputs, gain=gain, lr_multiplier=lr_multiplier)
@@ -79,12 +83,21 @@ class Blur(nn.Module):
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         if not self.as_sums:
             channels = x_BCHW.shape[1]
-            return F.conv2d(x_BCHW, self.kernel_11KK.expand(channels, -1, -1, -1), None, self.stride, self.padding, groups=channels)
+            return F.conv2d(
+                x_BCHW,
+                self.kernel_11KK.expand(channels, -1, -1, -1),
+                None,
+                self.stride,
+                self.padding,
+                groups=channels,
+            )
         x_BCHW, zero = F.pad(x_BCHW, [self.padding] * 4), x_BCHW.new_zeros(())
         reach = x_BCHW.shape[2] - len(self.taps) + 1
         places = [(tap, slice(start, start + reach, self.stride)) for start, tap in enumerate(self.taps)]
         x_BCHW = sum((tap * x_BCHW[:, :, place] for tap, place in places), zero)
-        return self.gain / sum(self.taps) ** 2 * sum((tap * x_BCHW[..., place] for tap, place in places), zero)
+        return (
+            self.gain / sum(self.taps) ** 2 * sum((tap * x_BCHW[..., place] for tap, place in places), zero)
+        )
 
 
 class Upsample(Blur):
@@ -116,7 +129,9 @@ class Conv(nn.Module):
     `separable`: 3 x 3 depthwise and then 1 x 1, or with `down` 1 x 1 alone.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, down: bool = False, separable: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 3, down: bool = False, separable: bool = False
+    ) -> None:
         super().__init__()
         kernel = 1 if separable else kernel
         self.weight = EqualizedWeight(outputs, inputs, kernel, kernel, gain=GAIN)
@@ -133,7 +148,9 @@ class Conv(nn.Module):
             weight_OI11 = weight_OIKK[..., 0:1, 0:1]
             y_BCHW = sum((x_BCHW[:, i : i + 1] * weight_OI11[:, i] for i in range(3)), bias_O[:, None, None])
         else:
-            y_BCHW = F.conv2d(self.depthwise(self.blur(x_BCHW)), weight_OIKK, bias_O, self.stride, self.padding)
+            y_BCHW = F.conv2d(
+                self.depthwise(self.blur(x_BCHW)), weight_OIKK, bias_O, self.stride, self.padding
+            )
         return F.leaky_relu(y_BCHW, SLOPE)
 
 
@@ -146,7 +163,15 @@ class ModulatedConv(nn.Module):
     image. `separable` as in Conv. The generator computes all layers' scales and factors at once.
     """
 
-    def __init__(self, inputs: int, outputs: int, style: int, kernel: int = 3, up: bool = False, separable: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        style: int,
+        kernel: int = 3,
+        up: bool = False,
+        separable: bool = False,
+    ) -> None:
         super().__init__()
         kernel = 1 if separable else kernel
         self.weight = EqualizedWeight(outputs, inputs, kernel, kernel)
@@ -155,7 +180,9 @@ class ModulatedConv(nn.Module):
         self.blur = nn.Identity() if not up else Upsample() if separable else Blur(gain=4.0)
         self.up, self.as_sums = up, False
 
-    def forward(self, x_BIHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x_BIHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor | None
+    ) -> torch.Tensor:
         """factor_BO: what brings the outputs to unit variance; None, for 1 x 1 alone: as they are."""
         weight_OIKK = self.weight()
         if weight_OIKK.shape[2] == 3:
@@ -185,13 +212,17 @@ class ModulatedConv(nn.Module):
 class SynthesisLayer(nn.Module):
     """Modulated 3 x 3 convolution, noise of learnt strength, bias, leaky ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, style: int, up: bool = False, separable: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, style: int, up: bool = False, separable: bool = False
+    ) -> None:
         super().__init__()
         self.conv = ModulatedConv(inputs, outputs, style, up=up, separable=separable)
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x_BCHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor, noise: bool) -> torch.Tensor:
+    def forward(
+        self, x_BCHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor, noise: bool
+    ) -> torch.Tensor:
         """noise: add one random value a pixel, the same for all channels."""
         y_BCHW = self.conv(x_BCHW, scale_BI, factor_BO * GAIN)
         bias_C11 = self.bias[:, None, None]
@@ -220,7 +251,9 @@ class Encoder(nn.Module):
         self.from_rgb = Conv(3, widths[-1], kernel=1)
         self.skips = nn.ModuleList(Conv(width, width, separable=separable) for width in widths)
         between = list(zip(widths[:-1], widths[1:], strict=True))
-        self.downs = nn.ModuleList(Conv(wide, narrow, down=True, separable=separable) for narrow, wide in between)
+        self.downs = nn.ModuleList(
+            Conv(wide, narrow, down=True, separable=separable) for narrow, wide in between
+        )
         self.code = Dense(widths[0] * sides[0] ** 2, code_dim)
 
     def forward(self, image_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -255,22 +288,35 @@ class CoModGenerator(nn.Module):
     ) -> None:
         super().__init__()
         if resolution < 16 or resolution & (resolution - 1):
-            raise UserError(f"teacher.resolution={resolution}: the generator is made for 16, 32, 64, 128, 256, 512 or 1024 pixels")
+            raise UserError(
+                f"teacher.resolution={resolution}: the generator is made for 16, 32, 64, 128, 256, 512 or 1024 pixels"
+            )
         if min(width * w_dim, width * code_dim) < 1:
-            raise UserError(f"generator.width={width}: nothing would be left of generator.w_dim={w_dim} and generator.code_dim={code_dim}")
-        self.config: dict[str, Any] = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+            raise UserError(
+                f"generator.width={width}: nothing would be left of generator.w_dim={w_dim} and generator.code_dim={code_dim}"
+            )
+        self.config: dict[str, Any] = {
+            key: value for key, value in locals().items() if key not in ("self", "__class__")
+        }
         sides = [2**power for power in range(2, resolution.bit_length())]
         w_dim, code_dim = round(width * w_dim), round(width * code_dim)
         widths = channel_widths(sides, round(width * channel_base), round(width * channel_max))
         style = w_dim + code_dim
         self.encoder = Encoder(sides, widths, code_dim, separable)
         self.mapping = nn.Sequential(
-            *(Dense(z_dim if layer == 0 else w_dim, w_dim, lr_multiplier=MAPPING_LR) for layer in range(mapping_layers))
+            *(
+                Dense(z_dim if layer == 0 else w_dim, w_dim, lr_multiplier=MAPPING_LR)
+                for layer in range(mapping_layers)
+            )
         )
         self.start = Dense(code_dim, widths[0] * sides[0] ** 2)
         between = zip(widths[:-1], widths[1:], strict=True)
-        self.ups = nn.ModuleList(SynthesisLayer(inputs, outputs, style, True, separable) for inputs, outputs in between)
-        self.layers = nn.ModuleList(SynthesisLayer(channels, channels, style, False, separable) for channels in widths)
+        self.ups = nn.ModuleList(
+            SynthesisLayer(inputs, outputs, style, True, separable) for inputs, outputs in between
+        )
+        self.layers = nn.ModuleList(
+            SynthesisLayer(channels, channels, style, False, separable) for channels in widths
+        )
         self.to_rgb = nn.ModuleList(ToRGB(channels, style) for channels in widths)
         self.rgb_upsample = Upsample()
 
@@ -290,7 +336,9 @@ class CoModGenerator(nn.Module):
         scales, factors = self._modulation(w_BD, code_BD)
         x_BCHW = self.start(code_BD).view_as(features[0])
         rgb_BCHW: Any = None
-        for up, layer, to_rgb, feature_BCHW in zip([None, *self.ups], self.layers, self.to_rgb, features, strict=True):
+        for up, layer, to_rgb, feature_BCHW in zip(
+            [None, *self.ups], self.layers, self.to_rgb, features, strict=True
+        ):
             if up is not None:
                 x_BCHW = up(x_BCHW, scales[up], factors[up], noise)
             x_BCHW = layer(x_BCHW + feature_BCHW, scales[layer], factors[layer], noise)
@@ -298,7 +346,9 @@ class CoModGenerator(nn.Module):
             rgb_BCHW = colour_BCHW if rgb_BCHW is None else self.rgb_upsample(rgb_BCHW) + colour_BCHW
         return rgb_BCHW
 
-    def _modulation(self, w_BD: torch.Tensor, code_BD: torch.Tensor) -> tuple[dict[nn.Module, torch.Tensor], dict[nn.Module, torch.Tensor]]:
+    def _modulation(
+        self, w_BD: torch.Tensor, code_BD: torch.Tensor
+    ) -> tuple[dict[nn.Module, torch.Tensor], dict[nn.Module, torch.Tensor]]:
         """The scales B x I of every SynthesisLayer and ToRGB, and the factors B x O that demodulate each SynthesisLayer.
 
         The style is [w, code] (co-modulation: Zhao et al. 2021, equation 3). One product for all scales and one for all layers of a
@@ -307,7 +357,10 @@ class CoModGenerator(nn.Module):
         layers: list[Any] = [*self.ups, *self.layers]
         parts = layers + [*self.to_rgb]
         affines = [part.conv.affine for part in parts]
-        weight_ID, bias_I = torch.cat([affine.weight() for affine in affines]), torch.cat([affine.bias for affine in affines])
+        weight_ID, bias_I = (
+            torch.cat([affine.weight() for affine in affines]),
+            torch.cat([affine.bias for affine in affines]),
+        )
         of_w_ID, of_code_ID = weight_ID.split([w_BD.shape[1], code_BD.shape[1]], 1)
         scale_BI = F.linear(code_BD, of_code_ID) + F.linear(w_BD, of_w_ID, bias_I)
         scales = dict(zip(parts, scale_BI.split([len(affine.bias) for affine in affines], 1), strict=True))
@@ -315,7 +368,10 @@ class CoModGenerator(nn.Module):
         powers = {layer: layer.conv.power() for layer in layers}
         for shape in dict.fromkeys(power_IO.shape for power_IO in powers.values()):
             alike = [layer for layer in layers if powers[layer].shape == shape]
-            power_LIO, scale_LBI = torch.stack([powers[layer] for layer in alike]), torch.stack([scales[layer] for layer in alike])
+            power_LIO, scale_LBI = (
+                torch.stack([powers[layer] for layer in alike]),
+                torch.stack([scales[layer] for layer in alike]),
+            )
             factors |= dict(zip(alike, torch.rsqrt(scale_LBI.square() @ power_LIO + EPSILON), strict=True))
         return scales, factors
 

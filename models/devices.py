@@ -29,10 +29,14 @@ def pick_device(name: str) -> torch.device:
         _tell_of_idle_cores()
         return torch.device("cpu")
     if not count:
-        raise UserError(f"device '{name}': PyTorch sees no GPU here; use auto or cpu, or install a CUDA build of PyTorch")
+        raise UserError(
+            f"device '{name}': PyTorch sees no GPU here; use auto or cpu, or install a CUDA build of PyTorch"
+        )
     index = int(name.partition(":")[2] or int(os.environ.get("LOCAL_RANK", 0)) % count)
     if index >= count:
-        raise UserError(f"device '{name}': GPU {index} is not there; PyTorch sees {count} (cuda:0 to cuda:{count - 1})")
+        raise UserError(
+            f"device '{name}': GPU {index} is not there; PyTorch sees {count} (cuda:0 to cuda:{count - 1})"
+        )
     return torch.device("cuda", index)
 
 
@@ -44,7 +48,10 @@ def _tell_of_idle_cores() -> None:
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     if threads < cores and "ACCELERATE_USE_CPU" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         advice = f"`accelerate launch --num_cpu_threads_per_process {cores}`, or python in its place, uses them all"
-        print(f"note: accelerate launch lets this process use {threads} of {cores} CPU cores; {advice}", file=sys.stderr)
+        print(
+            f"note: accelerate launch lets this process use {threads} of {cores} CPU cores; {advice}",
+            file=sys.stderr,
+        )
 
 
 def process_group() -> PartialState:
@@ -58,5 +65,7 @@ def process_group() -> PartialState:
     # Shards take unlike times: the processes done first wait longer than the minutes that are allowed by default.
     state = PartialState(cpu=several or not torch.cuda.is_available(), timeout=timedelta(days=1))
     if several:
-        state.wait_for_everyone = torch.distributed.barrier  # accelerate's own asks for a GPU of each process's number
+        state.wait_for_everyone = (
+            torch.distributed.barrier
+        )  # accelerate's own asks for a GPU of each process's number
     return state

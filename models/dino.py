@@ -22,8 +22,12 @@ def load_dino(weights: str, device: torch.device | str = "cpu") -> nn.Module:
     try:
         vit = timm.create_model(ARCHITECTURE, pretrained=weights == "hub", num_classes=0)
         if weights != "hub":
-            plain = Path(weights).suffix == ".safetensors"  # a plain unpickler would run code from the other kind
-            vit.load_state_dict(load_file(weights) if plain else torch.load(weights, map_location="cpu", weights_only=True))
+            plain = (
+                Path(weights).suffix == ".safetensors"
+            )  # a plain unpickler would run code from the other kind
+            vit.load_state_dict(
+                load_file(weights) if plain else torch.load(weights, map_location="cpu", weights_only=True)
+            )
     except Exception as error:  # noqa: BLE001 - the hub's client, torch's unpickler and safetensors raise a dozen kinds
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(
@@ -38,8 +42,12 @@ def dino_keys(vit: nn.Module, image_BCHW: Tensor) -> Tensor:
     token, then one a patch) x width, heads side by side.
     """
     found: list[Tensor] = []
-    image_BCHW = interpolate(image_BCHW.float(), vit.patch_embed.img_size, mode="bicubic", antialias=True).clamp(-1, 1)  # type: ignore[arg-type,union-attr]
-    hook = vit.blocks[-1].attn.qkv.register_forward_hook(lambda _module, _inputs, out_BTD3: found.append(out_BTD3))  # type: ignore[index,union-attr]
+    image_BCHW = interpolate(
+        image_BCHW.float(), vit.patch_embed.img_size, mode="bicubic", antialias=True
+    ).clamp(-1, 1)  # type: ignore[arg-type,union-attr]
+    hook = vit.blocks[-1].attn.qkv.register_forward_hook(
+        lambda _module, _inputs, out_BTD3: found.append(out_BTD3)
+    )  # type: ignore[index,union-attr]
     try:
         vit(normalize((image_BCHW + 1) / 2, MEAN, DEVIATION))
     finally:

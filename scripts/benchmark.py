@@ -24,7 +24,18 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.schema import Config
 
-SECTIONS = ("task", "teacher", "inversion", "edit", "guidance", "generate", "generator", "augment", "distill", "benchmark")
+SECTIONS = (
+    "task",
+    "teacher",
+    "inversion",
+    "edit",
+    "guidance",
+    "generate",
+    "generator",
+    "augment",
+    "distill",
+    "benchmark",
+)
 BENCHMARKS = {  # where each is, and the architecture that it builds with random weights, if any
     "generate": ("benchmark_edit", "sd14"),
     "filter": ("benchmark_filter", "vit_h"),
@@ -51,7 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: no benchmark '{name}'. There are: {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
     arguments = rest if name in BENCHMARKS else [name, *rest]
-    return entry(__doc__, SECTIONS, lambda config: benchmark(config, name), lambda config: {"benchmark": name}, arguments)
+    return entry(
+        __doc__,
+        SECTIONS,
+        lambda config: benchmark(config, name),
+        lambda config: {"benchmark": name},
+        arguments,
+    )
 
 
 def benchmark(config: Config, name: str) -> None:
@@ -62,26 +79,48 @@ def benchmark(config: Config, name: str) -> None:
             raise UserError(f"benchmark.{key}={getattr(config.benchmark, key)}: {name} takes {least} or more")
     module, known = BENCHMARKS[name]
     if config.benchmark.architecture not in ("", known):
-        raise UserError(f"benchmark.architecture={config.benchmark.architecture}: {name} takes '{known}', or none for what is configured")
+        raise UserError(
+            f"benchmark.architecture={config.benchmark.architecture}: {name} takes '{known}', or none for what is configured"
+        )
 
     import torch
 
     from generate.shards import write_json
 
-    settings, device, rows, headline = getattr(import_module(f"scripts.{module}"), f"benchmark_{name}")(config)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    settings, device, rows, headline = getattr(import_module(f"scripts.{module}"), f"benchmark_{name}")(
+        config
+    )
+    hardware = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     first = next(iter(rows.values()))["seconds"]
     for row in rows.values():
         row["ratio"] = first / row["seconds"]
     print(f"{name}: {settings}; {hardware}\n")
     shown = {row: columns | {"hour": 3600 / columns["seconds"]} for row, columns in rows.items()}
     columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in shown.values())}
-    print("| | " + " | ".join(title for title, _, _ in columns.values()) + " |\n" + "|---" * (len(columns) + 1) + "|")
+    print(
+        "| | "
+        + " | ".join(title for title, _, _ in columns.values())
+        + " |\n"
+        + "|---" * (len(columns) + 1)
+        + "|"
+    )
     for title, row in shown.items():
-        cells = (f"{row[key] / unit:{form}}" if key in row else "" for key, (_, unit, form) in columns.items())
+        cells = (
+            f"{row[key] / unit:{form}}" if key in row else "" for key, (_, unit, form) in columns.items()
+        )
         print(f"| {title} | " + " | ".join(cells) + " |")
     if config.json:
-        found = {"benchmark": name, "device": hardware, "settings": settings, "ratio": rows[headline]["ratio"], "rows": rows}
+        found = {
+            "benchmark": name,
+            "device": hardware,
+            "settings": settings,
+            "ratio": rows[headline]["ratio"],
+            "rows": rows,
+        }
         write_json(Path(config.json), found)
 
 

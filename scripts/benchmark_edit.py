@@ -54,23 +54,41 @@ def benchmark_generate(config: Config) -> Found:
         plain, vae = PlainPix2PixZero(pipeline, steps), pipeline.vae
         for image_CHW in image_BCHW[: settings.plain_pairs]:
             with torch.no_grad():
-                latent = vae.encode(image_CHW[None].to(device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+                latent = (
+                    vae.encode(image_CHW[None].to(device, vae.dtype)).latent_dist.mode()
+                    * vae.config.scaling_factor
+                )
             text = plain.embed(CAPTION)
             direction = 0.1 * torch.randn_like(text)
             inverted = plain.invert(latent, text, config.inversion.lambda_ac, config.inversion.lambda_kl)
-            for edited in plain.edit(inverted, torch.cat([text, text]), direction, config.guidance.amount, config.guidance.scale):
+            for edited in plain.edit(
+                inverted, torch.cat([text, text]), direction, config.guidance.amount, config.guidance.scale
+            ):
                 with torch.no_grad():
                     vae.decode(edited / vae.config.scaling_factor)
 
     say("plain loop")
-    rows = {"plain loop, one at a time": measure(run_plain, settings.plain_pairs, device, partial(run_plain, WARM_STEPS))}
-    make_teacher = partial(Teacher, replace(config.teacher, resolution=side), device, config.generate.dtype, pipeline)
-    teacher = make_teacher()  # takes the plain loop's attention off the UNet, and freezes the weights that it has gradients for
+    rows = {
+        "plain loop, one at a time": measure(
+            run_plain, settings.plain_pairs, device, partial(run_plain, WARM_STEPS)
+        )
+    }
+    make_teacher = partial(
+        Teacher, replace(config.teacher, resolution=side), device, config.generate.dtype, pipeline
+    )
+    teacher = (
+        make_teacher()
+    )  # takes the plain loop's attention off the UNet, and freezes the weights that it has gradients for
     batch = min(config.generate.batch or largest_batch(_editor(teacher, config), count), count)
     follows = config.guidance.maps == "reference"  # else there is no reference pass, and no official form
-    modes = {mode: replace(config, edit=replace(config.edit, mode=mode)) for mode in ("paper", "official")[: 1 + follows]}
+    modes = {
+        mode: replace(config, edit=replace(config.edit, mode=mode))
+        for mode in ("paper", "official")[: 1 + follows]
+    }
     say("arithmetic")
-    operations = {mode: _operations(teacher, variant, image_BCHW[:1], follows) for mode, variant in modes.items()}
+    operations = {
+        mode: _operations(teacher, variant, image_BCHW[:1], follows) for mode, variant in modes.items()
+    }
     rate = product_rate(device, teacher.dtype)
     if config.generate.compile:
         teacher = make_teacher(compiled=True)
@@ -87,7 +105,9 @@ def _operations(teacher: Teacher, config: Config, image_1CHW: torch.Tensor, reco
     """Floating point operations of one pair: a part of their own plus as many for each step, so two short edits tell."""
     counts = []
     for steps in (WARM_STEPS, 2 * WARM_STEPS):
-        short = replace(config, edit=replace(config.edit, steps=steps), inversion=replace(config.inversion, steps=None))
+        short = replace(
+            config, edit=replace(config.edit, steps=steps), inversion=replace(config.inversion, steps=None)
+        )
         with FlopCounterMode(display=False) as counter:
             _edit(_editor(teacher, short), image_1CHW, 1, reconstruct)
         counts.append(counter.get_total_flops())
@@ -98,14 +118,21 @@ def _editor(teacher: Teacher, config: Config) -> Editor:
     return Editor(teacher, EditDirection(0.1 * torch.randn_like(teacher.embed([CAPTION])), "", ""), config)
 
 
-def _measure_editor(editor: Editor, image_BCHW: torch.Tensor, batch: int, reconstruct: bool) -> dict[str, float]:
-    run, first = (partial(_edit, form, image_BCHW, batch, reconstruct) for form in (editor, editor.shortened(WARM_STEPS)))
+def _measure_editor(
+    editor: Editor, image_BCHW: torch.Tensor, batch: int, reconstruct: bool
+) -> dict[str, float]:
+    run, first = (
+        partial(_edit, form, image_BCHW, batch, reconstruct)
+        for form in (editor, editor.shortened(WARM_STEPS))
+    )
     return measure(run, len(image_BCHW), editor.teacher.device, first)
 
 
 def _edit(editor: Editor, image_BCHW: torch.Tensor, batch: int, reconstruct: bool) -> None:
     for part_BCHW in image_BCHW.split(batch):
-        editor(part_BCHW, [CAPTION] * len(part_BCHW), [str(row) for row in range(len(part_BCHW))], reconstruct)
+        editor(
+            part_BCHW, [CAPTION] * len(part_BCHW), [str(row) for row in range(len(part_BCHW))], reconstruct
+        )
 
 
 def benchmark_infer(config: Config) -> Found:
@@ -119,7 +146,9 @@ def benchmark_infer(config: Config) -> Found:
     generator, about = _generator(config)
     side = about["resolution"]
     image_BHWC = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-    eager = Picture(Edit(copy.deepcopy(generator), about["z"])).to(device)  # what is exported stays on the CPU
+    eager = Picture(Edit(copy.deepcopy(generator), about["z"])).to(
+        device
+    )  # what is exported stays on the CPU
 
     @torch.no_grad()
     def run_eager() -> None:
@@ -133,13 +162,22 @@ def benchmark_infer(config: Config) -> Found:
     say("exporting")
     with tempfile.TemporaryDirectory() as folder:
         runs_onnx = not on_gpu or "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        write(Path(folder), generator, about, ("fp16", "pt2") if on_gpu else ("int8", "pt2"), image_BHWC, runs_onnx)
+        write(
+            Path(folder),
+            generator,
+            about,
+            ("fp16", "pt2") if on_gpu else ("int8", "pt2"),
+            image_BHWC,
+            runs_onnx,
+        )
         for path in sorted({*Path(folder).glob("*.onnx"), *Path(folder).glob("*.pt2")}):
             name = f"{'PyTorch' if path.suffix == '.pt2' else 'ONNX Runtime'}, {path.name}"
             translator = Translator(path, torch.get_num_threads())
             runs[name] = partial(translator, image_BHWC)
             if on_gpu and path.suffix == ".pt2":
-                runs[f"{name}, pictures on the GPU"] = partial(run_on_gpu, translator, torch.from_numpy(image_BHWC).to(device))
+                runs[f"{name}, pictures on the GPU"] = partial(
+                    run_on_gpu, translator, torch.from_numpy(image_BHWC).to(device)
+                )
     seconds = {name: middle / count for name, middle in _medians(runs, settings.calls).items()}
     rows = {name: {"seconds": value, "to_eager": seconds[EAGER] / value} for name, value in seconds.items()}
     if settings.pairs:
@@ -149,11 +187,15 @@ def benchmark_infer(config: Config) -> Found:
         teacher = Teacher(teacher_config, device, config.generate.dtype, pipeline, config.generate.compile)
         pictures = torch.rand(settings.pairs, 3, side, side) * 2 - 1
         row = _measure_editor(_editor(teacher, config), pictures, settings.pairs, False)
-        rows = {f"teacher, {config.edit.method}, {config.edit.steps} steps, batches of {settings.pairs}": row} | rows
+        rows = {
+            f"teacher, {config.edit.method}, {config.edit.steps} steps, batches of {settings.pairs}": row
+        } | rows
     parameters = sum(parameter.numel() for parameter in generator.parameters()) / 1e6
     calls = f"{count} at once, median of {settings.calls} calls"
     described = f"{about['teacher']}, {side} x {side}, generator of {parameters:.1f} M parameters, {calls}"
-    return Found(described, device, rows, "PyTorch, generator-fp16.pt2" if on_gpu else "ONNX Runtime, generator.onnx")
+    return Found(
+        described, device, rows, "PyTorch, generator-fp16.pt2" if on_gpu else "ONNX Runtime, generator.onnx"
+    )
 
 
 def _generator(config: Config) -> tuple[CoModGenerator, dict[str, Any]]:
@@ -161,12 +203,16 @@ def _generator(config: Config) -> tuple[CoModGenerator, dict[str, Any]]:
     side = config.benchmark.side or (512 if config.benchmark.architecture else 0)
     if side:
         generator = CoModGenerator(side, **asdict(config.generator)).eval().requires_grad_(False)
-        about = dict.fromkeys(("task", "source", "target", "git_revision"), "") | {"teacher": config.benchmark.architecture or "untrained"}
+        about = dict.fromkeys(("task", "source", "target", "git_revision"), "") | {
+            "teacher": config.benchmark.architecture or "untrained"
+        }
         return generator, about | {"resolution": side, "z": None, "config": generator.config}
     for path in (run_dir(config) / "export" / "generator.safetensors", Path(find_file(config.distill.init))):
         if path.is_file():
             return read(path)
-    raise UserError(f"{run_dir(config) / 'export'} has no generator.safetensors: run distill/export.py, or set distill.init= to one")
+    raise UserError(
+        f"{run_dir(config) / 'export'} has no generator.safetensors: run distill/export.py, or set distill.init= to one"
+    )
 
 
 def _medians(runs: Mapping[str, Callable[[], object]], calls: int) -> dict[str, float]:
@@ -175,7 +221,9 @@ def _medians(runs: Mapping[str, Callable[[], object]], calls: int) -> dict[str, 
     for round_ in range(1 + ROUNDS):
         for name, run in runs.items():
             timed = timeit.repeat(run, number=1, repeat=-(-calls // ROUNDS))
-            seconds[name] += timed if round_ else []  # the first compiles, chooses kernels and records CUDA graphs
+            seconds[name] += (
+                timed if round_ else []
+            )  # the first compiles, chooses kernels and records CUDA graphs
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -188,15 +236,25 @@ def _pipeline(config: Config, device: torch.device) -> Any:
     dtype = precision(config.generate.dtype)
     folder, levels = Path(find_file("models/miniature/teacher")), (128, 256, 512, 512)
     down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    text = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    )
     with torch.device(device):  # a GPU draws a billion random weights at once
         parts = {
             "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-            "vae": AutoencoderKL(down_block_types=down, up_block_types=up, block_out_channels=levels, layers_per_block=2, sample_size=512),
+            "vae": AutoencoderKL(
+                down_block_types=down,
+                up_block_types=up,
+                block_out_channels=levels,
+                layers_per_block=2,
+                sample_size=512,
+            ),
             "text_encoder": CLIPTextModel(text),
         }
     return StableDiffusionPipeline(
-        **{name: torch.nn.Module.to(part, dtype).eval() for name, part in parts.items()},  # diffusers' own warns
+        **{
+            name: torch.nn.Module.to(part, dtype).eval() for name, part in parts.items()
+        },  # diffusers' own warns
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77),
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
         safety_checker=None,

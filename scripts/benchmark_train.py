@@ -38,7 +38,12 @@ def benchmark_train(config: Config) -> Found:
     side, steps = config.benchmark.side or config.teacher.resolution, config.benchmark.steps
     shown = steps * config.distill.batch
     settings = replace(config.distill, images=2 * shown, init="", adapter_rank=0, labels="", cache_gb=0.0)
-    config = replace(config, teacher=replace(config.teacher, resolution=side), distill=settings, generate=replace(config.generate, out=""))
+    config = replace(
+        config,
+        teacher=replace(config.teacher, resolution=side),
+        distill=settings,
+        generate=replace(config.generate, out=""),
+    )
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=PRECISIONS[settings.dtype])
     device = accelerator.device
 
@@ -50,7 +55,10 @@ def benchmark_train(config: Config) -> Found:
 
         row = measure(run, shown, device, run)
         loop.close()  # frees its weights, ends its decoding processes
-        rates = {"images_per_s": 1 / row["seconds"], "rate": work / row["seconds"] / product_rate(device, dtype)}
+        rates = {
+            "images_per_s": 1 / row["seconds"],
+            "rate": work / row["seconds"] / product_rate(device, dtype),
+        }
         return row | rates | {"operations": work, "data_wait_share": sum(waits) / (row["seconds"] * shown)}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +73,12 @@ def benchmark_train(config: Config) -> Found:
         (run_dir(config) / "train").mkdir()
         state = TrainingState(config, accelerator, run_dir(config) / "train")
         rows[ours] = timed(_our_loop(state), getattr(torch, settings.dtype))
-    return Found(f"{side} x {side}, batches of {settings.batch}, {settings.workers} decoding processes", device, rows, ours)
+    return Found(
+        f"{side} x {side}, batches of {settings.batch}, {settings.workers} decoding processes",
+        device,
+        rows,
+        ours,
+    )
 
 
 def _write_random_pairs(config: Config) -> None:
@@ -91,19 +104,25 @@ def _our_loop(state: TrainingState) -> Seconds:
 def _plain_loop(config: Config, steps: int, device: torch.device) -> Seconds:
     """The same training as one writes it first: eager, float32, decoding in turn."""
     side, settings = config.teacher.resolution, config.distill
-    dataset = pairs.PairDataset(pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config))), side)
+    dataset = pairs.PairDataset(
+        pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config))), side
+    )
     order = [pairs.step_positions(step, settings.batch, len(dataset), config.seed) for step in range(steps)]
     generator = CoModGenerator(side, **asdict(config.generator)).to(device)
     average, perceptual, crop = copy.deepcopy(generator), perceptual_loss(device), settings.lpips_crop or side
     augment = pairs.PairAugment(config.augment, side)
-    optimizer = torch.optim.Adam(generator.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), foreach=False)
+    optimizer = torch.optim.Adam(
+        generator.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), foreach=False
+    )
     began = time.perf_counter()
     for images in DataLoader(dataset, batch_sampler=order):
         input_BCHW, edit_BCHW = (image.to(device).float() / 127.5 - 1 for image in images)
         waited_s = time.perf_counter() - began
         input_BCHW, edit_BCHW = augment(input_BCHW, edit_BCHW)
         fake_BCHW = generator(input_BCHW)
-        distance_B = perceptual(fake_BCHW[..., :crop, :crop], edit_BCHW[..., :crop, :crop])  # a window as large as ours
+        distance_B = perceptual(
+            fake_BCHW[..., :crop, :crop], edit_BCHW[..., :crop, :crop]
+        )  # a window as large as ours
         loss = (fake_BCHW - edit_BCHW).abs().mean() + distance_B.mean()
         optimizer.zero_grad()
         loss.backward()

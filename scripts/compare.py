@@ -42,8 +42,14 @@ from scripts.evaluate import averaged, picture_grid, print_columns, trained_on, 
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("task", "teacher", "generator", "augment", "distill", "evaluate", "compare")
-BASE = ("distill.init=", "distill.lr=0.001", "distill.beta1=0.0")  # a task may go on from trained weights, at their learning rate
-TABLES: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "configs" / "compare.yaml").read_text())  # table -> row -> what it alone sets
+BASE = (
+    "distill.init=",
+    "distill.lr=0.001",
+    "distill.beta1=0.0",
+)  # a task may go on from trained weights, at their learning rate
+TABLES: dict[str, dict[str, str]] = yaml.safe_load(
+    (ROOT / "configs" / "compare.yaml").read_text()
+)  # table -> row -> what it alone sets
 SCRATCH = "from scratch"  # the row whose last validation the others of its table are to reach
 NEAR = 0.01  # of LPIPS
 COLUMNS = {  # title and digits after the point
@@ -72,7 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)
         return 2
     asked = [*BASE, *arguments]
-    return entry(__doc__, SECTIONS, lambda config: compare(config, asked, table), lambda config: plan(config, table), asked)
+    return entry(
+        __doc__,
+        SECTIONS,
+        lambda config: compare(config, asked, table),
+        lambda config: plan(config, table),
+        asked,
+    )
 
 
 def plan(config: Config, table: str) -> dict[str, Any]:
@@ -91,11 +103,15 @@ def compare(config: Config, asked: Sequence[str], table: str) -> None:
     asked: what the configuration was loaded from. UserError where there is no true edit, and at the end where trainings failed.
     """
     if not config.task.scene_truth:
-        raise UserError(f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against")
+        raise UserError(
+            f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against"
+        )
     source = replace(config.source, images="", prompts="", first_seed=config.evaluate.first_seed)
     scenes = open_source(source, config.task, config.teacher.resolution, config.evaluate.scenes)
     if trained_on(config, {*scenes.names}):
-        raise UserError(f"evaluate.first_seed={source.first_seed}: the pairs were made from some of these scenes; name later ones")
+        raise UserError(
+            f"evaluate.first_seed={source.first_seed}: the pairs were made from some of these scenes; name later ones"
+        )
     arguments, configs = {}, {}
     for row in TABLES[table]:
         runs = run_dir(config) / "compare" / table / re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
@@ -104,7 +120,11 @@ def compare(config: Config, asked: Sequence[str], table: str) -> None:
         configs[row] = load(arguments[row])
         _select(config, configs[row], config.compare.few_pairs if table == "augment" else 0)
     try:
-        train_all(arguments, {row: Path(one.runs_dir) / "log.txt" for row, one in configs.items()}, config.compare.jobs)
+        train_all(
+            arguments,
+            {row: Path(one.runs_dir) / "log.txt" for row, one in configs.items()},
+            config.compare.jobs,
+        )
     finally:
         report(config, table, configs, [scenes.load(place) for place in range(len(scenes.names))])
 
@@ -159,7 +179,10 @@ def report(config: Config, table: str, configs: Mapping[str, Config], scenes: Se
     from distill import checkpoints
 
     logs = {row: log for row, one in configs.items() if (log := _log(one))}
-    validation = {row: {str(line["images"]): {"mean": line["lpips"]} for line in checks(log)} for row, log in logs.items()}
+    validation = {
+        row: {str(line["images"]): {"mean": line["lpips"]} for line in checks(log)}
+        for row, log in logs.items()
+    }
     shown = sorted({images for row in validation.values() for images in row}, key=int)
     print("\nLPIPS to the teacher's edits of held-out pairs, by images shown:")
     print_columns(validation, {images: (f"{int(images):,}", 3) for images in shown}, missing="-")
@@ -167,11 +190,16 @@ def report(config: Config, table: str, configs: Mapping[str, Config], scenes: Se
     ended = [row for row in logs if any(int(path.name) >= configs[row].distill.images for path in saved[row])]
     not_ended = [row for row in configs if row not in ended]
     if not_ended:
-        print(f"\nnot trained to the end: {'; '.join(not_ended)}. Run the same command again to go on", flush=True)
+        print(
+            f"\nnot trained to the end: {'; '.join(not_ended)}. Run the same command again to go on",
+            flush=True,
+        )
     if ended:
         folder, sets = run_dir(config) / "compare" / table, {row: _sets(config, table, row) for row in ended}
         found, pictures = _measure(config, {row: configs[row] for row in ended}, logs, scenes)
-        write_json(folder / "table.json", {**found, "validation": validation, "not_ended": not_ended, "sets": sets})
+        write_json(
+            folder / "table.json", {**found, "validation": validation, "not_ended": not_ended, "sets": sets}
+        )
         picture_grid(pictures).save(folder / "grid.png")
         print_columns(found["rows"], COLUMNS, missing="-")
         about = f"{len(scenes)} scenes, means [95 % bootstrap interval]. FID, KID: {found['measured_by']['FID, KID']}."
@@ -188,7 +216,10 @@ def _log(variant: Config) -> list[dict[str, Any]]:
 
 
 def _measure(
-    config: Config, configs: Mapping[str, Config], logs: Mapping[str, Sequence[Mapping[str, Any]]], scenes: Sequence[InputImage]
+    config: Config,
+    configs: Mapping[str, Config],
+    logs: Mapping[str, Sequence[Mapping[str, Any]]],
+    scenes: Sequence[InputImage],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """'images', 'measured_by' and 'rows' of table.json, and the columns of grid.png."""
     from models.devices import pick_device
@@ -199,16 +230,28 @@ def _measure(
     device = pick_device(config.generate.device)
     perceptual = perceptual_loss(device)
     network, name = metrics.set_network(config.evaluate.inception, perceptual)
-    features, pictures, rows = metrics.set_features(truth, network), {"input": np.stack([one.image for one in scenes])}, {}
+    features, pictures, rows = (
+        metrics.set_features(truth, network),
+        {"input": np.stack([one.image for one in scenes])},
+        {},
+    )
     for row, one in configs.items():
         edits, whole = edit(one, pictures["input"], device)
-        columns = {"lpips_true": metrics.lpips_distance(perceptual, edits, truth), "psnr_true": metrics.psnr(edits, truth)}
-        whole |= metrics.set_distances(metrics.set_features(edits, network), features) if len(edits) > 1 else {}
+        columns = {
+            "lpips_true": metrics.lpips_distance(perceptual, edits, truth),
+            "psnr_true": metrics.psnr(edits, truth),
+        }
+        whole |= (
+            metrics.set_distances(metrics.set_features(edits, network), features) if len(edits) > 1 else {}
+        )
         whole |= {"sharpness": _sharpness(edits) / _sharpness(truth)}
         whole |= of_training(logs[row], logs[SCRATCH] if SCRATCH in configs else None)
         rows[row] = averaged(config, columns) | {column: {"mean": value} for column, value in whole.items()}
         pictures[row] = edits
-    return {"images": len(truth), "measured_by": {"FID, KID": name}, "rows": rows}, {**pictures, "true edit": truth}
+    return {"images": len(truth), "measured_by": {"FID, KID": name}, "rows": rows}, {
+        **pictures,
+        "true edit": truth,
+    }
 
 
 def edit(config: Config, inputs: np.ndarray, device: Any) -> tuple[np.ndarray, dict[str, float]]:
@@ -223,20 +266,37 @@ def edit(config: Config, inputs: np.ndarray, device: Any) -> tuple[np.ndarray, d
     generator = found.average()
     picture = Picture(Edit(generator, checkpoints.fixed_latent(found.state["made_with"]))).to(device)
     with torch.no_grad():
-        edits = [picture(batch_BHWC.to(device)).cpu() for batch_BHWC in torch.from_numpy(inputs).split(config.distill.batch)]
+        edits = [
+            picture(batch_BHWC.to(device)).cpu()
+            for batch_BHWC in torch.from_numpy(inputs).split(config.distill.batch)
+        ]
     adam = found.tensors["adam"].items()  # with adapters, theirs
-    trained = sum(value.numel() for key, value in adam if key.endswith(".exp_avg") and not key.startswith("discriminator."))
+    trained = sum(
+        value.numel()
+        for key, value in adam
+        if key.endswith(".exp_avg") and not key.startswith("discriminator.")
+    )
     count = sum(parameter.numel() for parameter in generator.parameters())
-    return torch.cat(edits).numpy(), {"images": found.state["images"], "parameters": count / 1e6, "trained": trained / count}
+    return torch.cat(edits).numpy(), {
+        "images": found.state["images"],
+        "parameters": count / 1e6,
+        "trained": trained / count,
+    }
 
 
-def of_training(log: Sequence[Mapping[str, Any]], scratch: Sequence[Mapping[str, Any]] | None = None) -> dict[str, float]:
+def of_training(
+    log: Sequence[Mapping[str, Any]], scratch: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, float]:
     """From the lines of metrics.jsonl: the last validation, the median speed, and with those of a training from scratch the share of all
     its images after which this one's validation LPIPS was first at or below its last one ('reached'), or at most NEAR above
     ('reached_near'); left out where it never was.
     """
     speed = median(line["images_per_s"] for line in log if line["kind"] == "train")
-    found = {"lpips_teacher": checks(log)[-1]["lpips"], "psnr_teacher": checks(log)[-1]["psnr"], "images_per_s": speed}
+    found = {
+        "lpips_teacher": checks(log)[-1]["lpips"],
+        "psnr_teacher": checks(log)[-1]["psnr"],
+        "images_per_s": speed,
+    }
     if scratch:
         goal = checks(scratch)[-1]
         for column, limit in (("reached", goal["lpips"]), ("reached_near", goal["lpips"] + NEAR)):
@@ -256,7 +316,9 @@ def _sharpness(images: np.ndarray) -> float:
 
     from filter.scores import sharpness
 
-    return float(np.mean([sharpness(torch.from_numpy(image).permute(2, 0, 1)[None].float()) for image in images]))
+    return float(
+        np.mean([sharpness(torch.from_numpy(image).permute(2, 0, 1)[None].float()) for image in images])
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(config: Config) -> dict[str, Any]:
     """What the demo would make."""
     _held_out(config)
-    aside = {"training images": config.distill.images, "held-out scenes": config.demo.scenes, "report": run_dir(config) / "report.html"}
+    aside = {
+        "training images": config.distill.images,
+        "held-out scenes": config.demo.scenes,
+        "report": run_dir(config) / "report.html",
+    }
     return generate_run.plan(config) | aside
 
 
@@ -65,7 +69,9 @@ def demo(config: Config) -> Path:
     stage("1 generate: pix2pix-zero makes pairs", generate_run.generate, config)
     print_summary(stage("2 filter: CLIP gain and mask overlap", score_and_select, config))
     if config.distill.init:
-        print(f"\nthe generator starts from shipped weights ({config.distill.init}); distill.init= starts from nothing")
+        print(
+            f"\nthe generator starts from shipped weights ({config.distill.init}); distill.init= starts from nothing"
+        )
     stage("3 distill: the generator learns the pairs", train, config)
     exported = stage("4 export: safetensors and ONNX, checked", export, config)
     translator = Translator(exported)
@@ -91,7 +97,9 @@ def _held_out(config: Config) -> Source:
 def edit_held_out(config: Config, name: str, source: Source) -> list[Pair]:
     """The teacher's edits of demo.scenes images of another source, in <run>/<name>; the seconds an image took are kept beside them."""
     folder, count = run_dir(config) / name, config.demo.scenes
-    settings = replace(config.generate, pairs=count, pairs_per_shard=count, save_reconstruction=True, out=str(folder))
+    settings = replace(
+        config.generate, pairs=count, pairs_per_shard=count, save_reconstruction=True, out=str(folder)
+    )
     began = time.monotonic()
     generate_run.generate(replace(config, source=source, generate=settings))
     pairs = list(read_pairs(folder))

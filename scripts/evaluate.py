@@ -35,7 +35,18 @@ from generate.sources import photo_key
 from models.devices import pick_device
 from models.miniature.scenes import Look, render, scene
 
-SECTIONS = ("task", "teacher", "source", "inversion", "edit", "guidance", "generate", "scorer", "segmenter", "evaluate")
+SECTIONS = (
+    "task",
+    "teacher",
+    "source",
+    "inversion",
+    "edit",
+    "guidance",
+    "generate",
+    "scorer",
+    "segmenter",
+    "evaluate",
+)
 COLUMNS = {  # title and digits after the point
     "accuracy": ("CLIP-Acc", 3),
     "structure": ("Structure-Dist", 4),
@@ -55,11 +66,36 @@ COLUMNS = {  # title and digits after the point
     "variance": ("inverted noise: variance", 3),
     "auto_correlation": ("auto-correlation", 4),
 }
-PAPER = ("accuracy", "structure", "background", "psnr_true", "lpips_true", "iou_true", "mask_found", "difference")
+PAPER = (
+    "accuracy",
+    "structure",
+    "background",
+    "psnr_true",
+    "lpips_true",
+    "iou_true",
+    "mask_found",
+    "difference",
+)
 DISTILLED = ("psnr_teacher", "lpips_teacher", "fid", "kid", "seconds")
-INVERSION = ("accuracy", "psnr_true", "lpips_true", "structure", "lpips_input", "psnr_reconstruction", "variance", "auto_correlation")
-TABLES = {"table1": (PAPER, DISTILLED), "table2": (PAPER, DISTILLED), "sweep": (INVERSION,)}  # what is printed of each
-METHODS_OF = {"table1": ("B", "prompt-to-prompt", "pix2pix-zero"), "table2": ("A", "B", "C", "D", "pix2pix-zero")}
+INVERSION = (
+    "accuracy",
+    "psnr_true",
+    "lpips_true",
+    "structure",
+    "lpips_input",
+    "psnr_reconstruction",
+    "variance",
+    "auto_correlation",
+)
+TABLES = {
+    "table1": (PAPER, DISTILLED),
+    "table2": (PAPER, DISTILLED),
+    "sweep": (INVERSION,),
+}  # what is printed of each
+METHODS_OF = {
+    "table1": ("B", "prompt-to-prompt", "pix2pix-zero"),
+    "table2": ("A", "B", "C", "D", "pix2pix-zero"),
+}
 LABELS = {  # of the two tables' rows; {:g}: edit.strength
     "sdedit": "SDEdit {:g}",
     "A": "A: random noise + swap",
@@ -75,7 +111,9 @@ GRID_SIDE = 192  # px of a picture in the grid, at most
 MIN_GRID_SIDE = 96  # px: a name must fit above it
 FONT_SIZE, LINE_HEIGHT, CHARACTER_WIDTH = 12, 15, 6.5  # px of the names
 TIMED_CALLS = 50
-HELD_OUT_SEED = 2_000_000  # scenes below it may have trained the shipped generator (models/miniature/README.md)
+HELD_OUT_SEED = (
+    2_000_000  # scenes below it may have trained the shipped generator (models/miniature/README.md)
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,11 +124,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)
         return 2
     plan = partial(_plan, table=table)
-    return entry(__doc__, SECTIONS, lambda config: print_tables(evaluate(config, table), table), plan, arguments)
+    return entry(
+        __doc__, SECTIONS, lambda config: print_tables(evaluate(config, table), table), plan, arguments
+    )
 
 
 def _plan(config: Config, table: str) -> dict[str, Any]:
-    return {"writes to": folder(config, table), "images": config.evaluate.scenes, "rows": ", ".join(variants(config, table))}
+    return {
+        "writes to": folder(config, table),
+        "images": config.evaluate.scenes,
+        "rows": ", ".join(variants(config, table)),
+    }
 
 
 def folder(config: Config, table: str = "") -> Path:
@@ -106,13 +150,27 @@ def variants(config: Config, table: str) -> dict[str, Config]:
     from generate.editors import METHODS
 
     swept = config.evaluate
-    strengths, scales, amounts = [config.direction.strength], [config.guidance.scale], [config.guidance.amount]
+    strengths, scales, amounts = (
+        [config.direction.strength],
+        [config.guidance.scale],
+        [config.guidance.amount],
+    )
     edits = [replace(config.edit, method=method) for method in METHODS_OF.get(table, swept.methods)]
     if table == "sweep":
-        strengths, scales, amounts = swept.strengths or strengths, swept.scales or scales, swept.amounts or amounts
+        strengths, scales, amounts = (
+            swept.strengths or strengths,
+            swept.scales or scales,
+            swept.amounts or amounts,
+        )
     if table == "table1":
-        edits = [replace(config.edit, method="sdedit", strength=part) for part in swept.sdedit_strengths] + edits
-    source = config.source if config.source.images else replace(config.source, prompts="", first_seed=swept.first_seed)
+        edits = [
+            replace(config.edit, method="sdedit", strength=part) for part in swept.sdedit_strengths
+        ] + edits
+    source = (
+        config.source
+        if config.source.images
+        else replace(config.source, prompts="", first_seed=swept.first_seed)
+    )
     rows = {}
     for edit, strength, scale, amount in product(edits, strengths, scales, amounts):
         parts = METHODS.get(edit.method, METHODS["B"])  # the editor refuses an unknown one
@@ -150,12 +208,21 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
         print(f"{name}:", flush=True)
         pairs = list(islice(read_pairs(generate(variant)), config.evaluate.scenes))
         inputs, images[name] = (np.stack([pair.images[kind] for pair in pairs]) for kind in ("input", "edit"))
-        rows[name] = {key: np.array([pair.record["noise"]["inverted"][key] for pair in pairs]) for key in NOISE}
+        rows[name] = {
+            key: np.array([pair.record["noise"]["inverted"][key] for pair in pairs]) for key in NOISE
+        }
         if all("reconstruction" in pair.images for pair in pairs):
-            rows[name]["psnr_reconstruction"] = psnr(np.stack([pair.images["reconstruction"] for pair in pairs]), inputs)
-    records, side = [pair.record["source"] for pair in pairs], inputs.shape[1]  # of the same images in every row
+            rows[name]["psnr_reconstruction"] = psnr(
+                np.stack([pair.images["reconstruction"] for pair in pairs]), inputs
+            )
+    records, side = (
+        [pair.record["source"] for pair in pairs],
+        inputs.shape[1],
+    )  # of the same images in every row
     translators = generators(config, {pair.key for pair in pairs}, side)
-    images |= {name: np.stack([translator(image) for image in inputs]) for name, translator in translators.items()}
+    images |= {
+        name: np.stack([translator(image) for image in inputs]) for name, translator in translators.items()
+    }
     images["input unchanged"] = inputs
     if config.task.scene_truth and all("scene_seed" in record for record in records):
         images["true edit"] = np.stack([true_edit(config, record, side) for record in records])
@@ -169,7 +236,9 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
     for name, translator in translators.items():
         if teacher:
             of_images, of_sets = judges.against_teacher(images[name], images[teacher])
-            summary[name] |= averaged(config, of_images) | {column: {"mean": value} for column, value in of_sets.items()}
+            summary[name] |= averaged(config, of_images) | {
+                column: {"mean": value} for column, value in of_sets.items()
+            }
         summary[name]["seconds"] = {"mean": generator_seconds(translator, inputs[0])}
     found = {"images": len(inputs), "measured_by": judges.measured_by, "rows": summary}
     _write(folder(config, table), found, {"input": images.pop("input unchanged"), **images})
@@ -226,11 +295,17 @@ def print_tables(found: Mapping[str, Any], table: str) -> None:
     print(f"\n{found['images']} images, means [95 % bootstrap interval]. {about}.")
 
 
-def print_columns(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, int]], missing: str = "") -> None:
+def print_columns(
+    rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, int]], missing: str = ""
+) -> None:
     """Print those of the columns (title, digits) that any row has, and the rows that have any of them, as a Markdown table."""
-    shown = {column: about for column, about in columns.items() if any(column in row for row in rows.values())}
+    shown = {
+        column: about for column, about in columns.items() if any(column in row for row in rows.values())
+    }
     if shown:
-        print("\n| | " + " | ".join(title for title, _ in shown.values()) + " |\n|" + "---|" * (len(shown) + 1))
+        print(
+            "\n| | " + " | ".join(title for title, _ in shown.values()) + " |\n|" + "---|" * (len(shown) + 1)
+        )
     for name, row in rows.items():
         if any(column in row for column in shown):
             cells = (_cell(row.get(column), digits) or missing for column, (_, digits) in shown.items())
@@ -250,9 +325,13 @@ def _write(where: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndar
     measured = [column for column in COLUMNS if any(column in row for row in found["rows"].values())]
     with open(where / "table.csv", "w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["method", *(f"{column}{part}" for column in measured for part in ("", "_low", "_high"))])
+        writer.writerow(
+            ["method", *(f"{column}{part}" for column in measured for part in ("", "_low", "_high"))]
+        )
         for name, row in found["rows"].items():
-            cells = [row.get(column, {}).get(part, "") for column in measured for part in ("mean", "low", "high")]
+            cells = [
+                row.get(column, {}).get(part, "") for column in measured for part in ("mean", "low", "high")
+            ]
             writer.writerow([name, *cells])
     picture_grid(pictures).save(where / "grid.png")
     print(f"table and grid: {where}")
@@ -267,9 +346,14 @@ def picture_grid(pictures: Mapping[str, np.ndarray]) -> Image.Image:
     grid = Image.new("RGB", (side * len(titles), top + side * count), "white")
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(FONT_SIZE)
     for column, (title, stack) in enumerate(zip(titles, pictures.values(), strict=True)):
-        draw.multiline_text((column * side + side // 2, top // 2), title, "black", font, anchor="mm", align="center")
+        draw.multiline_text(
+            (column * side + side // 2, top // 2), title, "black", font, anchor="mm", align="center"
+        )
         for row, image in enumerate(stack[:count]):
-            grid.paste(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS), (column * side, top + row * side))
+            grid.paste(
+                Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS),
+                (column * side, top + row * side),
+            )
     return grid
 
 

@@ -25,7 +25,14 @@ from scripts.evaluate import true_edit
 
 SECTIONS = ("task", "teacher", "generate", "scorer", "segmenter", "filter")
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.3)  # of the best by CLIP gain
-RIVALS = ("clip_directional", "sim_edit_target", "image_image", "-lpips_input_edit", "sharpness_ratio", "overlap_iou")
+RIVALS = (
+    "clip_directional",
+    "sim_edit_target",
+    "image_image",
+    "-lpips_input_edit",
+    "sharpness_ratio",
+    "overlap_iou",
+)
 RIVAL_SHARE = 0.6  # at which the other scores are compared
 FORMATS = {"kept": ".0%", "precision": ".0%", "recall": ".0%"}  # of the printed columns
 FORMATS |= {"lpips_kept": ".3f", "lpips_dropped": ".3f", "psnr_kept": ".2f", "psnr_dropped": ".2f"}
@@ -49,9 +56,13 @@ def evaluate_filter(config: Config) -> dict[str, Any]:
     None of an empty set. UserError without a true edit or scores.
     """
     if not config.task.scene_truth:
-        raise UserError(f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against")
+        raise UserError(
+            f"task={config.task.name} has no task.scene_truth: there is no true edit to measure against"
+        )
     asked, table = criteria(config), read_scores(config)
-    lpips, of_input, psnr = _distances_to_truth(config)  # of the same pairs in the same order: read_scores sees to that
+    lpips, of_input, psnr = _distances_to_truth(
+        config
+    )  # of the same pairs in the same order: read_scores sees to that
     good = lpips <= (1 - config.filter.good_margin) * of_input
     scored = {name for name in table[0] if table[0][name] is not None}
     selections = [Criteria(), *(Criteria(keep=share) for share in SHARES)]
@@ -60,7 +71,12 @@ def evaluate_filter(config: Config) -> dict[str, Any]:
     for selection in [*selections, asked]:
         keys = set(select(table, selection)[0])
         kept = np.array([row["key"] in keys for row in table])
-        row = {"selection": str(selection), "kept": float(kept.mean()), "precision": _mean(good[kept]), "recall": _mean(kept[good])}
+        row = {
+            "selection": str(selection),
+            "kept": float(kept.mean()),
+            "precision": _mean(good[kept]),
+            "recall": _mean(kept[good]),
+        }
         for name, values in (("lpips", lpips), ("psnr", psnr)):
             row |= {f"{name}_kept": _mean(values[kept]), f"{name}_dropped": _mean(values[~kept])}
         rows.append(row)
@@ -80,7 +96,9 @@ def _distances_to_truth(config: Config) -> np.ndarray:
     rows = []
     for pair in read_pairs(pairs_dir(config)):
         if "scene_seed" not in pair.record["source"]:
-            raise UserError(f"{pair.key} in {pairs_dir(config)} is a photograph: only rendered scenes have a true edit")
+            raise UserError(
+                f"{pair.key} in {pairs_dir(config)} is a photograph: only rendered scenes have a true edit"
+            )
         truth = true_edit(config, pair.record["source"], pair.images["edit"].shape[0])
         images = np.stack([pair.images["edit"], pair.images["input"]])
         of_edit, of_input = lpips_distance(perceptual, images, np.stack([truth, truth]))
@@ -95,12 +113,18 @@ def _mean(values: np.ndarray) -> float | None:
 
 def print_table(found: dict[str, Any]) -> None:
     """Print the rows as a Markdown table."""
-    print(f"{found['pairs']} pairs, {found['good']:.0%} good; correlation of CLIP gain and LPIPS to truth {found['correlation']:+.2f}\n")
-    print("| selection | kept | precision | recall | LPIPS to truth: kept / dropped | PSNR to truth, dB: kept / dropped |")
+    print(
+        f"{found['pairs']} pairs, {found['good']:.0%} good; correlation of CLIP gain and LPIPS to truth {found['correlation']:+.2f}\n"
+    )
+    print(
+        "| selection | kept | precision | recall | LPIPS to truth: kept / dropped | PSNR to truth, dB: kept / dropped |"
+    )
     print("|---|---|---|---|---|---|")
     for row in found["rows"]:
         cells = ["none" if row[name] is None else format(row[name], form) for name, form in FORMATS.items()]
-        print(f"| {' | '.join([row['selection'], *cells[:3], ' / '.join(cells[3:5]), ' / '.join(cells[5:])])} |")
+        print(
+            f"| {' | '.join([row['selection'], *cells[:3], ' / '.join(cells[3:5]), ' / '.join(cells[5:])])} |"
+        )
 
 
 if __name__ == "__main__":

@@ -52,7 +52,11 @@ class Judges:
         """
         inputs, truth, task = images["input unchanged"], images.get("true edit"), self.config.task
         side, background = inputs.shape[1], None
-        masks = {name: self._masks(cache, edit, self.nouns[1]) for name, edit in images.items()} if self.segmenter else {}
+        masks = (
+            {name: self._masks(cache, edit, self.nouns[1]) for name, edit in images.items()}
+            if self.segmenter
+            else {}
+        )
         if masks and task.source_noun:
             if truth is None:
                 of_input = self._masks(cache, inputs, self.nouns[0])
@@ -71,7 +75,9 @@ class Judges:
                 columns[name]["iou_true"] = metrics.mask_iou(found, of_truth)
         return columns
 
-    def against_teacher(self, edits: np.ndarray, teacher: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    def against_teacher(
+        self, edits: np.ndarray, teacher: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Columns of N values, and those of the whole sets, of a generator's edits against its teacher's."""
         of_images = {
             "psnr_teacher": metrics.psnr(edits, teacher),
@@ -87,7 +93,9 @@ class Judges:
         scorer, settings = self.config.scorer, self.config.segmenter
         weights = [model_files(path) for path in (settings.model, settings.checkpoint, settings.detector)]
         content = hashlib.sha256(images.tobytes()).hexdigest()
-        path = cache / f"masks-{digest(settings, scorer, [*weights, scorer_files(scorer)], noun, content)}.npz"
+        path = (
+            cache / f"masks-{digest(settings, scorer, [*weights, scorer_files(scorer)], noun, content)}.npz"
+        )
         if not path.exists():
             masks = np.stack(self.segmenter.segment(list(images), noun))
             with whole_file(path) as stream:
@@ -96,7 +104,11 @@ class Judges:
             return stored["masks"]
 
 
-def scene_masks(records: Sequence[Mapping[str, Any]], look: Mapping[str, str], side: int, noun: str) -> np.ndarray:
+def scene_masks(
+    records: Sequence[Mapping[str, Any]], look: Mapping[str, str], side: int, noun: str
+) -> np.ndarray:
     """Bool N x side x side: where the noun is in the rendered scenes of the records, in that look."""
     masks = (mask(scene(record["scene_seed"]), Look(**look), noun) for record in records)
-    return np.stack([np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.NEAREST)) for each in masks])
+    return np.stack(
+        [np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.NEAREST)) for each in masks]
+    )

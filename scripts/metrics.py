@@ -27,7 +27,10 @@ def psnr(image_NHWC: np.ndarray, truth_NHWC: np.ndarray) -> np.ndarray:
 def lpips_distance(perceptual: Perceptual, image_NHWC: np.ndarray, truth_NHWC: np.ndarray) -> np.ndarray:
     """LPIPS (VGG16) of each pair, N; lower is nearer."""
     parts = _parts(len(image_NHWC))
-    distances = [perceptual(*(signed(images[part], perceptual) for images in (image_NHWC, truth_NHWC))) for part in parts]
+    distances = [
+        perceptual(*(signed(images[part], perceptual) for images in (image_NHWC, truth_NHWC)))
+        for part in parts
+    ]
     return torch.cat(distances).cpu().numpy()
 
 
@@ -63,13 +66,21 @@ def perceptual_columns(
             if of_truth:
                 columns["lpips_true"].append(perceptual.distance(of_edit, of_truth))
             if background:
-                columns["background"].append(background_distance(perceptual.distance_map(of_edit, of_input), background[name][part]))
-    return {name: {column: torch.cat(parts).cpu().numpy() for column, parts in columns.items()} for name, columns in found.items()}
+                columns["background"].append(
+                    background_distance(perceptual.distance_map(of_edit, of_input), background[name][part])
+                )
+    return {
+        name: {column: torch.cat(parts).cpu().numpy() for column, parts in columns.items()}
+        for name, columns in found.items()
+    }
 
 
 def structure_distance(first_BTD: torch.Tensor, second_BTD: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of two images' self-similarities, B: the cosines of all pairs of their T tokens (Tumanyan et al. 2022)."""
-    first, second = (normalize(tokens, dim=-1) @ normalize(tokens, dim=-1).transpose(1, 2) for tokens in (first_BTD, second_BTD))
+    first, second = (
+        normalize(tokens, dim=-1) @ normalize(tokens, dim=-1).transpose(1, 2)
+        for tokens in (first_BTD, second_BTD)
+    )
     return (first - second).square().mean((1, 2))
 
 
@@ -118,26 +129,38 @@ def set_network(inception: str, perceptual: Perceptual) -> tuple[Callable[[torch
     if inception:
         return load_inception(inception), "Inception"
     device = next(perceptual.parameters()).device
-    return lambda image_BCHW: perceptual.pooled(image_BCHW.to(device).float() / 127.5 - 1), "VGG16's relu5_3 in place of Inception"
+    return lambda image_BCHW: perceptual.pooled(
+        image_BCHW.to(device).float() / 127.5 - 1
+    ), "VGG16's relu5_3 in place of Inception"
 
 
 def load_inception(weights: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """FID's own Inception, for set_features: uint8 B x 3 x H x W -> B x 2048. UserError where the file is not it."""
     try:
-        torch.load(weights, map_location="cpu", weights_only=True)  # the package would run code that lies in the file: not after this
+        torch.load(
+            weights, map_location="cpu", weights_only=True
+        )  # the package would run code that lies in the file: not after this
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
+        )
     except Exception as error:  # noqa: BLE001 - torch's unpickler raises a dozen kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        raise UserError(f"evaluate.inception={weights} ({reason}): it takes {INCEPTION} and pip install torch-fidelity==0.3.0") from error
+        raise UserError(
+            f"evaluate.inception={weights} ({reason}): it takes {INCEPTION} and pip install torch-fidelity==0.3.0"
+        ) from error
     return lambda image_BCHW: network(image_BCHW)[0]
 
 
-def nearer_to_target(scorer: ClipScorer, image_NHWC: np.ndarray, source: Sequence[str], target: Sequence[str]) -> np.ndarray:
+def nearer_to_target(
+    scorer: ClipScorer, image_NHWC: np.ndarray, source: Sequence[str], target: Sequence[str]
+) -> np.ndarray:
     """Whether each image is nearer to the target texts (their mean feature) than to the source texts, N booleans: the paper's CLIP-Acc."""
     features = torch.cat([scorer.image_features(list(image_NHWC[part])) for part in _parts(len(image_NHWC))])
-    to_source, to_target = (features @ normalize(scorer.text_features(list(texts)).mean(0), dim=0) for texts in (source, target))
+    to_source, to_target = (
+        features @ normalize(scorer.text_features(list(texts)).mean(0), dim=0) for texts in (source, target)
+    )
     return (to_target > to_source).cpu().numpy()
 
 

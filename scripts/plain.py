@@ -20,9 +20,14 @@ class RecordingAttention:
     def __init__(self) -> None:
         self.maps: list[Tensor] = []
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (attn.head_to_batch_dim(part) for part in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+        query, key, value = (
+            attn.head_to_batch_dim(part)
+            for part in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
         probabilities = attn.get_attention_scores(query, key, None)
         if encoder_hidden_states is not None:
             self.maps.append(probabilities)
@@ -55,10 +60,15 @@ class PlainPix2PixZero:
                 noise = self._predict(latent, t, text)
             noise = regularise_by_autograd(noise.float(), lambda_ac, lambda_kl).to(latent.dtype)
             before, after = alphas[t - 1], alphas[t + self.stride - 1]
-            latent = after.sqrt() * (latent - (1 - before).sqrt() * noise) / before.sqrt() + (1 - after).sqrt() * noise
+            latent = (
+                after.sqrt() * (latent - (1 - before).sqrt() * noise) / before.sqrt()
+                + (1 - after).sqrt() * noise
+            )
         return latent
 
-    def edit(self, inverted: Tensor, texts: Tensor, direction: Tensor, amount: float, scale: float) -> tuple[Tensor, Tensor]:
+    def edit(
+        self, inverted: Tensor, texts: Tensor, direction: Tensor, amount: float, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """(reconstruction, edit) latents. texts: 2 x T x D, negative and caption; direction: 1 x T x D, added to the caption's row."""
         references: dict[int, list[Tensor]] = {}
         latent = inverted
@@ -74,7 +84,8 @@ class PlainPix2PixZero:
             optimizer = torch.optim.SGD([rows], lr=amount)
             self._predict(rows, t, edited)
             distances = [
-                (a - b.to(a.device)).square().sum((1, 2)).mean(0) for a, b in zip(self.attention.maps, references[int(t)], strict=True)
+                (a - b.to(a.device)).square().sum((1, 2)).mean(0)
+                for a, b in zip(self.attention.maps, references[int(t)], strict=True)
             ]
             torch.stack(distances).sum().backward()
             optimizer.step()
@@ -89,7 +100,9 @@ class PlainPix2PixZero:
 
     def _step(self, noise: Tensor, t: Tensor, latent: Tensor, scale: float) -> Tensor:
         unconditional, conditional = noise.chunk(2)
-        return self.scheduler.step(unconditional + scale * (conditional - unconditional), t, latent).prev_sample
+        return self.scheduler.step(
+            unconditional + scale * (conditional - unconditional), t, latent
+        ).prev_sample
 
 
 def regularise_by_autograd(noise: Tensor, lambda_ac: float, lambda_kl: float) -> Tensor:
@@ -112,7 +125,11 @@ def _auto_correlation(noise: Tensor) -> Tensor:
         level = noise[:, channel : channel + 1]
         while True:
             shift = int(torch.randint(1, max(level.shape[2] // 2, 2), ()))
-            total = total + (level * level.roll(shift, 2)).mean() ** 2 + (level * level.roll(shift, 3)).mean() ** 2
+            total = (
+                total
+                + (level * level.roll(shift, 2)).mean() ** 2
+                + (level * level.roll(shift, 3)).mean() ** 2
+            )
             if level.shape[2] <= 8:
                 break
             level = F.avg_pool2d(level, 2)

@@ -26,9 +26,22 @@ from filter.score_table import SAYS, read_scores
 from generate.shards import read_pair, whole_file
 
 SECTIONS = ("task", "generate", "scorer")
-COLUMNS = {"input": "Input", "reconstruction": "Reconstruction", "edit": "Teacher's edit", "generator": "Generator", "truth": "Truth"}
-PAIRS_SHOWN = 24  # of the accepted and of the rejected: enough to judge by, and the file stays a few megabytes
-FIRST_CHARTS = ("clip_gain", "overlap_iou", "clip_directional", "image_image")  # of the scores; the page folds the last ones away
+COLUMNS = {
+    "input": "Input",
+    "reconstruction": "Reconstruction",
+    "edit": "Teacher's edit",
+    "generator": "Generator",
+    "truth": "Truth",
+}
+PAIRS_SHOWN = (
+    24  # of the accepted and of the rejected: enough to judge by, and the file stays a few megabytes
+)
+FIRST_CHARTS = (
+    "clip_gain",
+    "overlap_iou",
+    "clip_directional",
+    "image_image",
+)  # of the scores; the page folds the last ones away
 
 TRAINING_CHARTS = {
     "l1": ("L1 to the teacher's edit", "mean absolute difference, values in [\N{MINUS SIGN}1, 1]"),
@@ -42,14 +55,22 @@ BINS = 24
 HEADROOM = 1.15  # of a histogram's highest bar, so that the threshold's text stands free
 SMOOTHED_SHARE = 0.04  # of the points that a moving average takes in
 TEMPLATES = Environment(  # every text that enters them is escaped
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report; returns the exit code."""
     return entry(
-        __doc__, SECTIONS, lambda config: print(write_report(config)), lambda config: {"out": run_dir(config) / "report.html"}, argv
+        __doc__,
+        SECTIONS,
+        lambda config: print(write_report(config)),
+        lambda config: {"out": run_dir(config) / "report.html"},
+        argv,
     )
 
 
@@ -83,7 +104,9 @@ def write_report(
         teacher_seconds=teacher_seconds,
         generator_seconds=generator_seconds,
         images_shown=max((line["images"] for line in metrics), default=0),
-        columns={name: label for name, label in COLUMNS.items() if any(name in row["images"] for row in rows)},
+        columns={
+            name: label for name, label in COLUMNS.items() if any(name in row["images"] for row in rows)
+        },
         rows=rows,
         distances=[(what, f"{psnr:.4g}", f"{lpips:.4g}") for what, psnr, lpips in distances],
         training=_training(metrics),
@@ -106,15 +129,23 @@ def _groups(config: Config, rows: Sequence[Mapping], selection: Mapping) -> dict
     for title, keys in (("Accepted pairs", {*selection["kept"]}), ("Rejected pairs", dropped)):
         group = [row for row in rows if row["key"] in keys]
         shown = spread(group, PAIRS_SHOWN)
-        pairs = [read_pair(location, ("input", "edit")) for location in find_pairs(pairs_dir(config), [row["key"] for row in shown])]
-        cards = [{"pair": pair, "scores": row, "why": dropped.get(pair.key)} for pair, row in zip(pairs, shown, strict=True)]
+        pairs = [
+            read_pair(location, ("input", "edit"))
+            for location in find_pairs(pairs_dir(config), [row["key"] for row in shown])
+        ]
+        cards = [
+            {"pair": pair, "scores": row, "why": dropped.get(pair.key)}
+            for pair, row in zip(pairs, shown, strict=True)
+        ]
         groups[title] = len(group), cards
     return groups
 
 
 def spread(rows: Sequence[Mapping], count: int) -> list[Mapping]:
     """At most `count` rows, evenly spaced in the order of falling CLIP gain: the best, the worst and what lies between."""
-    ordered = sorted(rows, key=lambda row: -math.inf if row["clip_gain"] is None else row["clip_gain"], reverse=True)
+    ordered = sorted(
+        rows, key=lambda row: -math.inf if row["clip_gain"] is None else row["clip_gain"], reverse=True
+    )
     places = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
     return [ordered[place] for place in places]
 
@@ -128,9 +159,19 @@ def _score_charts(rows: Sequence[Mapping], thresholds: Mapping[str, float | None
         if values:
             charts.append(histogram(name, values, limit, SAYS[name]))
         if values and name == "clip_gain":
-            line = Series("", [(value, 100 * (len(values) - place) / len(rows)) for place, value in enumerate(values)])
+            line = Series(
+                "", [(value, 100 * (len(values) - place) / len(rows)) for place, value in enumerate(values)]
+            )
             marker = None if limit is None else (limit, "threshold")
-            charts.append(line_chart("Yield by threshold", [line], "CLIP gain asked for", "pairs that have it, %", marker=marker))
+            charts.append(
+                line_chart(
+                    "Yield by threshold",
+                    [line],
+                    "CLIP gain asked for",
+                    "pairs that have it, %",
+                    marker=marker,
+                )
+            )
     return charts
 
 
@@ -138,12 +179,20 @@ def _training(metrics: Sequence[Mapping]) -> list[str]:
     """The TRAINING_CHARTS that have finite values, over the images shown."""
 
     def points(kind: str, name: str) -> list[tuple[float, float]]:
-        return [(line["images"], line[name]) for line in metrics if line["kind"] == kind and math.isfinite(line.get(name, math.nan))]
+        return [
+            (line["images"], line[name])
+            for line in metrics
+            if line["kind"] == kind and math.isfinite(line.get(name, math.nan))
+        ]
 
     charts = []
     for name, (title, unit) in TRAINING_CHARTS.items():
         trained, validated = points("train", name), points("validation", name)
-        lines = [Series("training", trained, "faint"), Series("smoothed", smoothed(trained)), Series("validation", validated, "dots")]
+        lines = [
+            Series("training", trained, "faint"),
+            Series("smoothed", smoothed(trained)),
+            Series("validation", validated, "dots"),
+        ]
         if trained or validated:
             charts.append(line_chart(title, lines, "training images shown", unit, zero=name != "psnr"))
     return charts
@@ -172,20 +221,40 @@ def histogram(title: str, values: Sequence[float], limit: float | None, x_label:
     marks = [] if limit is None else [limit]
     low, high = _widened(min([*values, *marks]), max([*values, *marks]))
     wide = (high - low) / BINS
-    origin = low if limit is None else limit - math.ceil((limit - low) / wide - 1e-9) * wide  # no bar lies on both sides of the limit
+    origin = (
+        low if limit is None else limit - math.ceil((limit - low) / wide - 1e-9) * wide
+    )  # no bar lies on both sides of the limit
     counts, edges = np.histogram(values, bins=origin + wide * np.arange(BINS + 2))
     bars = [
-        {"dropped": limit is not None and (left + right) / 2 < limit, "left": left, "right": right, "count": count}
+        {
+            "dropped": limit is not None and (left + right) / 2 < limit,
+            "left": left,
+            "right": right,
+            "count": count,
+        }
         for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True)
         if count
     ]
     marker = None if limit is None else (limit, f"kept from {limit:.3g}")
     y_range = 0.0, max(HEADROOM * counts.max(), 4.0)
-    return _chart((edges[0], edges[-1]), y_range, title=title, x_label=x_label, y_label="pairs", bars=bars, marker=marker)
+    return _chart(
+        (edges[0], edges[-1]),
+        y_range,
+        title=title,
+        x_label=x_label,
+        y_label="pairs",
+        bars=bars,
+        marker=marker,
+    )
 
 
 def line_chart(
-    title: str, series: Sequence[Series], x_label: str, y_label: str, zero: bool = True, marker: tuple[float, str] | None = None
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    zero: bool = True,
+    marker: tuple[float, str] | None = None,
 ) -> str:
     """Lines over common axes; one at least has points. zero: the y axis begins at 0. marker: x of a dashed upright line, and its text."""
     x, y = zip(*(point for each in series for point in each.points), strict=True)
@@ -237,7 +306,9 @@ def number(value: float) -> str:
 def _widened(low: float, high: float) -> tuple[float, float]:
     """A range of some width, also around equal values."""
     margin = abs(low) * 0.1 or 0.5
-    return (low, high) if high - low > 1e-9 * max(abs(low), abs(high), 1e-9) else (low - margin, high + margin)
+    return (
+        (low, high) if high - low > 1e-9 * max(abs(low), abs(high), 1e-9) else (low - margin, high + margin)
+    )
 
 
 if __name__ == "__main__":

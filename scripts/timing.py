@@ -23,7 +23,9 @@ class Found(NamedTuple):
     headline: str
 
 
-def measure(run: Callable[[], object], pairs: int, device: torch.device, first: Callable[[], object]) -> dict[str, float]:
+def measure(
+    run: Callable[[], object], pairs: int, device: torch.device, first: Callable[[], object]
+) -> dict[str, float]:
     """Seconds a pair of `run`, and the peak of the memory: the GPU's own, or on a CPU the process's so far.
 
     `first` runs before the clock does: kernels are loaded, chosen and compiled there.
@@ -39,14 +41,19 @@ def measure(run: Callable[[], object], pairs: int, device: torch.device, first: 
         torch.cuda.synchronize(device)
     seconds = (time.perf_counter() - began) / pairs
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "memory": torch.cuda.max_memory_allocated(device) if on_gpu else kilobytes * 1024}
+    return {
+        "seconds": seconds,
+        "memory": torch.cuda.max_memory_allocated(device) if on_gpu else kilobytes * 1024,
+    }
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating point operations a second of a large square matrix product on this machine, the best of six."""
     side = PRODUCT_SIDE[device.type]
     matrix = torch.randn(side, side, device=device, dtype=dtype)
-    return max(2 * side**3 / measure(lambda: matrix @ matrix, 1, device, lambda: None)["seconds"] for _ in range(6))
+    return max(
+        2 * side**3 / measure(lambda: matrix @ matrix, 1, device, lambda: None)["seconds"] for _ in range(6)
+    )
 
 
 def say(what: str) -> None:

@@ -29,10 +29,26 @@ BANK_LOOKS = {
 # module and function of a stage (imported when asked for: torch takes seconds), and what it has other than the common defaults, for a GPU
 STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vae": ("teacher", "train_vae", {"minutes": 5.0, "lr": 8e-4, "weight_decay": 0.0, "ema": 0.998}),
-    "text": ("teacher", "train_text", {"batch": 1024, "minutes": 1.5, "lr": 1e-3, "weight_decay": 0.05, "warmup": 150}),
-    "unet": ("teacher", "train_unet", {"batch": 512, "minutes": 9.0, "lr": 6e-4, "warmup": 400, "ema": 0.9995}),
-    "scorer": ("scorer", "train_scorer", {"batch": 512, "minutes": 2.5, "lr": 1e-3, "images": 20_000, "first_seed": 300_000, "ema": 0.995}),
-    "segmenter": ("segmenter", "train_segmenter", {"batch": 32, "minutes": 4.0, "lr": 1e-3, "images": 20_000, "first_seed": 400_000}),
+    "text": (
+        "teacher",
+        "train_text",
+        {"batch": 1024, "minutes": 1.5, "lr": 1e-3, "weight_decay": 0.05, "warmup": 150},
+    ),
+    "unet": (
+        "teacher",
+        "train_unet",
+        {"batch": 512, "minutes": 9.0, "lr": 6e-4, "warmup": 400, "ema": 0.9995},
+    ),
+    "scorer": (
+        "scorer",
+        "train_scorer",
+        {"batch": 512, "minutes": 2.5, "lr": 1e-3, "images": 20_000, "first_seed": 300_000, "ema": 0.995},
+    ),
+    "segmenter": (
+        "segmenter",
+        "train_segmenter",
+        {"batch": 32, "minutes": 4.0, "lr": 1e-3, "images": 20_000, "first_seed": 400_000},
+    ),
     "check": ("check", "check", {}),
 }
 

@@ -85,7 +85,9 @@ def tiny_teacher(tiny_teacher_folder):
 @pytest.fixture
 def banks(tmp_path) -> list[str]:
     """Arguments that name two small sentence banks."""
-    (tmp_path / "source.txt").write_text("a photo of a tree in summer\na green tree\n# a comment\n\ntwo trees in summer\n")
+    (tmp_path / "source.txt").write_text(
+        "a photo of a tree in summer\na green tree\n# a comment\n\ntwo trees in summer\n"
+    )
     (tmp_path / "target.txt").write_text("a photo of a tree in winter\na snowy tree\ntwo trees in winter\n")
     return [f"task.source_bank={tmp_path}/source.txt", f"task.target_bank={tmp_path}/target.txt"]
 

@@ -44,7 +44,9 @@ def service():
 
 
 def test_captions_of_a_reply():
-    reply = 'Here are some:\n\n1. A cat asleep.\n- "a small Cat, outside"\n3) Two dogs\n* a dog on a sofa.\nno\n'
+    reply = (
+        'Here are some:\n\n1. A cat asleep.\n- "a small Cat, outside"\n3) Two dogs\n* a dog on a sofa.\nno\n'
+    )
     assert captions_of(reply, "cat") == ["A cat asleep.", "a small Cat, outside", "a dog on a sofa, cat"]
 
 
@@ -57,7 +59,9 @@ def test_a_bank_is_asked_for_once_and_can_be_edited(service, tmp_path, monkeypat
     assert first.startswith("# cat, by writer") and len(lines) == 5 == len(set(lines))
     assert lines[:3] == ["A cat on roof 1.", "a dog in house 1, cat", "the same cat always"]
     where, key, body = requests[0]
-    assert where == "/v1/chat/completions" and key == "Bearer secret" and "cat" in body["messages"][0]["content"]
+    assert (
+        where == "/v1/chat/completions" and key == "Bearer secret" and "cat" in body["messages"][0]["content"]
+    )
     assert len({body["seed"] for _, _, body in requests}) == len(requests) == 2
     path.write_text("a cat that I wrote\nanother cat\n")
     assert written_bank("cat", config, tmp_path) == path and len(requests) == 2
@@ -101,10 +105,20 @@ def test_a_local_model(tmp_path):
     words = ["<unk>", "<end>", "\n", "a", "cat", "on", "the", "roof", "sofa", "red", "asleep"]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>"
+    )
     set_seed(0)
     model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(words), n_positions=600, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=1)
+        GPT2Config(
+            vocab_size=len(words),
+            n_positions=600,
+            n_embd=8,
+            n_layer=1,
+            n_head=1,
+            bos_token_id=1,
+            eos_token_id=1,
+        )
     )
     model.save_pretrained(tmp_path / "model")
     fast.save_pretrained(tmp_path / "model")

@@ -35,7 +35,9 @@ class GpuEditor:
         return Edited({"edit": images}, {}, {})
 
 
-@pytest.mark.parametrize(("most", "limit", "expected"), [(20, 1000, 16), (1000, 1000, 64), (5, 3, 3), (12, 12, 12), (0, 8, 1)])
+@pytest.mark.parametrize(
+    ("most", "limit", "expected"), [(20, 1000, 16), (1000, 1000, 64), (5, 3, 3), (12, 12, 12), (0, 8, 1)]
+)
 def test_the_largest_batch_is_found_by_trying(monkeypatch, most, limit, expected):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
@@ -83,10 +85,14 @@ def image(key):
 
 
 def test_an_edit_that_is_not_finite_is_an_error(tiny_teacher):
-    editor = Editor(tiny_teacher, EditDirection(torch.full((1, 32, 32), torch.nan), "", ""), load(["edit.steps=2"]))
+    editor = Editor(
+        tiny_teacher, EditDirection(torch.full((1, 32, 32), torch.nan), "", ""), load(["edit.steps=2"])
+    )
     maker = PairMaker(editor, Generate(batch=2), None, {})
     source = SimpleNamespace(load=lambda index: image(f"tree-{index}"), names=range(2))
-    with pytest.raises(UserError, match="tree-0: the edit is not finite in generate.dtype=float16; take bfloat16 or float32"):
+    with pytest.raises(
+        UserError, match="tree-0: the edit is not finite in generate.dtype=float16; take bfloat16 or float32"
+    ):
         list(maker.pairs(source, range(2), [], lambda count: None))
 
 
@@ -99,7 +105,9 @@ def safe_teacher(folder, threshold):
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(
-        vision_config={**small, "image_size": 32, "patch_size": 16, "projection_dim": 8}, text_config=small, projection_dim=8
+        vision_config={**small, "image_size": 32, "patch_size": 16, "projection_dim": 8},
+        text_config=small,
+        projection_dim=8,
     )
     checker = StableDiffusionSafetyChecker(config)
     checker.concept_embeds_weights.data.fill_(threshold)
@@ -110,8 +118,12 @@ def safe_teacher(folder, threshold):
     return pipeline
 
 
-@pytest.mark.parametrize(("threshold", "asked", "kept"), [(-2.0, "true", 0), (2.0, "true", 5), (-2.0, "false", 5)])
-def test_what_the_safety_checker_flags_is_left_out_and_counted(tiny_run, tiny_teacher_folder, tmp_path, capsys, threshold, asked, kept):
+@pytest.mark.parametrize(
+    ("threshold", "asked", "kept"), [(-2.0, "true", 0), (2.0, "true", 5), (-2.0, "false", 5)]
+)
+def test_what_the_safety_checker_flags_is_left_out_and_counted(
+    tiny_run, tiny_teacher_folder, tmp_path, capsys, threshold, asked, kept
+):
     safe_teacher(tiny_teacher_folder, threshold).save_pretrained(tmp_path / "safe")
     arguments = [*tiny_run, f"teacher.path={tmp_path}/safe", f"generate.safety_checker={asked}"]
     assert run.main(arguments) == 0  # a flagged edit is no unreadable image: it is never an error
@@ -119,7 +131,11 @@ def test_what_the_safety_checker_flags_is_left_out_and_counted(tiny_run, tiny_te
     assert ("5 of 5 edits were flagged by the safety checker and were left out" in printed) == (kept == 0)
     pairs = list(read_pairs(pairs_dir(load(arguments))))
     assert len(pairs) == kept and all(pair.images["edit"].any() for pair in pairs)
-    left_out = [item for shard in finished_shards(pairs_dir(load(arguments))) for item in read_manifest(shard)["left_out"]]
+    left_out = [
+        item
+        for shard in finished_shards(pairs_dir(load(arguments)))
+        for item in read_manifest(shard)["left_out"]
+    ]
     assert [item["why"] for item in left_out] == ["flagged"] * (5 - kept)
 
 

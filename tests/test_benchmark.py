@@ -10,7 +10,13 @@ from scripts import benchmark
 
 
 def test_generate_prints_and_writes_the_same_table(tiny_run, tmp_path, capsys):
-    arguments = ["generate", *tiny_run, "benchmark.pairs=2", "generate.batch=2", f"json={tmp_path}/found.json"]
+    arguments = [
+        "generate",
+        *tiny_run,
+        "benchmark.pairs=2",
+        "generate.batch=2",
+        f"json={tmp_path}/found.json",
+    ]
     assert benchmark.main(arguments) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     printed = capsys.readouterr().out
@@ -24,15 +30,31 @@ def test_the_fast_preset_has_no_official_row(tiny_run, tmp_path, capsys):
     arguments = ["generate", *tiny_run, "preset=fast", "benchmark.pairs=2", f"json={tmp_path}/found.json"]
     assert benchmark.main(arguments) == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert sorted(name.split(",")[0] for name in found["rows"]) == ["ours", "plain loop"] and "official" not in capsys.readouterr().out
+    assert (
+        sorted(name.split(",")[0] for name in found["rows"]) == ["ours", "plain loop"]
+        and "official" not in capsys.readouterr().out
+    )
 
 
 def test_infer_times_the_teacher_and_each_file(tiny_run, tmp_path, capsys):
-    network = CoModGenerator(32, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=1).eval()
+    network = CoModGenerator(
+        32, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=1
+    ).eval()
     named = dict.fromkeys(("task", "source", "target", "teacher", "git_revision"), "x")
-    formats.write(tmp_path, network, named | {"resolution": 32, "z": None, "config": network.config}, (), None)
-    small = [*tiny_run, "benchmark.pairs=1", "benchmark.calls=2", "benchmark.images_at_once=2", f"json={tmp_path}/found.json"]
-    assert benchmark.main(["infer", *small, "distill.init="]) == 2 and "run distill/export.py" in capsys.readouterr().err
+    formats.write(
+        tmp_path, network, named | {"resolution": 32, "z": None, "config": network.config}, (), None
+    )
+    small = [
+        *tiny_run,
+        "benchmark.pairs=1",
+        "benchmark.calls=2",
+        "benchmark.images_at_once=2",
+        f"json={tmp_path}/found.json",
+    ]
+    assert (
+        benchmark.main(["infer", *small, "distill.init="]) == 2
+        and "run distill/export.py" in capsys.readouterr().err
+    )
     assert benchmark.main(["infer", *small, f"distill.init={tmp_path}/generator.safetensors"]) == 0
     found, printed = json.loads((tmp_path / "found.json").read_text()), capsys.readouterr().out
     eager, files = "PyTorch, eager, float32", [name for name in found["rows"] if "generator" in name]
@@ -62,7 +84,9 @@ def test_train_writes_what_each_loop_took(tmp_path):
     assert found["settings"].startswith("16 x 16, batches of 4")
 
 
-@pytest.mark.parametrize(("name", "known"), [("generate", "sd14"), ("infer", "sd14"), ("filter", "vit_h"), ("train", "")])
+@pytest.mark.parametrize(
+    ("name", "known"), [("generate", "sd14"), ("infer", "sd14"), ("filter", "vit_h"), ("train", "")]
+)
 def test_an_unknown_benchmark_or_architecture(name, known, capsys):
     assert benchmark.main(["nothing"]) == 2 and "There are: generate" in capsys.readouterr().err
     assert benchmark.main([name, "benchmark.architecture=sd9"]) == 2
@@ -72,13 +96,24 @@ def test_an_unknown_benchmark_or_architecture(name, known, capsys):
 
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [("generate", "pairs=0"), ("filter", "plain_pairs=0"), ("infer", "pairs=-1"), ("infer", "calls=0"), ("train", "steps=0")],
+    [
+        ("generate", "pairs=0"),
+        ("filter", "plain_pairs=0"),
+        ("infer", "pairs=-1"),
+        ("infer", "calls=0"),
+        ("train", "steps=0"),
+    ],
 )
 def test_nothing_to_time_is_refused(name, setting, capsys):
-    assert benchmark.main([name, f"benchmark.{setting}"]) == 2 and f"benchmark.{setting}: {name} takes" in capsys.readouterr().err
+    assert (
+        benchmark.main([name, f"benchmark.{setting}"]) == 2
+        and f"benchmark.{setting}: {name} takes" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("architecture", ["", "sd14"])
 def test_an_unknown_precision_says_so(architecture, capsys):
-    assert benchmark.main(["generate", f"benchmark.architecture={architecture}", "generate.dtype=float8"]) == 2
+    assert (
+        benchmark.main(["generate", f"benchmark.architecture={architecture}", "generate.dtype=float8"]) == 2
+    )
     assert "generate.dtype=float8: there are float32" in capsys.readouterr().err

@@ -28,13 +28,22 @@ def test_the_plain_scores_are_the_filters() -> None:
     scorer, perceptual = ClipScorer(config.scorer), perceptual_loss()
     pairs = scene_pairs(3, 128)
     segmenter = Segmenter(config.segmenter, scorer)
-    ours, plain = batch_scorer(config, scorer.device)(pairs), PlainScorer(config, scorer, segmenter, perceptual)
-    generate = plain.generator.generate  # the library gives boxes as floats where some of the points have no mask
-    plain.generator.generate = lambda image: [found | {"bbox": [float(side) for side in found["bbox"]]} for found in generate(image)]
+    ours, plain = (
+        batch_scorer(config, scorer.device)(pairs),
+        PlainScorer(config, scorer, segmenter, perceptual),
+    )
+    generate = (
+        plain.generator.generate
+    )  # the library gives boxes as floats where some of the points have no mask
+    plain.generator.generate = lambda image: [
+        found | {"bbox": [float(side) for side in found["bbox"]]} for found in generate(image)
+    ]
     for row, pair in enumerate(pairs):
         found = plain(pair.images["input"], pair.images["edit"])
         assert found.pop("overlap_iou") == pytest.approx(ours["overlap_iou"][row], abs=0.02)
-        assert ours["clip_gain"][row] == pytest.approx(found.pop("clip_gain"), abs=0.01)  # Pillow rounds to whole levels on the way
+        assert ours["clip_gain"][row] == pytest.approx(
+            found.pop("clip_gain"), abs=0.01
+        )  # Pillow rounds to whole levels on the way
         assert {name: ours[name][row] for name in found} == pytest.approx(found, rel=1e-3)
     assert any(ours["overlap_iou"])
 
@@ -43,16 +52,25 @@ def test_the_table_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert benchmark.main(["filter", *SMALL, f"json={tmp_path}/found.json"]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     printed = capsys.readouterr().out
-    assert found["benchmark"] == "filter" and "masks a picture" in found["settings"] and len(found["rows"]) == 2
-    assert found["ratio"] == found["rows"]["ours, batches of 2"]["ratio"] > 0 and "| plain, one picture at a time |" in printed
+    assert (
+        found["benchmark"] == "filter" and "masks a picture" in found["settings"] and len(found["rows"]) == 2
+    )
+    assert (
+        found["ratio"] == found["rows"]["ours, batches of 2"]["ratio"] > 0
+        and "| plain, one picture at a time |" in printed
+    )
 
 
-def test_the_real_size_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_real_size_needs_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With small stand-ins for the two networks: the limits let masks of random weights through, and both ways are timed."""
     name = f"local-dir:{make_scorer_folder(tmp_path)}"
     model, tokenizer = open_clip.create_model(name), open_clip.get_tokenizer(name)
     asked = []
-    monkeypatch.setattr(open_clip, "create_model", lambda kind, pretrained, **_: asked.append((kind, pretrained)) or model)
+    monkeypatch.setattr(
+        open_clip, "create_model", lambda kind, pretrained, **_: asked.append((kind, pretrained)) or model
+    )
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda kind: tokenizer)
     monkeypatch.setattr(benchmark_filter, "SIDE", 96)
     monkeypatch.setitem(segment_anything.sam_model_registry, "vit_h", tiny_sam)

@@ -36,8 +36,18 @@ def export(tmp_path_factory):
         pytest.skip(f"onnxruntime-web is not to be had: {error}")
     tmp_path = tmp_path_factory.mktemp("export")
     torch.manual_seed(0)
-    network = CoModGenerator(SIDE, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=1).eval()
-    about = {"task": "x", "source": "a <b>cat", "target": "a dog", "teacher": "t", "git_revision": "r", "resolution": SIDE, "z": None}
+    network = CoModGenerator(
+        SIDE, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=1
+    ).eval()
+    about = {
+        "task": "x",
+        "source": "a <b>cat",
+        "target": "a dog",
+        "teacher": "t",
+        "git_revision": "r",
+        "resolution": SIDE,
+        "z": None,
+    }
     formats.write(tmp_path, network, about | {"config": network.config}, (), None)
     (tmp_path / "config.json").write_text(json.dumps(about))
     browser.write_page(tmp_path, Export(), blocks(0, SIDE))
@@ -47,7 +57,9 @@ def export(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(export):
     """The page in a headless Chromium, served as `python -m http.server` does; every request it makes is in page.asked."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
+    )
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("no chromium or google-chrome on this machine")
@@ -96,12 +108,18 @@ def test_the_page_edits_as_python_does(page, export, tmp_path):
 def test_the_slider_uncovers_the_edit_and_the_camera_runs(page, tmp_path):
     shots = {}
     for cut in (0, 100):
-        page.evaluate(f"s => {{ s.value = {cut}; s.dispatchEvent(new Event('input')) }}", page.query_selector("#slider"))
+        page.evaluate(
+            f"s => {{ s.value = {cut}; s.dispatchEvent(new Event('input')) }}", page.query_selector("#slider")
+        )
         page.locator("#stage").screenshot(path=tmp_path / f"{cut}.png")
-        shots[cut] = np.asarray(Image.open(tmp_path / f"{cut}.png").convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)).astype(int)
+        shots[cut] = np.asarray(
+            Image.open(tmp_path / f"{cut}.png").convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+        ).astype(int)
     inner = slice(SIDE // 4, -SIDE // 4)  # no labels there
     for cut, shown, other in ((0, "after", "before"), (100, "before", "after")):
-        near, far = (np.abs(shots[cut] - pixels(page, canvas))[inner, inner].mean() for canvas in (shown, other))
+        near, far = (
+            np.abs(shots[cut] - pixels(page, canvas))[inner, inner].mean() for canvas in (shown, other)
+        )
         assert near < 0.5 * far
     still = pixels(page, "before")
     page.click("#camera")
@@ -130,5 +148,9 @@ def test_another_package_or_none_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is not onnxruntime-web"):
         browser._package("")
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(browser, "INTEGRITY", "sha512-" + browser.base64.b64encode(browser.hashlib.sha512(b"not it").digest()).decode())
+    monkeypatch.setattr(
+        browser,
+        "INTEGRITY",
+        "sha512-" + browser.base64.b64encode(browser.hashlib.sha512(b"not it").digest()).decode(),
+    )
     assert browser._package("") == b"not it" == (tmp_path / "cache" / "zero2gan" / "other.tgz").read_bytes()

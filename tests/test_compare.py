@@ -25,11 +25,23 @@ from tests.test_filter import laplacian_variance
 def asked(tmp_path, monkeypatch):
     """The arguments of a run of 12 scenes whose 'teacher' paints the true edit."""
     monkeypatch.chdir(tmp_path)
-    arguments = ["task=tree2winter", "runs_dir=runs", *TINY, "distill.images=8", "distill.validation_share=0.3", "evaluate.scenes=3"]
+    arguments = [
+        "task=tree2winter",
+        "runs_dir=runs",
+        *TINY,
+        "distill.images=8",
+        "distill.validation_share=0.3",
+        "evaluate.scenes=3",
+    ]
     config = load(arguments)
     scenes = [open_source(config.source, config.task, 16, 12).load(place) for place in range(12)]
     pairs = [
-        Pair(one.key, {"input": one.image, "edit": evaluate.true_edit(config, one.about, 16)}, {"source": one.about}) for one in scenes
+        Pair(
+            one.key,
+            {"input": one.image, "edit": evaluate.true_edit(config, one.about, 16)},
+            {"source": one.about},
+        )
+        for one in scenes
     ]
     run = tmp_path / "runs/tree2winter/miniature"
     (run / "pairs").mkdir(parents=True)
@@ -39,7 +51,9 @@ def asked(tmp_path, monkeypatch):
 
 
 def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
-    rows = {row: compare.TABLES["losses"][row] for row in ("L1", "L1 + LPIPS + GAN .1")}  # of five: each is a process of its own
+    rows = {
+        row: compare.TABLES["losses"][row] for row in ("L1", "L1 + LPIPS + GAN .1")
+    }  # of five: each is a process of its own
     monkeypatch.setitem(compare.TABLES, "losses", rows)
     assert compare.main(["losses", *asked, "compare.jobs=2", "distill.save_every_images=4"]) == 0
     on_the_way, table = printed_tables(capsys.readouterr().out)
@@ -49,15 +63,32 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     assert result["images"] == 3 and result["sets"]["L1"] == ["distill.lpips=0"]
 
     trained = folder / "l1-lpips-gan-1/tree2winter/miniature/train"
-    assert "adversarial: 0.1\n" in (trained / "config.yaml").read_text() and "beta1: 0.0\n" in (trained / "config.yaml").read_text()
-    last = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines() if "validation" in line][-1]
-    checks = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines() if "validation" in line]
+    assert (
+        "adversarial: 0.1\n" in (trained / "config.yaml").read_text()
+        and "beta1: 0.0\n" in (trained / "config.yaml").read_text()
+    )
+    last = [
+        json.loads(line)
+        for line in (trained / "metrics.jsonl").read_text().splitlines()
+        if "validation" in line
+    ][-1]
+    checks = [
+        json.loads(line)
+        for line in (trained / "metrics.jsonl").read_text().splitlines()
+        if "validation" in line
+    ]
     assert [line["images"] for line in checks] == [4, 8] and checks[-1] == last and result["not_ended"] == []
-    assert on_the_way["L1 + LPIPS + GAN .1"] == {str(line["images"]): f"{line['lpips']:.3f}" for line in checks}
+    assert on_the_way["L1 + LPIPS + GAN .1"] == {
+        str(line["images"]): f"{line['lpips']:.3f}" for line in checks
+    }
     row = result["rows"]["L1 + LPIPS + GAN .1"]
-    assert row["lpips_teacher"]["mean"] == last["lpips"] and row["images"]["mean"] == 8 and "reached" not in row
+    assert (
+        row["lpips_teacher"]["mean"] == last["lpips"] and row["images"]["mean"] == 8 and "reached" not in row
+    )
     log = (folder / "l1-lpips-gan-1/log.txt").read_text()
-    assert f"training {row['trained']['mean']:.1%} of the weights" in log  # as the training itself counts them
+    assert (
+        f"training {row['trained']['mean']:.1%} of the weights" in log
+    )  # as the training itself counts them
     with Image.open(folder / "grid.png") as grid:  # input, two rows, truth
         assert grid.width == 4 * 96
 
@@ -65,12 +96,16 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     loaded = [open_source(config.source, config.task, 16, 3).load(place) for place in range(3)]
     edits, _ = compare.edit(config, np.stack([one.image for one in loaded]), torch.device("cpu"))
     truth = np.stack([evaluate.true_edit(config, one.about, 16) for one in loaded])
-    assert mean(table["L1"]["PSNR to truth, dB"]) == pytest.approx(metrics.psnr(edits, truth).mean(), abs=0.006)
+    assert mean(table["L1"]["PSNR to truth, dB"]) == pytest.approx(
+        metrics.psnr(edits, truth).mean(), abs=0.006
+    )
     sharp = [np.mean([laplacian_variance(image) for image in images]) for images in (edits, truth)]
     assert mean(table["L1"]["sharpness / truth's"]) == pytest.approx(sharp[0] / sharp[1], abs=0.006)
 
     del rows["L1 + LPIPS + GAN .1"]
-    assert compare.main(["losses", *asked, "distill.save_every_images=4"]) == 0  # goes on from the end: nothing is trained again
+    assert (
+        compare.main(["losses", *asked, "distill.save_every_images=4"]) == 0
+    )  # goes on from the end: nothing is trained again
     assert "train: going on from" in (folder / "l1/log.txt").read_text()
     assert json.loads((folder / "table.json").read_text())["rows"] == {"L1": result["rows"]["L1"]}
 
@@ -113,14 +148,22 @@ def test_few_pairs_are_the_first_and_what_is_held_out_stays(asked, tmp_path):
 
 
 def log_of(*checks):
-    lines = [{"images": images, "kind": "validation", "lpips": lpips, "psnr": 20.0} for images, lpips in checks]
+    lines = [
+        {"images": images, "kind": "validation", "lpips": lpips, "psnr": 20.0} for images, lpips in checks
+    ]
     return [{"images": 50, "kind": "train", "images_per_s": rate} for rate in (1.0, 9.0, 5.0)] + lines
 
 
 def test_shares_of_the_training_from_scratch_by_hand():
     scratch = log_of((100, 0.9), (200, 0.29), (300, 0.32), (400, 0.30))
     found = compare.of_training(scratch, scratch)
-    assert found == {"lpips_teacher": 0.30, "psnr_teacher": 20.0, "images_per_s": 5.0, "reached": 0.5, "reached_near": 0.5}
+    assert found == {
+        "lpips_teacher": 0.30,
+        "psnr_teacher": 20.0,
+        "images_per_s": 5.0,
+        "reached": 0.5,
+        "reached_near": 0.5,
+    }
     assert (
         compare.of_training(log_of((50, 0.308), (100, 0.30), (150, 0.5)), scratch).items()
         > {"reached_near": 0.125, "reached": 0.25}.items()
@@ -134,7 +177,11 @@ def test_a_training_that_fails_is_named_and_the_others_end(asked, tmp_path, caps
     monkeypatch.setitem(compare.TABLES, "losses", {"wrong": "distill.dtype=float16", "L1": "distill.lpips=0"})
     assert compare.main(["losses", *asked, "evaluate.scenes=2"]) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("error: wrong: distill.dtype=float16: it is") and "compare/losses/wrong/log.txt" in err and err.count("\n") == 1
+    assert (
+        err.startswith("error: wrong: distill.dtype=float16: it is")
+        and "compare/losses/wrong/log.txt" in err
+        and err.count("\n") == 1
+    )
     on_the_way, table = printed_tables(out)
     assert list(on_the_way) == list(table) == ["L1"] and "not trained to the end: wrong." in out
 
@@ -144,12 +191,20 @@ def test_stopped_it_shows_what_there_is(asked, tmp_path, capsys, monkeypatch):
     rows = {"L1": "distill.lpips=0", "endless": "distill.images=1000000", "waiting": ""}
     monkeypatch.setitem(compare.TABLES, "losses", rows)
     arguments = ["losses", *asked, "compare.jobs=2", "evaluate.scenes=2", "distill.save_every_images=4"]
-    folder, started, popen = tmp_path / "runs/tree2winter/miniature/compare/losses", [], compare.subprocess.Popen
+    folder, started, popen = (
+        tmp_path / "runs/tree2winter/miniature/compare/losses",
+        [],
+        compare.subprocess.Popen,
+    )
     trained = {row: folder / row.lower() / "tree2winter/miniature/train" for row in rows}
-    monkeypatch.setattr(compare.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    monkeypatch.setattr(
+        compare.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+    )
 
     def interrupt(_):
-        if (trained["L1"] / "checkpoints/000000008/state.json").exists() and list(trained["endless"].glob("checkpoints/0*")):
+        if (trained["L1"] / "checkpoints/000000008/state.json").exists() and list(
+            trained["endless"].glob("checkpoints/0*")
+        ):
             raise KeyboardInterrupt
         time.sleep(0.05)
 
@@ -159,7 +214,9 @@ def test_stopped_it_shows_what_there_is(asked, tmp_path, capsys, monkeypatch):
     assert all(process.poll() is not None for process in started)
 
     (folder / "table.json").unlink()
-    monkeypatch.setattr(compare, "time", SimpleNamespace(sleep=lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+    monkeypatch.setattr(
+        compare, "time", SimpleNamespace(sleep=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    )
     with pytest.raises(SystemExit, match="143"):
         compare.main(arguments)
     assert check_stopped(capsys.readouterr().out, folder)["rows"] == found["rows"]
@@ -169,20 +226,39 @@ def test_stopped_it_shows_what_there_is(asked, tmp_path, capsys, monkeypatch):
 def check_stopped(out, folder):
     """L1 has ended, endless was on the way, waiting never began."""
     on_the_way, table = printed_tables(out)
-    assert list(on_the_way) == ["L1", "endless"] and list(table) == ["L1"] and "not trained to the end: endless; waiting." in out
+    assert (
+        list(on_the_way) == ["L1", "endless"]
+        and list(table) == ["L1"]
+        and "not trained to the end: endless; waiting." in out
+    )
     found = json.loads((folder / "table.json").read_text())
-    assert found["not_ended"] == ["endless", "waiting"] and list(found["rows"]) == ["L1"] and (folder / "grid.png").is_file()
+    assert (
+        found["not_ended"] == ["endless", "waiting"]
+        and list(found["rows"]) == ["L1"]
+        and (folder / "grid.png").is_file()
+    )
     assert found["validation"]["L1"].keys() == {"4", "8"}
     return found
 
 
 def test_what_is_refused_or_only_told(asked, tmp_path, capsys):
-    assert compare.main(["loss", *asked]) == 2 and "losses, augment, batches, latent, sizes, transfer" in capsys.readouterr().err
+    assert (
+        compare.main(["loss", *asked]) == 2
+        and "losses, augment, batches, latent, sizes, transfer" in capsys.readouterr().err
+    )
     assert compare.main(asked) == 2 and "no table ''" in capsys.readouterr().err
-    assert compare.main(["losses", *asked, "task.scene_truth=null"]) == 2 and "task.scene_truth" in capsys.readouterr().err
-    assert compare.main(["losses", *asked, "evaluate.first_seed=1000011"]) == 2 and "first_seed=1000011" in capsys.readouterr().err
+    assert (
+        compare.main(["losses", *asked, "task.scene_truth=null"]) == 2
+        and "task.scene_truth" in capsys.readouterr().err
+    )
+    assert (
+        compare.main(["losses", *asked, "evaluate.first_seed=1000011"]) == 2
+        and "first_seed=1000011" in capsys.readouterr().err
+    )
     assert compare.main(["transfer", *asked, "compare.init=a b.safetensors", "--dry-run"]) == 0
-    assert "adapters of rank 4: distill.init=a b.safetensors distill.adapter_rank=4" in capsys.readouterr().out
+    assert (
+        "adapters of rank 4: distill.init=a b.safetensors distill.adapter_rank=4" in capsys.readouterr().out
+    )
     assert not (tmp_path / "runs/tree2winter/miniature/compare").exists()
 
 
@@ -190,9 +266,14 @@ def test_what_is_refused_or_only_told(asked, tmp_path, capsys):
 def test_every_row_is_a_configuration_of_its_own(table):
     config = load([])
     asked = ["distill.beta1=0.5", "generator.width=0.5"]
-    made = {row: load([*compare.BASE, *asked, *compare._sets(config, table, row)]) for row in compare.TABLES[table]}
+    made = {
+        row: load([*compare.BASE, *asked, *compare._sets(config, table, row)])
+        for row in compare.TABLES[table]
+    }
     assert len({str(one) for one in made.values()}) == len(made)
     for row, one in made.items():
-        assert one.distill.beta1 == (0.9 if "beta1" in row else 0.5) and one.distill.lr == 0.001  # the row, the user, the base
+        assert (
+            one.distill.beta1 == (0.9 if "beta1" in row else 0.5) and one.distill.lr == 0.001
+        )  # the row, the user, the base
         assert one.generator.width == (0.25 if "quarter" in row else 0.5)
         assert bool(one.distill.init) == (table == "transfer" and row != compare.SCRATCH)

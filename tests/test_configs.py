@@ -39,7 +39,9 @@ def test_every_task_is_complete(task, tmp_path):
     assert swap_words(caption, config.task) != caption
 
 
-@pytest.mark.parametrize("text", ["a cat: asleep", "a cat, a dog", "[a] {b}", "yes", "12", "null", "", 'it\'s "x" # y'])
+@pytest.mark.parametrize(
+    "text", ["a cat: asleep", "a cat, a dog", "[a] {b}", "yes", "12", "null", "", 'it\'s "x" # y']
+)
 def test_text_is_taken_as_it_is(text):
     assert load([f"source.caption={text}"]).source.caption == text
 
@@ -79,11 +81,19 @@ def test_a_folder_that_says_no_resolution_is_refused():
 def test_later_layers_win():
     assert load([]).generate.pairs == 48
     paper = load(["preset=paper"])
-    assert (paper.teacher.name, paper.generate.pairs, paper.edit.steps, paper.teacher.resolution) == ("sd14", 15_000, 100, 512)
+    assert (paper.teacher.name, paper.generate.pairs, paper.edit.steps, paper.teacher.resolution) == (
+        "sd14",
+        15_000,
+        100,
+        512,
+    )
     assert load(["generate.pairs=7", "task.clip_gain=null"]).generate.pairs == 7
     assert load(["distill.init="]).distill.init == ""
     fast = load(["preset=fast"]), load(["preset=paper,fast"])
-    assert [(one.teacher.name, one.edit.steps, one.guidance.until) for one in fast] == [("miniature", 20, 0.5), ("sd14", 100, 0.5)]
+    assert [(one.teacher.name, one.edit.steps, one.guidance.until) for one in fast] == [
+        ("miniature", 20, 0.5),
+        ("sd14", 100, 0.5),
+    ]
     assert str(run_dir(load(["runs_dir=/r", "task=tree2fall"]))) == "/r/tree2fall/miniature"
 
 
@@ -140,7 +150,10 @@ def test_errors_end_with_2_and_one_line(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("arguments", "pairs"), [([], 48), (["preset=paper"], 15_000), (["generate.pairs=7"], 7), (["nonsense=1"], 48)])
+@pytest.mark.parametrize(
+    ("arguments", "pairs"),
+    [([], 48), (["preset=paper"], 15_000), (["generate.pairs=7"], 7), (["nonsense=1"], 48)],
+)
 def test_help_shows_the_values_that_hold(capsys, arguments, pairs):
     assert entry("doc", ("generate",), lambda config: None, lambda config: {}, [*arguments, "--help"]) == 0
     assert f"  generate.pairs={pairs} " in capsys.readouterr().out
@@ -158,7 +171,11 @@ def test_every_entry_point_helps_and_lists(path):
     )
     for option, expected in (("--help", "task=NAME"), ("--list", "tree2winter")):
         done = subprocess.run(
-            [sys.executable, "-c", probe, option], cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
+            [sys.executable, "-c", probe, option],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": str(ROOT)},
         )
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout

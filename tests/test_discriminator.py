@@ -16,7 +16,9 @@ from models.discriminator import Discriminator, _Block, minibatch_deviation
 def test_size_is_the_published_one(resolution):
     with torch.device("meta"):
         network = Discriminator(resolution)
-    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(28.9, rel=0.005)
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(
+        28.9, rel=0.005
+    )
 
 
 def test_it_judges_edit_and_input_together_and_every_parameter_learns():
@@ -36,7 +38,12 @@ def test_the_way_around_a_block_is_the_blurred_image():
     block, x_BCHW = _Block(2, 3), torch.randn(1, 2, 8, 8)
     nn.init.zeros_(block.convs[1].weight.raw)
     line_K = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-    blurred = torch.stack([conv2d(plane[None, None], (line_K[:, None] * line_K)[None, None], padding=1)[0, 0] for plane in x_BCHW[0]])
+    blurred = torch.stack(
+        [
+            conv2d(plane[None, None], (line_K[:, None] * line_K)[None, None], padding=1)[0, 0]
+            for plane in x_BCHW[0]
+        ]
+    )
     expected = torch.einsum("oi,ihw->ohw", block.around()[:, :, 0, 0], blurred[:, ::2, ::2]) / 2**0.5
     torch.testing.assert_close(block(x_BCHW)[0], expected)
 
@@ -57,7 +64,10 @@ class Quadratic(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Parameter(torch.tensor(0.7, dtype=torch.float64)), nn.Parameter(torch.tensor(-0.3, dtype=torch.float64))
+        self.a, self.b = (
+            nn.Parameter(torch.tensor(0.7, dtype=torch.float64)),
+            nn.Parameter(torch.tensor(-0.3, dtype=torch.float64)),
+        )
 
     def forward(self, input_BCHW, edit_BCHW):
         return (self.a * edit_BCHW.square() / 2 + self.b * input_BCHW * edit_BCHW).sum((1, 2, 3))
@@ -85,8 +95,13 @@ def test_r1_of_the_real_network_is_that_of_finite_differences():
             step = torch.zeros_like(edit_BCHW).flatten()
             step[place] = tiny
             step = step.view_as(edit_BCHW)
-            norm += ((network(input_BCHW, edit_BCHW + step) - network(input_BCHW, edit_BCHW - step)).sum() / (2 * tiny)).square()
-    torch.testing.assert_close(gradient_penalty(network, input_BCHW, edit_BCHW).detach(), norm / 2, rtol=1e-5, atol=0)
+            norm += (
+                (network(input_BCHW, edit_BCHW + step) - network(input_BCHW, edit_BCHW - step)).sum()
+                / (2 * tiny)
+            ).square()
+    torch.testing.assert_close(
+        gradient_penalty(network, input_BCHW, edit_BCHW).detach(), norm / 2, rtol=1e-5, atol=0
+    )
 
 
 class Fixed(nn.Module):
@@ -129,7 +144,9 @@ def test_the_generators_loss_has_the_adversary_at_its_weight():
     config = Distill(l1=2.0, adversarial=0.5)
     zero = torch.zeros(2, 3, 4, 4)
     parts = distillation_loss(config, Alike(), Adversary(Fixed(), config), zero, zero, zero + 0.25)
-    assert parts["loss"].item() == pytest.approx(2 * 0.25 + 0.5 * log(2.0)) and parts["adversarial"].item() == pytest.approx(log(2.0))
+    assert parts["loss"].item() == pytest.approx(2 * 0.25 + 0.5 * log(2.0)) and parts[
+        "adversarial"
+    ].item() == pytest.approx(log(2.0))
 
 
 def test_a_block_adds_its_two_ways_at_unit_variance():

@@ -63,9 +63,18 @@ def test_at_full_size_a_small_share_trains():
 @pytest.fixture
 def init(tmp_path):
     torch.manual_seed(1)
-    sizes = {"channel_base": 64, "channel_max": 8, "z_dim": 8, "w_dim": 8, "code_dim": 16, "mapping_layers": 2}
+    sizes = {
+        "channel_base": 64,
+        "channel_max": 8,
+        "z_dim": 8,
+        "w_dim": 8,
+        "code_dim": 16,
+        "mapping_layers": 2,
+    }
     old = CoModGenerator(16, **sizes)
-    config = {key: value for key, value in old.config.items() if key not in ("separable", "width")}  # a file from before those were there
+    config = {
+        key: value for key, value in old.config.items() if key not in ("separable", "width")
+    }  # a file from before those were there
     save_file(old.state_dict(), tmp_path / "old.safetensors", {"config": json.dumps(config)})
     return tmp_path / "old.safetensors"
 
@@ -76,16 +85,27 @@ def test_training_moves_the_adapters_alone_and_resumes_bit_for_bit(init, tmp_pat
         run = tmp_path / name / "tree2winter" / "miniature"
         make_pairs(run)
         for images in lengths:
-            options = [f"distill.images={images}", "distill.lpips=0", f"distill.init={init}", "distill.adapter_rank=2"]
+            options = [
+                f"distill.images={images}",
+                "distill.lpips=0",
+                f"distill.init={init}",
+                "distill.adapter_rank=2",
+            ]
             path = train(load(arguments(run, *options)))
-        results.append({part: load_file(path / f"{part}.safetensors") for part in ("generator", "ema", "adam")})
+        results.append(
+            {part: load_file(path / f"{part}.safetensors") for part in ("generator", "ema", "adam")}
+        )
     assert "% of the weights" in capsys.readouterr().out
     for part, tensors in results[0].items():
-        assert [name for name, value in tensors.items() if not torch.equal(value, results[1][part][name])] == []
+        assert [
+            name for name, value in tensors.items() if not torch.equal(value, results[1][part][name])
+        ] == []
     old, now, average = load_file(init), results[0]["generator"], results[0]["ema"]
     assert average.keys() == old.keys()  # what export reads is a plain network
     skip = "encoder.skips.1.weight"
-    torch.testing.assert_close(now[f"{skip}.parametrizations.raw.original"], old[f"{skip}.raw"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        now[f"{skip}.parametrizations.raw.original"], old[f"{skip}.raw"], rtol=0, atol=0
+    )
     assert not torch.equal(average[f"{skip}.raw"], old[f"{skip}.raw"])
     assert torch.equal(average["mapping.0.weight.raw"], old["mapping.0.weight.raw"])
 
@@ -94,8 +114,16 @@ def test_the_average_is_of_merged_weights(init, tmp_path):
     """One step: 2^-20 of the first weights is left in the average."""
     run = tmp_path / "tree2winter" / "miniature"
     make_pairs(run)
-    path = train(load(arguments(run, "distill.images=4", "distill.lpips=0", f"distill.init={init}", "distill.adapter_rank=2")))
+    path = train(
+        load(
+            arguments(
+                run, "distill.images=4", "distill.lpips=0", f"distill.init={init}", "distill.adapter_rank=2"
+            )
+        )
+    )
     now, average = load_file(path / "generator.safetensors"), load_file(path / "ema.safetensors")
     change = "encoder.skips.1.weight.parametrizations.raw"
-    expected = now[f"{change}.original"] + (now[f"{change}.0.up"] @ now[f"{change}.0.down"]).view_as(now[f"{change}.original"])
+    expected = now[f"{change}.original"] + (now[f"{change}.0.up"] @ now[f"{change}.0.down"]).view_as(
+        now[f"{change}.original"]
+    )
     torch.testing.assert_close(average["encoder.skips.1.weight.raw"], expected, rtol=1e-5, atol=1e-5)

@@ -65,7 +65,9 @@ def test_every_format_agrees_with_pytorch(run):
     assert all(formats[name]["max_levels"] <= 1 for name in EXACT)
     assert all(formats[name]["allowed_levels"] <= 8 for name in formats if "int8" not in name)
     assert formats["generator.safetensors"]["max_levels"] == 0
-    assert formats["generator-fp16.onnx"]["max_levels"] <= 2 and formats["generator-fp16.pt2"]["max_levels"] <= 2
+    assert (
+        formats["generator-fp16.onnx"]["max_levels"] <= 2 and formats["generator-fp16.pt2"]["max_levels"] <= 2
+    )
     assert 0 < formats["generator-int8.onnx"]["mean_levels"] < 5
 
 
@@ -81,11 +83,15 @@ def test_folding_computes_all_that_weights_alone_decide(z, separable):
         with torch.no_grad():
             expected_BCHW = network(batch_BCHW, torch.tensor([z]) if z else None)
             torch.testing.assert_close(edit(batch_BCHW), expected_BCHW, rtol=1e-5, atol=1e-5)
-            found_BCHW = copy.deepcopy(edit).half()(batch_BCHW.half())  # no cast of float32 may be left in the graph
+            found_BCHW = copy.deepcopy(edit).half()(
+                batch_BCHW.half()
+            )  # no cast of float32 may be left in the graph
             torch.testing.assert_close(found_BCHW, expected_BCHW.half(), rtol=0.02, atol=0.02)
     calls = [node for node in edit.graph.nodes if node.op == "call_function"]
     assert calls and all(any(source.op != "get_attr" for source in node.all_input_nodes) for node in calls)
-    assert (4, 4) not in [tuple(constant.shape) for constant in edit.buffers()]  # the mapping network's weights
+    assert (4, 4) not in [
+        tuple(constant.shape) for constant in edit.buffers()
+    ]  # the mapping network's weights
 
 
 def test_eight_bit_ranges_come_from_the_calibration_pictures(run, tmp_path):
@@ -102,12 +108,19 @@ def test_programs_name_no_device(run):
     """What checks that its input is on the CPU, as torch.export adds it, fails on a GPU."""
     for path in (run / "export").glob("*.pt2"):
         program = torch.export.load(path)
-        assert not [node for node in program.graph.nodes if "assert" in str(node.target) or node.kwargs.get("device")]
+        assert not [
+            node for node in program.graph.nodes if "assert" in str(node.target) or node.kwargs.get("device")
+        ]
 
 
 def test_files_say_what_they_are(run):
     about = json.loads((run / "export" / "config.json").read_text())
-    assert (about["task"], about["resolution"], about["images_seen"], about["pairs"]) == ("tree2winter", 16, 8, 12)
+    assert (about["task"], about["resolution"], about["images_seen"], about["pairs"]) == (
+        "tree2winter",
+        16,
+        8,
+        12,
+    )
     assert len(about["pairs_sha256"]) == 2 and about["config"]["channel_base"] == 64
     with safe_open(run / "export" / "generator.safetensors", "np") as stream:
         assert {key: json.loads(value) for key, value in stream.metadata().items()} == about
@@ -133,7 +146,10 @@ def test_training_starts_from_an_exported_generator(run, tmp_path, capsys):
     make_pairs(other)
     init = f"distill.init={run / 'export' / 'generator.safetensors'}"
     path = train(load(arguments(other, "distill.images=4", "distill.lpips=0", "distill.lr=0", init)))
-    with safe_open(path / "generator.safetensors", "np") as now, safe_open(run / "export" / "generator.safetensors", "np") as before:
+    with (
+        safe_open(path / "generator.safetensors", "np") as now,
+        safe_open(run / "export" / "generator.safetensors", "np") as before,
+    ):
         assert all(np.array_equal(now.get_tensor(name), before.get_tensor(name)) for name in before.keys())  # noqa: SIM118
 
 
@@ -142,16 +158,26 @@ def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
     learner, onnx_file = tmp_path / "tree2winter" / "miniature", run / "export" / "generator.onnx"
     images = {pair.key: pair.images for pair in make_pairs(learner)}
     config = load(arguments(learner, *SHORT, f"distill.labels={onnx_file}"))
-    state, translator = TrainingState(config, Accelerator(cpu=True), tmp_path), Translator(onnx_file, threads=1)
+    state, translator = (
+        TrainingState(config, Accelerator(cpu=True), tmp_path),
+        Translator(onnx_file, threads=1),
+    )
     for dataset, workers in ((state.training, 2), (state.held_out, 0)):
-        found = [pair for batches in DataLoader(dataset, 3, num_workers=workers) for pair in zip(*batches, strict=True)]
+        found = [
+            pair
+            for batches in DataLoader(dataset, 3, num_workers=workers)
+            for pair in zip(*batches, strict=True)
+        ]
         for location, pair in zip(dataset.locations, found, strict=True):
             own = images[location.key]
             edit_HWC = translator(own["input"]) if dataset is state.training else own["edit"]
             for found_CHW, expected_HWC in zip(pair, (own["input"], edit_HWC), strict=True):
                 assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
     for file, workers in (("missing.onnx", 0), (str(learner / "selection.json"), 2)):
-        assert train_main(arguments(learner, *SHORT, f"distill.labels={file}", f"distill.workers={workers}")) == 2
+        assert (
+            train_main(arguments(learner, *SHORT, f"distill.labels={file}", f"distill.workers={workers}"))
+            == 2
+        )
         said = capsys.readouterr().err.strip()
         assert Path(file).name in said and "error: " in said.splitlines()[-1]
 
@@ -171,7 +197,10 @@ def test_formats_not_asked_for_go_and_unknown_ones_are_refused(run, tmp_path, ca
     (other / "export" / ".making.killed").mkdir()
     assert export_main(arguments(other, *SHORT, NONE_ELSE)) == 0
     assert not (other / "export" / ".making.killed").exists()
-    assert {path.name for path in (other / "export").glob("generator*")} == {"generator.safetensors", "generator.onnx"}
+    assert {path.name for path in (other / "export").glob("generator*")} == {
+        "generator.safetensors",
+        "generator.onnx",
+    }
     assert export_main(arguments(other, *SHORT, "export.formats=[int4]")) == 2
     assert "no 'int4'. There are: float, fp16, int8, pt2, page" in capsys.readouterr().err
 
@@ -203,9 +232,15 @@ def test_a_photo_is_turned_upright_and_keeps_its_shape():
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
     photo.info["exif"] = exif.tobytes()
     upright = translate.fit(photo, 16)
-    assert upright.size == (16, 32) and upright.getpixel((8, 2)) == (0, 0, 255) and upright.getpixel((8, 24)) == (255, 0, 0)
+    assert (
+        upright.size == (16, 32)
+        and upright.getpixel((8, 2)) == (0, 0, 255)
+        and upright.getpixel((8, 24)) == (255, 0, 0)
+    )
     deep = translate.fit(Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)), 16)
-    np.testing.assert_array_equal(np.asarray(deep)[..., 1].ravel(), np.linspace(0, 65535, 256).astype(np.uint16) // 257)
+    np.testing.assert_array_equal(
+        np.asarray(deep)[..., 1].ravel(), np.linspace(0, 65535, 256).astype(np.uint16) // 257
+    )
     clear = translate.fit(Image.new("RGBA", (16, 16), (0, 0, 0, 0)), 16)
     assert clear.getpixel((0, 0)) == (255, 255, 255)
 
@@ -224,7 +259,12 @@ def test_whatever_is_wrong_with_some_files_the_others_are_edited(run, tmp_path, 
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
-    for name, size in (("bomb.png", (64, 64)), ("large.png", (25, 25)), ("torn.png", (16, 16)), ("z.png", (16, 16))):
+    for name, size in (
+        ("bomb.png", (64, 64)),
+        ("large.png", (25, 25)),
+        ("torn.png", (16, 16)),
+        ("z.png", (16, 16)),
+    ):
         Image.new("RGB", size, "green").save(folder / name)
     data = (folder / "torn.png").read_bytes()
     (folder / "torn.png").write_bytes(data[:30] + b"\0\0" + data[32:])
@@ -232,7 +272,9 @@ def test_whatever_is_wrong_with_some_files_the_others_are_edited(run, tmp_path, 
         (folder / name).write_bytes(b"no video")
     assert translate.main([str(run), str(folder), str(out)]) == 2
     said = capsys.readouterr().err
-    assert "5 of 6 files were left out: bomb.png (" in said and all(name in said for name in ("large.png", "torn.png", "a.mp4", "b.mp4"))
+    assert "5 of 6 files were left out: bomb.png (" in said and all(
+        name in said for name in ("large.png", "torn.png", "a.mp4", "b.mp4")
+    )
     assert [path.name for path in out.iterdir()] == ["z.png"]
 
 
@@ -287,10 +329,18 @@ def test_a_folder_end_to_end(run, tmp_path, capsys):
 
 def test_a_video_keeps_its_frames_and_their_times(unchanged, tmp_path, monkeypatch, capsys):
     av = pytest.importorskip("av", reason="PyAV is not installed: pip install -e .[video]")
-    times_ms, greys = [0, 33, 71, 500, 511], [20, 60, 100, 140, 180]  # as from a phone: the frames do not come evenly
+    times_ms, greys = (
+        [0, 33, 71, 500, 511],
+        [20, 60, 100, 140, 180],
+    )  # as from a phone: the frames do not come evenly
     with av.open(str(tmp_path / "in.mp4"), "w") as writer:
         stream = writer.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = 60, 40, "yuv420p", Fraction(1, 1000)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = (
+            60,
+            40,
+            "yuv420p",
+            Fraction(1, 1000),
+        )
         for time_ms, grey in zip(times_ms, greys, strict=True):
             frame = av.VideoFrame.from_ndarray(np.full((40, 60, 3), grey, np.uint8), format="rgb24")
             frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
@@ -308,7 +358,10 @@ def test_a_video_keeps_its_frames_and_their_times(unchanged, tmp_path, monkeypat
     (tmp_path / "text.mp4").write_text("no video")
     assert translate.main(["model", str(tmp_path / "text.mp4"), str(tmp_path / "out")]) == 2
     assert "no video that can be read" in capsys.readouterr().err
-    assert translate.main(["model", "77", str(tmp_path / "out")]) == 2 and "77: no video" in capsys.readouterr().err
+    assert (
+        translate.main(["model", "77", str(tmp_path / "out")]) == 2
+        and "77: no video" in capsys.readouterr().err
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["in.mp4"]
     monkeypatch.setitem(sys.modules, "av", None)
     assert translate.main([*command, "--overwrite"]) == 2 and "pip install av" in capsys.readouterr().err

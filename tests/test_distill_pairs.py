@@ -30,7 +30,9 @@ def make_pairs(run, count=12, side=16, an_input=2, seed=0):
         made.append(Pair(f"k{number:03d}", {"input": image_HWC, "edit": 255 - image_HWC}, record))
     write_shard(run / "pairs", 0, made[: count // 2], {})
     write_shard(run / "pairs", 1, made[count // 2 :], {})
-    write_json(run / "selection.json", {"thresholds": {}, "kept": [pair.key for pair in made], "total": count})
+    write_json(
+        run / "selection.json", {"thresholds": {}, "kept": [pair.key for pair in made], "total": count}
+    )
     return made
 
 
@@ -48,11 +50,17 @@ def test_random_access_gives_the_written_pictures(tmp_path):
 def test_a_second_epoch_reads_no_file_and_gives_the_same_bits(tmp_path, workers, context):
     """Whoever decoded them: the second epoch's pairs are dealt to the workers in another order."""
     made = make_pairs(tmp_path)
-    dataset = pairs.PairDataset(pairs.find_pairs(tmp_path / "pairs", [pair.key for pair in made]), 16, cache_gb=12 * 2 * 3 * 16 * 16 / 1e9)
+    dataset = pairs.PairDataset(
+        pairs.find_pairs(tmp_path / "pairs", [pair.key for pair in made]),
+        16,
+        cache_gb=12 * 2 * 3 * 16 * 16 / 1e9,
+    )
 
     def epoch(order):
         loader = DataLoader(dataset, 3, sampler=order, num_workers=workers, multiprocessing_context=context)
-        return dict(zip(order, (pair for images in loader for pair in zip(*images, strict=True)), strict=True))
+        return dict(
+            zip(order, (pair for images in loader for pair in zip(*images, strict=True)), strict=True)
+        )
 
     first = epoch(range(12))
     for shard in (tmp_path / "pairs").iterdir():
@@ -66,7 +74,9 @@ def test_a_second_epoch_reads_no_file_and_gives_the_same_bits(tmp_path, workers,
 
 def test_what_is_above_the_limit_is_decoded_each_time(tmp_path):
     make_pairs(tmp_path)
-    dataset = pairs.PairDataset(pairs.find_pairs(tmp_path / "pairs", ["k000"]), 16, cache_gb=(2 * 3 * 16 * 16 - 1) / 1e9)
+    dataset = pairs.PairDataset(
+        pairs.find_pairs(tmp_path / "pairs", ["k000"]), 16, cache_gb=(2 * 3 * 16 * 16 - 1) / 1e9
+    )
     assert len(dataset[0]) == 2
     (tmp_path / "pairs" / "000000.tar").unlink()
     with pytest.raises(UserError, match="000000.tar: pair k000 cannot be read"):
@@ -157,7 +167,9 @@ def test_the_smallest_crop_is_the_share_of_the_side_that_was_asked_for():
     ramp_BCHW = torch.linspace(-1, 1, 32).expand(400, 3, 32, 32)
     torch.manual_seed(0)
     cropped_BCHW = PairAugment(Augment(**{**vars(STILL), "crop": 0.5}), 32)(ramp_BCHW, ramp_BCHW)[1]
-    share_B = (cropped_BCHW[:, 0, 16, 24] - cropped_BCHW[:, 0, 16, 8]) / (ramp_BCHW[0, 0, 16, 24] - ramp_BCHW[0, 0, 16, 8])
+    share_B = (cropped_BCHW[:, 0, 16, 24] - cropped_BCHW[:, 0, 16, 8]) / (
+        ramp_BCHW[0, 0, 16, 24] - ramp_BCHW[0, 0, 16, 8]
+    )
     assert 0.45 < share_B.min() < 0.55 and 0.95 < share_B.max() < 1.01
 
 
@@ -168,8 +180,19 @@ def test_each_kind_of_jitter_does_its_own(kind):
     grey_BCHW = torch.full((4, 3, 8, 8), 0.2)
     augment = PairAugment(Augment(**{**vars(STILL), kind: 0.3}), 8)
     torch.manual_seed(0)
-    moved = [(augment(image_BCHW, image_BCHW)[0] - image_BCHW).abs().max().item() > 0.01 for image_BCHW in (colour_BCHW, grey_BCHW)]
-    assert moved == {"brightness": [True, True], "contrast": [True, False], "saturation": [True, False], "hue": [True, False]}[kind]
+    moved = [
+        (augment(image_BCHW, image_BCHW)[0] - image_BCHW).abs().max().item() > 0.01
+        for image_BCHW in (colour_BCHW, grey_BCHW)
+    ]
+    assert (
+        moved
+        == {
+            "brightness": [True, True],
+            "contrast": [True, False],
+            "saturation": [True, False],
+            "hue": [True, False],
+        }[kind]
+    )
 
 
 def test_training_and_export_scale_pictures_alike():
@@ -185,7 +208,11 @@ def test_noise_is_on_the_input_alone_and_within_its_bound():
     input_BCHW, edit_BCHW = PairAugment(Augment(**{**vars(STILL), "noise": 0.1}), 16)(grey_BCHW, grey_BCHW)
     assert torch.equal(edit_BCHW, grey_BCHW)
     deviation_B = input_BCHW.flatten(1).std(1)
-    assert deviation_B.max() < 0.11 and deviation_B.min() < 0.03 and deviation_B.mean() == pytest.approx(0.05, abs=0.015)
+    assert (
+        deviation_B.max() < 0.11
+        and deviation_B.min() < 0.03
+        and deviation_B.mean() == pytest.approx(0.05, abs=0.015)
+    )
 
 
 def test_nothing_asked_for_changes_nothing():
@@ -204,7 +231,9 @@ class MeanDistance(torch.nn.Module):
 
 def test_loss_is_the_weighted_sum_of_its_parts():
     fake_BCHW, target_BCHW = torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.5)
-    parts = distillation_loss(Distill(l1=3.0, lpips=2.0), MeanDistance(), None, target_BCHW, fake_BCHW, target_BCHW)
+    parts = distillation_loss(
+        Distill(l1=3.0, lpips=2.0), MeanDistance(), None, target_BCHW, fake_BCHW, target_BCHW
+    )
     assert {name: value.item() for name, value in parts.items()} == {"l1": 0.5, "lpips": 0.5, "loss": 2.5}
 
 

@@ -42,7 +42,11 @@ def arguments(run: Path, *more: str) -> list[str]:
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {f"{file.stem}/{key}": value for file in checkpoint.glob("*.safetensors") for key, value in load_file(file).items()}
+    return {
+        f"{file.stem}/{key}": value
+        for file in checkpoint.glob("*.safetensors")
+        for key, value in load_file(file).items()
+    }
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -69,7 +73,9 @@ def test_half_and_resume_equal_the_whole_bit_for_bit(tmp_path, options):
     assert_same(*results)
 
 
-@pytest.mark.parametrize("more", [[], [*ADVERSARY, "distill.adversarial=0.01"], ["generator=comodgan_lite", "generator.width=1"]])
+@pytest.mark.parametrize(
+    "more", [[], [*ADVERSARY, "distill.adversarial=0.01"], ["generator=comodgan_lite", "generator.width=1"]]
+)
 def test_it_learns_and_shows_what(run, more):
     simple = ["distill.lr=0.01", "distill.lpips=0", "augment.crop=1", "augment.flip=0", *more]
     assert main(arguments(run, *simple, "distill.images=160", "distill.save_every_images=80")) == 0
@@ -77,11 +83,16 @@ def test_it_learns_and_shows_what(run, more):
     first, last = (line for line in logged if line["kind"] == "validation")
     assert last["l1"] < first["l1"] and last["psnr"] > first["psnr"]
     progress = [line for line in logged if line["kind"] == "train"][-1]
-    assert 0 <= progress["data_wait_share"] <= 1 and ("discriminator" in progress) == ("adversarial" in progress) == (ADVERSARY[1] in more)
+    assert 0 <= progress["data_wait_share"] <= 1 and ("discriminator" in progress) == (
+        "adversarial" in progress
+    ) == (ADVERSARY[1] in more)
     with Image.open(run / "train" / "samples" / "000000160.png") as sheet:
         assert sheet.width == 3 * 16
     assert "channel_base: 64" in (run / "train" / "config.yaml").read_text()
-    assert [path.name for path in checkpoints.saved(run / "train" / "checkpoints")] == ["000000080", "000000160"]
+    assert [path.name for path in checkpoints.saved(run / "train" / "checkpoints")] == [
+        "000000080",
+        "000000160",
+    ]
 
 
 def test_the_average_follows_the_weights(run):
@@ -102,7 +113,12 @@ def test_not_finite_stops_before_the_update(run, capsys, wrong):
     assert "step 2: the loss or its gradient is not finite" in capsys.readouterr().err
     assert_same(weights(checkpoints.newest(path.parent).path), before)
     found = json.loads((run / "train" / "nonfinite.json").read_text())
-    assert found["step"] == 2 and found["images"] == 8 and len(found["keys"]) == 4 and all(key.startswith("k") for key in found["keys"])
+    assert (
+        found["step"] == 2
+        and found["images"] == 8
+        and len(found["keys"]) == 4
+        and all(key.startswith("k") for key in found["keys"])
+    )
 
 
 def test_other_pictures_under_the_same_keys_are_another_selection(run, capsys):
@@ -121,7 +137,11 @@ def test_a_damaged_picture_is_named(run, capsys):
     shard.write_bytes(data)
     assert main(arguments(run, "distill.images=12", "distill.lpips=0")) == 2
     said = capsys.readouterr().err
-    assert f"error: {shard}: pair k006 cannot be read" in said and "delete the shard" in said and said.count("\n") == 1
+    assert (
+        f"error: {shard}: pair k006 cannot be read" in said
+        and "delete the shard" in said
+        and said.count("\n") == 1
+    )
 
 
 def test_a_changed_configuration_is_refused_unless_forced(run, capsys):
@@ -161,7 +181,18 @@ def test_wrong_values_say_so(run, capsys, wrong, said):
 def test_dry_run_tells_the_plan_and_writes_nothing(run, capsys):
     sizes = []
     for options in ([], ADVERSARY):
-        assert main([*arguments(run), *options, "generator.channel_base=16384", "generator.channel_max=512", "--dry-run"]) == 0
+        assert (
+            main(
+                [
+                    *arguments(run),
+                    *options,
+                    "generator.channel_base=16384",
+                    "generator.channel_max=512",
+                    "--dry-run",
+                ]
+            )
+            == 0
+        )
         told = capsys.readouterr().out
         assert "pairs selected: 12" in told and "arithmetic of one edit (GFLOP)" in told
         sizes.append(float(told.split("checkpoints (GB): ")[1]))
@@ -172,23 +203,50 @@ def test_dry_run_tells_the_plan_and_writes_nothing(run, capsys):
 def test_two_processes_equal_one(tmp_path):
     """The same updates and losses, up to the order of summation, where nothing is drawn by the process or compared within its batch."""
     still = [f"augment.{key}=0" for key in ("flip", "brightness", "contrast", "saturation", "hue", "noise")]
-    common = [*still, "augment.crop=1", "generator.dropout=0", "distill.lpips=0", "distill.images=12", "distill.save_every_images=4"]
+    common = [
+        *still,
+        "augment.crop=1",
+        "generator.dropout=0",
+        "distill.lpips=0",
+        "distill.images=12",
+        "distill.save_every_images=4",
+    ]
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nimport models.discriminator\nfrom distill.train import main\nmodels.discriminator.GROUP = 1\nsys.exit(main())\n"
     )
     results, curves = [], []
-    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])):
+    for name, launcher in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
         run = tmp_path / name / "tree2winter" / "miniature"
         make_pairs(run)
         command = [sys.executable, *launcher, str(script), *arguments(run, *common, *ADVERSARY)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         results.append(weights(run / "train" / "checkpoints" / "000000012"))
         logged = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
-        curves.append([[line[key] for key in ("images", "l1", "adversarial", "discriminator") if key in line] for line in logged])
-    assert sorted(len(line) for line in curves[0]) == [2, 2, 2, 4, 4, 4]  # at each checkpoint the losses since the last, and a validation
+        curves.append(
+            [
+                [line[key] for key in ("images", "l1", "adversarial", "discriminator") if key in line]
+                for line in logged
+            ]
+        )
+    assert sorted(len(line) for line in curves[0]) == [
+        2,
+        2,
+        2,
+        4,
+        4,
+        4,
+    ]  # at each checkpoint the losses since the last, and a validation
     for one, two in zip(*curves, strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     assert results[0].keys() == results[1].keys()
@@ -231,13 +289,22 @@ def test_a_log_torn_by_a_kill_is_taken_up(run):
     train(load(arguments(run, "distill.images=8", "distill.lpips=0")))
     assert file.read_text().startswith(whole)
     logged = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [(line["images"], line["kind"]) for line in logged] == [(at, kind) for at in (4, 8) for kind in ("train", "validation")]
+    assert [(line["images"], line["kind"]) for line in logged] == [
+        (at, kind) for at in (4, 8) for kind in ("train", "validation")
+    ]
 
 
 def test_sigterm_leaves_nothing_torn(run):
-    command = [sys.executable, str(ROOT / "distill" / "train.py"), *arguments(run, "distill.images=100000", "distill.save_every_images=4")]
+    command = [
+        sys.executable,
+        str(ROOT / "distill" / "train.py"),
+        *arguments(run, "distill.images=100000", "distill.save_every_images=4"),
+    ]
     process = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     validations = 0
     for line in process.stdout:
@@ -263,7 +330,13 @@ def state(run):
 
 def test_the_rate_warms_up_and_the_average_has_its_half_life(state):
     """Each step sets all weights to the step's number; half-lives are a twentieth of the images seen, at most 1: 0.2, 0.4, ... 1, 1."""
-    made = state("distill.warmup_images=8", "distill.lr=0.004", "distill.ema_half_life_images=1", "distill.beta1=0.5", "distill.beta2=0.8")
+    made = state(
+        "distill.warmup_images=8",
+        "distill.lr=0.004",
+        "distill.ema_half_life_images=1",
+        "distill.beta1=0.5",
+        "distill.beta2=0.8",
+    )
     assert made.optimizer.defaults["betas"] == (0.5, 0.8)
     name, parameter = next(iter(made.generator.named_parameters()))
     expected, rates = parameter.detach().clone(), []
@@ -273,7 +346,11 @@ def test_the_rate_warms_up_and_the_average_has_its_half_life(state):
         with torch.no_grad():
             parameter.fill_(step)
         half_life = min(1.0, 0.05 * 4 * step)
-        expected = expected if step == 1 else expected * 0.5 ** (4 / half_life) + (step - 1) * (1 - 0.5 ** (4 / half_life))
+        expected = (
+            expected
+            if step == 1
+            else expected * 0.5 ** (4 / half_life) + (step - 1) * (1 - 0.5 ** (4 / half_life))
+        )
     assert rates == pytest.approx([0.002] + [0.004] * 6)
     torch.testing.assert_close(dict(made.ema.named_parameters())[name], expected)
 
@@ -321,10 +398,23 @@ def test_bfloat16_trains_and_is_not_float32(run, tmp_path):
     for dtype in ("float32", "bfloat16"):
         made = tmp_path / dtype / "tree2winter" / "miniature"
         shutil.copytree(run, made)
-        command = [sys.executable, str(ROOT / "distill" / "train.py"), *arguments(made, "distill.images=8", f"distill.dtype={dtype}")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        command = [
+            sys.executable,
+            str(ROOT / "distill" / "train.py"),
+            *arguments(made, "distill.images=8", f"distill.dtype={dtype}"),
+        ]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
         found.append(weights(made / "train" / "checkpoints" / "000000008"))
-    assert found[0].keys() == found[1].keys() and all(value.dtype == torch.float32 for value in found[1].values())
+    assert found[0].keys() == found[1].keys() and all(
+        value.dtype == torch.float32 for value in found[1].values()
+    )
     assert not torch.equal(found[0]["generator/start.weight.raw"], found[1]["generator/start.weight.raw"])
-    torch.testing.assert_close(found[1]["generator/start.weight.raw"], found[0]["generator/start.weight.raw"], rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        found[1]["generator/start.weight.raw"], found[0]["generator/start.weight.raw"], rtol=0, atol=0.01
+    )

@@ -51,7 +51,11 @@ def test_noise_statistics_of_known_noise():
     waves = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(2)[None, None, None].expand(1, 1, 8, 8)
     # shifts 1, 2, 3 along the columns: 0, -1, 0; along the rows: 1, 1, 1
     (found,) = noise_statistics(waves)
-    assert found == {"mean": 0.0, "variance": pytest.approx(64 / 63, abs=1e-3), "auto_correlation": pytest.approx((4 / 6) ** 0.5, abs=1e-3)}
+    assert found == {
+        "mean": 0.0,
+        "variance": pytest.approx(64 / 63, abs=1e-3),
+        "auto_correlation": pytest.approx((4 / 6) ** 0.5, abs=1e-3),
+    }
 
 
 def test_multistep_is_diffusers_dpm_solver(tiny_teacher):
@@ -59,7 +63,11 @@ def test_multistep_is_diffusers_dpm_solver(tiny_teacher):
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler.from_config(
-        tiny_teacher.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, lower_order_final=False, final_sigmas_type="sigma_min"
+        tiny_teacher.scheduler.config,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        lower_order_final=False,
+        final_sigmas_type="sigma_min",
     )
     timesteps = [901, 801, 601, 401, 201, 101]
     scheduler.set_timesteps(timesteps=timesteps)
@@ -76,7 +84,9 @@ def test_multistep_is_diffusers_dpm_solver(tiny_teacher):
 
 def edit(teacher, arguments, image=None, reconstruct=True):
     editor = Editor(
-        teacher, EditDirection(0.3 * torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(2)), "", ""), load(arguments)
+        teacher,
+        EditDirection(0.3 * torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(2)), "", ""),
+        load(arguments),
     )
     return editor(image, ["a tree in summer", "a green tree"], ["a", "b"], reconstruct)
 
@@ -93,7 +103,12 @@ def test_a_prompt_makes_its_own_input(tiny_teacher, tiny_teacher_folder):
         prompt=["a tree in summer", "a green tree"],
         num_inference_steps=5,
         guidance_scale=3.0,
-        latents=torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(sample_seed(0, key))) for key in "ab"]),
+        latents=torch.stack(
+            [
+                torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(sample_seed(0, key)))
+                for key in "ab"
+            ]
+        ),
         output_type="latent",
     ).images
     torch.testing.assert_close(found["input"], expected, rtol=1e-4, atol=1e-4)
@@ -104,9 +119,14 @@ def test_guidance_until(tiny_teacher):
     """Without guidance after `until` the edit lies between the guided and the unguided one."""
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     common = ["edit.steps=6", "guidance.scale=3"]
-    whole, none = (edit(tiny_teacher, [*common, f"guidance.amount={amount}"], image).latents["edit"] for amount in (300, 0))
+    whole, none = (
+        edit(tiny_teacher, [*common, f"guidance.amount={amount}"], image).latents["edit"]
+        for amount in (300, 0)
+    )
     half = edit(tiny_teacher, [*common, "guidance.amount=300", "guidance.until=0.5"], image).latents["edit"]
-    assert torch.equal(edit(tiny_teacher, [*common, "guidance.amount=300", "guidance.until=0"], image).latents["edit"], none)
+    assert torch.equal(
+        edit(tiny_teacher, [*common, "guidance.amount=300", "guidance.until=0"], image).latents["edit"], none
+    )
     assert 0 < (half - whole).norm() < (none - whole).norm()
 
 
@@ -114,7 +134,9 @@ def test_maps_that_are_there_need_no_reference_pass(tiny_teacher):
     """Given the reference pass's own maps by timestep, but for the first step, the edit is the same and the reference stops after it."""
     torch.manual_seed(0)
     schedule, latent = tiny_teacher.schedule(4), torch.randn(2, 4, 8, 8)
-    texts = Texts(*(tiny_teacher.embed(words) for words in (["a tree"] * 2, ["a pine tree"] * 2, ["a tree"] * 2)))
+    texts = Texts(
+        *(tiny_teacher.embed(words) for words in (["a tree"] * 2, ["a pine tree"] * 2, ["a tree"] * 2))
+    )
     guidance = Guidance(300.0, 3.0)
     maps, reference = {}, latent
     for timestep, alpha, alpha_next in schedule:
@@ -126,19 +148,30 @@ def test_maps_that_are_there_need_no_reference_pass(tiny_teacher):
     calls = []
     original = tiny_teacher.noise_and_maps
     tiny_teacher.noise_and_maps = lambda *inputs: calls.append(inputs[1]) or original(*inputs)
-    found = edit_in_lockstep(tiny_teacher, schedule, latent, texts, guidance, Lockstep(reference=False, maps=maps))[1]
+    found = edit_in_lockstep(
+        tiny_teacher, schedule, latent, texts, guidance, Lockstep(reference=False, maps=maps)
+    )[1]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert calls == [schedule[0].timestep]
 
 
 def test_the_inversion_keeps_the_maps_that_guidance_asks_for(tiny_teacher):
     schedule = tiny_teacher.schedule(6)
-    latent, text = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), tiny_teacher.embed(["a tree"])
-    _, maps = invert(tiny_teacher, steps_upwards(schedule), latent, text, [torch.Generator()], Inversion(), map_steps=3)
+    latent, text = (
+        torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        tiny_teacher.embed(["a tree"]),
+    )
+    _, maps = invert(
+        tiny_teacher, steps_upwards(schedule), latent, text, [torch.Generator()], Inversion(), map_steps=3
+    )
     assert list(maps) == [step.timestep for step in schedule[3:0:-1]] and len(maps[schedule[1].timestep]) > 3
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     arguments = ["edit.steps=6", "guidance.maps=inversion", "guidance.until=0.6"]
-    assert set(edit(tiny_teacher, arguments, image, reconstruct=False).latents) == {"input", "inverted", "edit"}
+    assert set(edit(tiny_teacher, arguments, image, reconstruct=False).latents) == {
+        "input",
+        "inverted",
+        "edit",
+    }
     for wrong in ("inversion.steps=3", "edit.mode=official"):
         with pytest.raises(UserError, match="guidance.maps=inversion: needs edit.mode=paper"):
             edit(tiny_teacher, [*arguments, wrong])
@@ -146,7 +179,9 @@ def test_the_inversion_keeps_the_maps_that_guidance_asks_for(tiny_teacher):
         edit(tiny_teacher, ["edit.mode=official", "edit.solver=multistep"])
 
 
-@pytest.mark.parametrize("wrong", ["edit.method=e", "edit.mode=e", "edit.solver=e", "guidance.negative=e", "guidance.maps=e"])
+@pytest.mark.parametrize(
+    "wrong", ["edit.method=e", "edit.mode=e", "edit.solver=e", "guidance.negative=e", "guidance.maps=e"]
+)
 def test_a_wrong_name_lists_the_right_ones(tiny_teacher, wrong):
     with pytest.raises(UserError, match=f"{wrong}: there are"):
         edit(tiny_teacher, [wrong])
@@ -155,9 +190,14 @@ def test_a_wrong_name_lists_the_right_ones(tiny_teacher, wrong):
 def test_compiled_is_the_same(tiny_teacher_folder, tiny_teacher, monkeypatch):
     """Through torch.compile's capture and its derivative, without the minutes of code generation."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    compiled = Teacher(TeacherConfig("tiny", str(tiny_teacher_folder), 32), torch.device("cpu"), compiled=True)
+    compiled = Teacher(
+        TeacherConfig("tiny", str(tiny_teacher_folder), 32), torch.device("cpu"), compiled=True
+    )
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected, found = (edit(teacher, ["edit.steps=1", "guidance.amount=50"], image).latents for teacher in (tiny_teacher, compiled))
+    expected, found = (
+        edit(teacher, ["edit.steps=1", "guidance.amount=50"], image).latents
+        for teacher in (tiny_teacher, compiled)
+    )
     for name, latent in expected.items():
         torch.testing.assert_close(found[name], latent, rtol=1e-3, atol=1e-3)
 
@@ -165,9 +205,13 @@ def test_compiled_is_the_same(tiny_teacher_folder, tiny_teacher, monkeypatch):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_near_and_finite(tiny_teacher_folder, tiny_teacher, dtype):
     half = Teacher(TeacherConfig("tiny", str(tiny_teacher_folder), 32), torch.device("cpu"), dtype)
-    latent, text = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), tiny_teacher.embed(["a tree", "a green tree"])
+    latent, text = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        tiny_teacher.embed(["a tree", "a green tree"]),
+    )
     expected, found = (
-        attention_gradient(teacher, latent, 500, text, teacher.maps(latent, 500, 0 * text)) for teacher in (tiny_teacher, half)
+        attention_gradient(teacher, latent, 500, text, teacher.maps(latent, 500, 0 * text))
+        for teacher in (tiny_teacher, half)
     )
     assert found.isfinite().all()
     assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.95
@@ -182,5 +226,8 @@ def test_scores_beyond_half_precision_are_upcast(tiny_teacher_folder, tiny_teach
                 module.upcast_attention = True
                 module.to_q.weight.mul_(3000)
                 module.to_k.weight.mul_(3000)
-    latent, text = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), tiny_teacher.embed(["a tree", "a green tree"])
+    latent, text = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        tiny_teacher.embed(["a tree", "a green tree"]),
+    )
     assert all(layer.isfinite().all() for layer in half.maps(latent, 500, text))

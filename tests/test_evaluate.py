@@ -38,17 +38,27 @@ def test_columns_are_their_formulas(images, perceptual):
     columns = metrics.perceptual_columns(perceptual, {"edit": edit, "unchanged": inputs}, inputs, truth)
     signed = [metrics.signed(pictures, perceptual) for pictures in (edit, inputs, truth)]
     with torch.no_grad():
-        expected = {"lpips_true": perceptual.lpips(signed[0], signed[2]), "lpips_input": perceptual.lpips(signed[0], signed[1])}
+        expected = {
+            "lpips_true": perceptual.lpips(signed[0], signed[2]),
+            "lpips_input": perceptual.lpips(signed[0], signed[1]),
+        }
     for name, values in expected.items():
         assert columns["edit"][name] == pytest.approx(values.flatten().numpy(), rel=1e-4)
     assert columns["unchanged"]["lpips_input"] == pytest.approx(np.zeros(3), abs=1e-6)
 
     similarities = []
     for picture in signed[:2]:
-        feature = perceptual.lpips.net(perceptual.lpips.scaling_layer(picture[:1]))[3][0].flatten(1).double().numpy()
+        feature = (
+            perceptual.lpips.net(perceptual.lpips.scaling_layer(picture[:1]))[3][0]
+            .flatten(1)
+            .double()
+            .numpy()
+        )
         unit = feature / np.linalg.norm(feature, axis=0)
         similarities.append(np.array([[a @ b for b in unit.T] for a in unit.T]))
-    assert columns["edit"]["structure"][0] == pytest.approx(((similarities[0] - similarities[1]) ** 2).mean(), rel=1e-4)
+    assert columns["edit"]["structure"][0] == pytest.approx(
+        ((similarities[0] - similarities[1]) ** 2).mean(), rel=1e-4
+    )
 
 
 def test_nearer_to_target_by_hand():
@@ -56,22 +66,45 @@ def test_nearer_to_target_by_hand():
         """Text and image features that are what they are called."""
 
         def text_features(self, texts):
-            return torch.tensor([{"summer": [1.0, 0.0], "warm": [0.8, -0.6], "winter": [0.0, 1.0]}[text] for text in texts])
+            return torch.tensor(
+                [{"summer": [1.0, 0.0], "warm": [0.8, -0.6], "winter": [0.0, 1.0]}[text] for text in texts]
+            )
 
         def image_features(self, images):
-            return torch.nn.functional.normalize(torch.tensor([[float(i[0, 0, 0]), float(i[0, 0, 1])] for i in images]), dim=1)
+            return torch.nn.functional.normalize(
+                torch.tensor([[float(i[0, 0, 0]), float(i[0, 0, 1])] for i in images]), dim=1
+            )
 
     pictures = np.zeros((3, 2, 2, 3), np.uint8)
     pictures[:, 0, 0, :2] = [(200, 10), (10, 200), (100, 99)]
     # Mean of summer and warm: (0.9, -0.3) / |.|, so (100, 99) is nearer to winter than to it.
-    assert metrics.nearer_to_target(Scorer(), pictures, ["summer", "warm"], ["winter"]).tolist() == [False, True, True]
+    assert metrics.nearer_to_target(Scorer(), pictures, ["summer", "warm"], ["winter"]).tolist() == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_the_sweep_end_to_end(tiny_run, tmp_path, capsys):
-    assert evaluate.main([*tiny_run, "evaluate.scenes=2", "evaluate.methods=[pix2pix-zero,B]", "evaluate.first_seed=3000000"]) == 0
+    assert (
+        evaluate.main(
+            [
+                *tiny_run,
+                "evaluate.scenes=2",
+                "evaluate.methods=[pix2pix-zero,B]",
+                "evaluate.first_seed=3000000",
+            ]
+        )
+        == 0
+    )
     (table,) = printed_tables(capsys.readouterr().out)
-    assert {"input unchanged", "true edit", "B scale 5"} < set(table) and any(name.startswith("pix2pix-zero scale") for name in table)
-    assert mean(table["true edit"]["LPIPS to truth"]) == 0 and mean(table["input unchanged"]["LPIPS to input"]) == 0
+    assert {"input unchanged", "true edit", "B scale 5"} < set(table) and any(
+        name.startswith("pix2pix-zero scale") for name in table
+    )
+    assert (
+        mean(table["true edit"]["LPIPS to truth"]) == 0
+        and mean(table["input unchanged"]["LPIPS to input"]) == 0
+    )
     assert all(table["B scale 5"][title] for title in ("inverted noise: variance", "auto-correlation"))
     assert (tmp_path / "runs/tree2winter/miniature/evaluate/sweep/3000000/grid.png").exists()
 
@@ -81,7 +114,11 @@ def test_the_tables_share_their_edits(tiny_run):
 
     first, second = (evaluate.variants(load(tiny_run), table) for table in ("table1", "table2"))
     assert [variant.edit.strength for variant in first.values()][:4] == [0.5, 0.6, 0.7, 0.8]
-    assert [variant.edit.method for variant in first.values()][4:] == ["B", "prompt-to-prompt", "pix2pix-zero"]
+    assert [variant.edit.method for variant in first.values()][4:] == [
+        "B",
+        "prompt-to-prompt",
+        "pix2pix-zero",
+    ]
     assert len({variant.generate.out for variant in first.values()}) == 7
     shared = first.keys() & second.keys()
     assert len(shared) == 2 and all(first[name] == second[name] for name in shared)
@@ -95,7 +132,11 @@ def test_the_shipped_generator_is_not_measured_on_scenes_it_may_know():
         return set(evaluate.generators(load([*arguments, "runs_dir=/nowhere"]), {"scene-1"}, 128))
 
     assert names("evaluate.first_seed=1500000") == set()
-    assert names("evaluate.first_seed=2000000") == names("evaluate.first_seed=1500000", "source.images=photos") == {"distilled, shipped"}
+    assert (
+        names("evaluate.first_seed=2000000")
+        == names("evaluate.first_seed=1500000", "source.images=photos")
+        == {"distilled, shipped"}
+    )
 
 
 def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
@@ -116,8 +157,14 @@ def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
     perceptual = perceptual_loss()
     looked_at = (np.stack([pair.images[name] for pair in pairs]) for name in ("edit", "input"))
     edit_N, unchanged_N = (metrics.lpips_distance(perceptual, images, truths) for images in looked_at)
-    config.filter.good_margin = 1 - float(np.median(edit_N / unchanged_N))  # of six pairs three are better than that
-    good = {pair.key for pair, ratio in zip(pairs, edit_N / unchanged_N, strict=True) if ratio <= 1 - config.filter.good_margin}
+    config.filter.good_margin = 1 - float(
+        np.median(edit_N / unchanged_N)
+    )  # of six pairs three are better than that
+    good = {
+        pair.key
+        for pair, ratio in zip(pairs, edit_N / unchanged_N, strict=True)
+        if ratio <= 1 - config.filter.good_margin
+    }
     found = evaluate_filter.evaluate_filter(config)
     selected = filter_stage.score_and_select(config)["kept"]
     for row in found["rows"]:
@@ -129,7 +176,9 @@ def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
     precision, recall = found["rows"][-1]["precision"], found["rows"][-1]["recall"]
     assert len(selected) == 3 and precision == recall == len(good & {*selected}) / 3
     assert found["rows"][0]["precision"] == found["good"] and found["rows"][0]["recall"] == 1
-    assert found["rows"][-1]["psnr_kept"] == pytest.approx(everyone[[pair.key in selected for pair in pairs]].mean())
+    assert found["rows"][-1]["psnr_kept"] == pytest.approx(
+        everyone[[pair.key in selected for pair in pairs]].mean()
+    )
     evaluate_filter.print_table(found)
     assert "correlation" in capsys.readouterr().out
     with pytest.raises(UserError, match="scene_truth"):
@@ -140,7 +189,9 @@ def test_background_lpips_is_the_packages_map_averaged_by_hand(images, perceptua
     edit, inputs = images
     background = np.random.default_rng(1).random((3, 32, 32)) < 0.6
     background[2] = False
-    found = metrics.perceptual_columns(perceptual, {"edit": edit}, inputs, background={"edit": background})["edit"]["background"]
+    found = metrics.perceptual_columns(perceptual, {"edit": edit}, inputs, background={"edit": background})[
+        "edit"
+    ]["background"]
     package = perceptual.lpips
     package.spatial = True
     try:
@@ -159,17 +210,25 @@ def test_structure_distance_by_hand_in_float64():
 
     def similarity(tokens, i, j):
         a, b = tokens[i].double().tolist(), tokens[j].double().tolist()
-        return sum(x * y for x, y in zip(a, b, strict=True)) / (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+        return (
+            sum(x * y for x, y in zip(a, b, strict=True))
+            / (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+        )
 
     places = [(i, j) for i in range(5) for j in range(5)]
-    expected = [sum((similarity(a, *p) - similarity(b, *p)) ** 2 for p in places) / 25 for a, b in zip(first, second, strict=True)]
+    expected = [
+        sum((similarity(a, *p) - similarity(b, *p)) ** 2 for p in places) / 25
+        for a, b in zip(first, second, strict=True)
+    ]
     assert metrics.structure_distance(first, second).tolist() == pytest.approx(expected, rel=1e-5)
     assert metrics.structure_distance(first, 3 * first).tolist() == pytest.approx([0, 0], abs=1e-12)
 
 
 def test_other_keys_take_the_stand_ins_place(images, perceptual):
     keys = lambda picture_BCHW: picture_BCHW[:, :, ::8, ::8].flatten(2)  # noqa: E731
-    found = metrics.perceptual_columns(perceptual, {"edit": images[0]}, images[1], keys=keys)["edit"]["structure"]
+    found = metrics.perceptual_columns(perceptual, {"edit": images[0]}, images[1], keys=keys)["edit"][
+        "structure"
+    ]
     expected = metrics.structure_distance(*(keys(metrics.signed(stack, perceptual)) for stack in images))
     assert found == pytest.approx(expected.numpy(), rel=1e-5)
 
@@ -187,8 +246,14 @@ def test_the_interval_is_the_standard_error_of_the_mean():
     values = np.random.default_rng(0).exponential(2.0, 4000)
     low, high = metrics.interval(values, 4000, seed=1)
     error = 1.96 * values.std() / len(values) ** 0.5  # the central limit theorem
-    assert values.mean() - low == pytest.approx(error, rel=0.06) and high - values.mean() == pytest.approx(error, rel=0.06)
-    assert metrics.interval(values, 100, seed=1) == metrics.interval(values, 100, seed=1) != metrics.interval(values, 100, seed=2)
+    assert values.mean() - low == pytest.approx(error, rel=0.06) and high - values.mean() == pytest.approx(
+        error, rel=0.06
+    )
+    assert (
+        metrics.interval(values, 100, seed=1)
+        == metrics.interval(values, 100, seed=1)
+        != metrics.interval(values, 100, seed=2)
+    )
     shifted = metrics.interval(values + 5, 4000, seed=1)  # the same draws, so that rows compare
     assert shifted == pytest.approx((low + 5, high + 5))
 
@@ -197,18 +262,24 @@ def test_fid_and_kid_against_scipy_and_a_loop():
     from scipy.linalg import sqrtm
 
     first = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    second = 0.5 + torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) @ torch.diag(torch.tensor([1.0, 2, 3, 1, 2, 0.5]))
+    second = 0.5 + torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) @ torch.diag(
+        torch.tensor([1.0, 2, 3, 1, 2, 0.5])
+    )
     found = metrics.set_distances(first, second)
     a, b = first.double().numpy(), second.double().numpy()
     covariances = [np.cov(x, rowvar=False) for x in (a, b)]
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sum(covariances) - 2 * sqrtm(covariances[0] @ covariances[1]).real)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(
+        sum(covariances) - 2 * sqrtm(covariances[0] @ covariances[1]).real
+    )
     assert found["fid"] == pytest.approx(expected, rel=1e-6)
 
     def kernel(x, y):
         return (x @ y / 6 + 1) ** 3
 
     within = [np.mean([kernel(x[i], x[j]) for i in range(40) for j in range(40) if i != j]) for x in (a, b)]
-    assert found["kid"] == pytest.approx(sum(within) - 2 * np.mean([kernel(x, y) for x in a for y in b]), rel=1e-6)
+    assert found["kid"] == pytest.approx(
+        sum(within) - 2 * np.mean([kernel(x, y) for x in a for y in b]), rel=1e-6
+    )
     same = metrics.set_distances(first, first)
     assert same["fid"] == pytest.approx(0, abs=1e-6)
 
@@ -237,10 +308,15 @@ def test_scene_masks_are_the_renderers():
     from models.miniature.scenes import Look, mask, scene
     from scripts.judges import scene_masks
 
-    found = scene_masks([{"scene_seed": 3_000_000}, {"scene_seed": 3_000_001}], {"season": "winter"}, 64, "tree")
+    found = scene_masks(
+        [{"scene_seed": 3_000_000}, {"scene_seed": 3_000_001}], {"season": "winter"}, 64, "tree"
+    )
     whole = mask(scene(3_000_001), Look("winter"), "tree")
     assert found.shape == (2, 64, 64) and found.dtype == bool
-    assert found[1].mean() == pytest.approx(whole.mean(), abs=0.02) and (found[1] <= whole.reshape(64, 2, 64, 2).any((1, 3))).all()
+    assert (
+        found[1].mean() == pytest.approx(whole.mean(), abs=0.02)
+        and (found[1] <= whole.reshape(64, 2, 64, 2).any((1, 3))).all()
+    )
 
 
 def test_the_grid_has_a_row_a_scene_and_names_above():
@@ -252,7 +328,12 @@ def test_the_grid_has_a_row_a_scene_and_names_above():
     assert (grid[:top, :128] < 100).any() and (grid[:top, 128:] < 100).any()  # black on white
 
 
-FEW = ["evaluate.scenes=2", "evaluate.bootstrap=50", "evaluate.sdedit_strengths=[0.5,0.8]", "segmenter.points_per_side=2"]
+FEW = [
+    "evaluate.scenes=2",
+    "evaluate.bootstrap=50",
+    "evaluate.sdedit_strengths=[0.5,0.8]",
+    "segmenter.points_per_side=2",
+]
 
 
 def identity_generator(run):
@@ -260,10 +341,17 @@ def identity_generator(run):
     import onnx
     from onnx import TensorProto, helper
 
-    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, ["B", 32, 32, 3]) for name in ("image", "edit")]
-    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["edit"])], "identity", ends[:1], ends[1:])
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.UINT8, ["B", 32, 32, 3]) for name in ("image", "edit")
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["edit"])], "identity", ends[:1], ends[1:]
+    )
     (run / "export").mkdir(parents=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), run / "export" / "generator.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        run / "export" / "generator.onnx",
+    )
 
 
 def printed_tables(text):
@@ -292,13 +380,17 @@ def test_table1_end_to_end(tiny_run, tmp_path, capsys, monkeypatch):
     assert evaluate.main(["table1", *tiny_run, *FEW]) == 0
     first = capsys.readouterr().out
     table, generators = printed_tables(first)
-    assert {"SDEdit 0.5", "SDEdit 0.8", "B: DDIM + swap", "distilled", "input unchanged", "true edit"} < set(table)
+    assert {"SDEdit 0.5", "SDEdit 0.8", "B: DDIM + swap", "distilled", "input unchanged", "true edit"} < set(
+        table
+    )
     (zero,) = [name for name in table if name.startswith("pix2pix-zero")]
     assert table["distilled"] == table["input unchanged"]  # it is the identity
     assert mean(table["true edit"]["LPIPS to truth"]) == 0 and not table["true edit"]["PSNR to truth, dB"]
     assert mean(table["input unchanged"]["Structure-Dist"]) == 0 and "BG-LPIPS" not in table[zero]
     difference = mean(table["B: DDIM + swap"]["LPIPS to truth minus pix2pix-zero's"])
-    assert difference == pytest.approx(mean(table["B: DDIM + swap"]["LPIPS to truth"]) - mean(table[zero]["LPIPS to truth"]), abs=0.0011)
+    assert difference == pytest.approx(
+        mean(table["B: DDIM + swap"]["LPIPS to truth"]) - mean(table[zero]["LPIPS to truth"]), abs=0.0011
+    )
     assert set(generators) == {"distilled"} and "FID to teacher's edits" in generators["distilled"]
     assert "VGG16's relu4_3 in place of DINO" in first
 
@@ -308,13 +400,18 @@ def test_table1_end_to_end(tiny_run, tmp_path, capsys, monkeypatch):
     assert cell["low"] <= cell["mean"] <= cell["high"] and cell["images"] == 2
     with open(where / "table.csv") as stream:
         written = {row["method"]: row for row in csv.DictReader(stream)}
-    assert float(written["B: DDIM + swap"]["lpips_true_high"]) == cell["high"] and written["true edit"]["psnr_true"] == ""
+    assert (
+        float(written["B: DDIM + swap"]["lpips_true_high"]) == cell["high"]
+        and written["true edit"]["psnr_true"] == ""
+    )
     assert (where / "grid.png").exists()
 
     monkeypatch.setattr("models.segmenter.Segmenter.segment", None)
     assert evaluate.main(["table1", *tiny_run, *FEW]) == 0
     again = capsys.readouterr().out
-    assert "0 of 1 shards" not in again and printed_tables(again)[0] == table  # neither edited nor segmented again, equal draws
+    assert (
+        "0 of 1 shards" not in again and printed_tables(again)[0] == table
+    )  # neither edited nor segmented again, equal draws
 
 
 def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, monkeypatch):
@@ -323,19 +420,28 @@ def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, mon
     from models.miniature.scenes import Look, mask, scene
 
     upper = np.arange(32)[:, None].repeat(32, 1) < 16
-    monkeypatch.setattr("models.segmenter.Segmenter.segment", lambda self, images, noun: [upper] * len(images))
+    monkeypatch.setattr(
+        "models.segmenter.Segmenter.segment", lambda self, images, noun: [upper] * len(images)
+    )
     assert evaluate.main(["table2", *tiny_run, *FEW, "task=oak2pine"]) == 0
     (table,) = printed_tables(capsys.readouterr().out)
     assert [name.partition(":")[0] for name in table][:4] == ["A", "B", "C", "D"]
     distances, overlaps = [], []
     for pair in read_pairs(tmp_path / "runs/oak2pine/miniature/evaluate/3000000/A-scale-5"):
         view = scene(pair.record["source"]["scene_seed"])
-        oaks, pines = (mask(view, Look("summer", species=species), "tree")[2::4, 2::4] for species in ("oak", "pine"))
-        features = [perceptual.features(metrics.signed(np.stack([pair.images[name]]), perceptual)) for name in ("edit", "input")]
+        oaks, pines = (
+            mask(view, Look("summer", species=species), "tree")[2::4, 2::4] for species in ("oak", "pine")
+        )
+        features = [
+            perceptual.features(metrics.signed(np.stack([pair.images[name]]), perceptual))
+            for name in ("edit", "input")
+        ]
         distances.append(perceptual.distance_map(*features)[0].numpy()[~(upper | oaks)].mean())
         overlaps.append((upper & pines).sum() / (upper | pines).sum())
     assert mean(table["A: random noise + swap"]["BG-LPIPS"]) == pytest.approx(np.mean(distances), abs=6e-4)
-    assert mean(table["A: random noise + swap"]["mask IoU with truth"]) == pytest.approx(np.mean(overlaps), abs=6e-4)
+    assert mean(table["A: random noise + swap"]["mask IoU with truth"]) == pytest.approx(
+        np.mean(overlaps), abs=6e-4
+    )
     assert mean(table["input unchanged"]["BG-LPIPS"]) == 0
 
 
@@ -350,12 +456,18 @@ def test_photographs_get_the_papers_columns(tiny_run, tmp_path, images, capsys):
     arguments = [*tiny_run, *FEW, f"source.images={tmp_path}/photos"]
     assert evaluate.main(["table1", *arguments]) == 0
     table, generators = printed_tables(capsys.readouterr().out)
-    assert set(table["distilled"]) == {"CLIP-Acc", "Structure-Dist"} and "true edit" not in table and "distilled" in generators
+    assert (
+        set(table["distilled"]) == {"CLIP-Acc", "Structure-Dist"}
+        and "true edit" not in table
+        and "distilled" in generators
+    )
     assert not (run / "pairs").exists()
 
     from generate import run as generate_stage
 
-    assert generate_stage.main([*arguments, "generate.pairs=3"]) == 0  # now they are what the run's generator would learn from
+    assert (
+        generate_stage.main([*arguments, "generate.pairs=3"]) == 0
+    )  # now they are what the run's generator would learn from
     capsys.readouterr()
     assert evaluate.main(["table1", *arguments]) == 0
     (table,) = printed_tables(capsys.readouterr().out)

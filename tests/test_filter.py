@@ -51,7 +51,11 @@ def test_clip_scores_by_hand() -> None:
 def test_an_edit_that_changes_nothing_has_no_direction() -> None:
     same = unit(1, 2, 3)[None]
     scores = clip_scores(same, same, unit(1, 0, 0), unit(0, 1, 0))
-    assert scores["clip_gain"][0] == 0 and scores["image_image"][0] == pytest.approx(1) and math.isnan(scores["clip_directional"][0])
+    assert (
+        scores["clip_gain"][0] == 0
+        and scores["image_image"][0] == pytest.approx(1)
+        and math.isnan(scores["clip_directional"][0])
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -64,7 +68,9 @@ def test_overlap_against_a_loop(seed: int) -> None:
             either += bool(a[y, x] or b[y, x])
     scores = overlap_scores(a, b)
     assert scores["overlap_iou"] == pytest.approx(both / either)
-    assert scores["overlap_dice"] == pytest.approx(2 * both / (sum(map(sum, a.tolist())) + sum(map(sum, b.tolist()))))
+    assert scores["overlap_dice"] == pytest.approx(
+        2 * both / (sum(map(sum, a.tolist())) + sum(map(sum, b.tolist())))
+    )
     assert scores["area_input"] == pytest.approx(a.mean()) and scores["area_edit"] == pytest.approx(b.mean())
 
 
@@ -74,7 +80,11 @@ def test_overlap_at_its_ends() -> None:
     assert overlap_scores(half, ~half)["overlap_iou"] == 0
     for a, b in ((full, none), (none, full), (none, none)):
         scores = overlap_scores(a, b)
-        assert scores["overlap_iou"] is None and scores["overlap_dice"] is None and scores["area_input"] == a.mean()
+        assert (
+            scores["overlap_iou"] is None
+            and scores["overlap_dice"] is None
+            and scores["area_input"] == a.mean()
+        )
 
 
 def smooth_pictures(count: int, side: int = 32) -> list[np.ndarray]:
@@ -88,7 +98,9 @@ def laplacian_variance(image: np.ndarray) -> float:
     grey = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     high, wide = grey.shape
     inner = [(y, x) for y in range(1, high - 1) for x in range(1, wide - 1)]
-    values = [grey[y - 1, x] + grey[y + 1, x] + grey[y, x - 1] + grey[y, x + 1] - 4 * grey[y, x] for y, x in inner]
+    values = [
+        grey[y - 1, x] + grey[y + 1, x] + grey[y, x - 1] + grey[y, x + 1] - 4 * grey[y, x] for y, x in inner
+    ]
     return float(np.mean(np.square(values)) - np.mean(values) ** 2)
 
 
@@ -98,26 +110,52 @@ def test_picture_scores_against_the_lpips_package_and_a_loop() -> None:
     perceptual = perceptual_loss()
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        reference = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+        reference = (
+            lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+            .eval()
+            .requires_grad_(False)
+        )
     reference.load_state_dict(perceptual.lpips.state_dict(), assign=True)
     inputs, edits = smooth_pictures(4)[:2], smooth_pictures(4)[2:]
-    inputs[1], edits[1] = smooth_pictures(1, 48)[0], np.full((48, 48, 3), 77, np.uint8)  # another size, and one colour
+    inputs[1], edits[1] = (
+        smooth_pictures(1, 48)[0],
+        np.full((48, 48, 3), 77, np.uint8),
+    )  # another size, and one colour
     scores = picture_scores(perceptual, inputs, edits)
     for row, (picture, edit) in enumerate(zip(inputs, edits, strict=True)):
-        tensors = [torch.from_numpy(image / 127.5 - 1).float().permute(2, 0, 1)[None] for image in (picture, edit)]
+        tensors = [
+            torch.from_numpy(image / 127.5 - 1).float().permute(2, 0, 1)[None] for image in (picture, edit)
+        ]
         before, after = laplacian_variance(picture), laplacian_variance(edit)
-        wanted = dict(zip(PICTURE_SCORES, (float(reference(*tensors)), before, after, after / before), strict=True))
-        assert {name: values[row] for name, values in scores.items()} == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+        wanted = dict(
+            zip(PICTURE_SCORES, (float(reference(*tensors)), before, after, after / before), strict=True)
+        )
+        assert {name: values[row] for name, values in scores.items()} == pytest.approx(
+            wanted, rel=1e-4, abs=1e-6
+        )
     backwards = picture_scores(perceptual, edits[1:], inputs[1:])
-    assert backwards["sharpness_ratio"] == [None] and backwards["sharpness_input"][0] == pytest.approx(0, abs=1e-6)
+    assert backwards["sharpness_ratio"] == [None] and backwards["sharpness_input"][0] == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_flags() -> None:
-    fine = {"sharpness_input": 900.0, "sharpness_edit": 700.0, "lpips_input_edit": 0.4, "area_input": 0.2, "area_edit": 0.1}
+    fine = {
+        "sharpness_input": 900.0,
+        "sharpness_edit": 700.0,
+        "lpips_input_edit": 0.4,
+        "area_input": 0.2,
+        "area_edit": 0.1,
+    }
     assert flags_of(fine) == [] == flags_of(dict.fromkeys(fine))
-    assert flags_of({**fine, "sharpness_edit": 0.0}) == ["blank"] == flags_of({**fine, "sharpness_input": 0.0})
+    assert (
+        flags_of({**fine, "sharpness_edit": 0.0}) == ["blank"] == flags_of({**fine, "sharpness_input": 0.0})
+    )
     assert flags_of({**fine, "lpips_input_edit": 0.0}) == ["unchanged"]
-    assert flags_of({**fine, "area_input": 0.0, "area_edit": 0.0}) == ["no_foreground_input", "no_foreground_edit"]
+    assert flags_of({**fine, "area_input": 0.0, "area_edit": 0.0}) == [
+        "no_foreground_input",
+        "no_foreground_edit",
+    ]
 
 
 ROWS: list[dict[str, Any]] = [
@@ -158,7 +196,9 @@ def test_select(asked: Criteria, kept: str) -> None:
 
 
 def test_every_dropped_pair_has_its_reason() -> None:
-    _, dropped = select(ROWS, Criteria({"clip_gain": 0.10, "overlap_iou": 0.70}, {"lpips_input_edit": 0.4}, reject=["blank"]))
+    _, dropped = select(
+        ROWS, Criteria({"clip_gain": 0.10, "overlap_iou": 0.70}, {"lpips_input_edit": 0.4}, reject=["blank"])
+    )
     assert dropped == {
         "a": "lpips_input_edit 0.5000 above 0.4",
         "b": "clip_gain 0.0500 below 0.1",
@@ -173,10 +213,17 @@ def test_every_dropped_pair_has_its_reason() -> None:
 
 
 def test_selection_counts() -> None:
-    selection = selection_of(ROWS[:4], Criteria({"clip_gain": 0.1}, {"lpips_input_edit": 0.4}, keep=0.75, reject=["unchanged"]))
-    assert selection["thresholds"] == {"clip_gain": 0.1, "overlap": None} and selection["at_most"] == {"lpips_input_edit": 0.4}
+    selection = selection_of(
+        ROWS[:4], Criteria({"clip_gain": 0.1}, {"lpips_input_edit": 0.4}, keep=0.75, reject=["unchanged"])
+    )
+    assert selection["thresholds"] == {"clip_gain": 0.1, "overlap": None} and selection["at_most"] == {
+        "lpips_input_edit": 0.4
+    }
     assert (selection["kept"], selection["total"], selection["yield"]) == (["c", "d"], 4, 0.5)
-    assert selection["keep"] == {"share": 0.75, "by": "clip_gain", "down_to": 0.25} and selection["flags"]["blank"] == 1
+    assert (
+        selection["keep"] == {"share": 0.75, "by": "clip_gain", "down_to": 0.25}
+        and selection["flags"]["blank"] == 1
+    )
     empty = selection_of([], Criteria(keep=0.5))
     assert empty["yield"] == 0 and empty["keep"]["down_to"] is None
 
@@ -189,13 +236,24 @@ def test_the_tasks_thresholds_are_in_the_papers_unit() -> None:
     assert of("task.clip_gain=0").at_least == {"clip_gain": 0}
     assert of("task.clip_gain=null", "task.overlap=0.7", *MASKED).at_least == {"overlap_iou": 0.7}
     assert str(of("task.clip_gain=null", "filter.reject=[]")) == "everything"
-    for more in (["task.overlap=0.7"], ["filter.select=[area_edit=0.1]"], ["filter.select=[keep=0.5,by=overlap]"]):
+    for more in (
+        ["task.overlap=0.7"],
+        ["filter.select=[area_edit=0.1]"],
+        ["filter.select=[keep=0.5,by=overlap]"],
+    ):
         with pytest.raises(UserError, match="task.source_noun"):
             of(*more)
 
 
 def test_filter_select_takes_the_tasks_place() -> None:
-    asked = criteria(load(["filter.select=[overlap=0.7,image_image=0.1:0.6,sharpness_ratio=:2,keep=0.6,by=-area_edit]", *MASKED]))
+    asked = criteria(
+        load(
+            [
+                "filter.select=[overlap=0.7,image_image=0.1:0.6,sharpness_ratio=:2,keep=0.6,by=-area_edit]",
+                *MASKED,
+            ]
+        )
+    )
     assert asked.at_least == {"overlap_iou": 0.7, "image_image": 0.1}
     assert asked.at_most == {"image_image": 0.6, "sharpness_ratio": 2}
     assert (asked.keep, asked.by, asked.reject) == (0.6, "-area_edit", ["blank"])
@@ -207,7 +265,10 @@ def test_filter_select_takes_the_tasks_place() -> None:
 @pytest.mark.parametrize(
     "item, message",
     [
-        ("overlp=0.7", "'overlp'; did you mean overlap_iou or overlap_dice\\? There are: overlap, sim_input_source, .*sharpness_ratio"),
+        (
+            "overlp=0.7",
+            "'overlp'; did you mean overlap_iou or overlap_dice\\? There are: overlap, sim_input_source, .*sharpness_ratio",
+        ),
         ("keep=0", "a share above 0"),
         ("keep=1.5", "a share above 0"),
         ("keep=", "a share above 0"),

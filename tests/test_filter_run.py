@@ -34,7 +34,10 @@ def make_pairs(folder: Path, counts: tuple[int, ...] = (5, 3)) -> None:
     generator = np.random.default_rng(0)
     for index, count in enumerate(counts):
         images = generator.integers(0, 256, (count, 2, 16, 16, 3), dtype=np.uint8)
-        pairs = [Pair(f"s{index}_{n}", {"input": a, "edit": b}, {"caption": "a tree"}) for n, (a, b) in enumerate(images)]
+        pairs = [
+            Pair(f"s{index}_{n}", {"input": a, "edit": b}, {"caption": "a tree"})
+            for n, (a, b) in enumerate(images)
+        ]
         write_shard(folder, index, pairs, {})
 
 
@@ -77,26 +80,45 @@ def test_end_to_end(arguments: list[str], run: Path, capsys: pytest.CaptureFixtu
     scorer = ClipScorer(config.scorer)
     from generate.shards import read_pairs
 
-    for row, pair in zip(rows, read_pairs(run / "pairs"), strict=True):  # one at a time gives what batches of two gave
+    for row, pair in zip(
+        rows, read_pairs(run / "pairs"), strict=True
+    ):  # one at a time gives what batches of two gave
         features = scorer.image_features([pair.images["input"], pair.images["edit"]])
         cosines = features @ scorer.text_features([config.task.source, config.task.target]).T
         assert row["sim_edit_source"] == pytest.approx(float(cosines[1, 0]), abs=1e-5)
         assert row["clip_gain"] == pytest.approx(float(cosines[1, 1] - cosines[0, 1]), abs=1e-5)
-        assert row["overlap_iou"] is None and row["area_input"] is None and row["flags"] == []  # the task names no foreground
+        assert (
+            row["overlap_iou"] is None and row["area_input"] is None and row["flags"] == []
+        )  # the task names no foreground
         assert row["sharpness_input"] == pytest.approx(laplacian_variance(pair.images["input"]))
     selection = json.loads((run / "selection.json").read_text())
     assert (selection["kept"], selection["dropped"]) == select(rows, Criteria({"clip_gain": 0.0}))
     assert selection["total"] == 8 and selection["yield"] == len(selection["kept"]) / 8
     assert selection["thresholds"] == {"clip_gain": 0, "overlap": None}
     printed = capsys.readouterr().out
-    assert f"kept {len(selection['kept'])} of 8 pairs" in printed and "clip_directional" in printed and "overlap_iou" not in printed
+    assert (
+        f"kept {len(selection['kept'])} of 8 pairs" in printed
+        and "clip_directional" in printed
+        and "overlap_iou" not in printed
+    )
     metadata = json.loads(pyarrow.parquet.read_schema(run / "scores/000000.parquet").metadata[b"zero2gan"])
-    assert metadata["texts"] == ["tree in summer", "tree in winter"] and metadata["nouns"] is None and metadata["segmenter"] is None
-    assert metadata["versions"]["torch"] == importlib.metadata.version("torch") and "segment-anything" in metadata["versions"]
-    assert metadata["shard_sha256"] == json.loads(manifest_path(run / "pairs/000000.tar").read_text())["sha256"]
+    assert (
+        metadata["texts"] == ["tree in summer", "tree in winter"]
+        and metadata["nouns"] is None
+        and metadata["segmenter"] is None
+    )
+    assert (
+        metadata["versions"]["torch"] == importlib.metadata.version("torch")
+        and "segment-anything" in metadata["versions"]
+    )
+    assert (
+        metadata["shard_sha256"] == json.loads(manifest_path(run / "pairs/000000.tar").read_text())["sha256"]
+    )
 
 
-def test_only_what_changed_is_scored_again(arguments: list[str], run: Path, scored: list[str], tmp_path: Path) -> None:
+def test_only_what_changed_is_scored_again(
+    arguments: list[str], run: Path, scored: list[str], tmp_path: Path
+) -> None:
     def again(*more: str) -> list[str]:
         scored.clear()
         assert stage.main([*arguments, *more]) == 0
@@ -111,7 +133,13 @@ def test_only_what_changed_is_scored_again(arguments: list[str], run: Path, scor
     write_shard(
         run / "pairs",
         1,
-        [Pair("other", {"input": np.zeros((16, 16, 3), np.uint8), "edit": np.ones((16, 16, 3), np.uint8)}, {})],
+        [
+            Pair(
+                "other",
+                {"input": np.zeros((16, 16, 3), np.uint8), "edit": np.ones((16, 16, 3), np.uint8)},
+                {},
+            )
+        ],
         {},
     )
     assert again() == ["000001"] and again() == []
@@ -132,21 +160,37 @@ def test_select_alone_loads_no_network(arguments: list[str], run: Path) -> None:
 
     def selected(*asked: str) -> tuple[dict, str]:
         command = [sys.executable, "-c", code, *asked]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return json.loads((run / "selection.json").read_text()), done.stdout
 
     found, printed = selected(*arguments, "task.clip_gain=9")
     assert found["yield"] == 0 and "no pair passes" in printed
     shutil.rmtree(run.parent.parent.parent / "scorer")  # scores may be copied to a machine that has no models
-    found, printed = selected("--select", "keep=0.5", "by=image_image", *arguments, "clip_gain=-2", "--select", "lpips_input_edit=0:")
-    assert found["yield"] == 0.5 and found["keep"]["by"] == "image_image" and "scores of 2 shards were made with other models" in printed
+    found, printed = selected(
+        "--select",
+        "keep=0.5",
+        "by=image_image",
+        *arguments,
+        "clip_gain=-2",
+        "--select",
+        "lpips_input_edit=0:",
+    )
+    assert (
+        found["yield"] == 0.5
+        and found["keep"]["by"] == "image_image"
+        and "scores of 2 shards were made with other models" in printed
+    )
     best = sorted(read_scores(load(arguments)), key=lambda row: -row["image_image"])[:4]
     assert sorted(found["kept"]) == sorted(row["key"] for row in best)
     assert found["thresholds"] == {"clip_gain": -2.0, "overlap": None, "lpips_input_edit": 0.0}
 
 
-def test_select_needs_scores_of_these_pairs(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_select_needs_scores_of_these_pairs(
+    arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert stage.main([*arguments, "--select", "keep=0.5"]) == 2
     assert "000000.parquet is missing or unreadable: run filter/run.py" in capsys.readouterr().err
     assert stage.main(arguments) == 0 and stage.main([*arguments, "--select"]) == 0
@@ -154,18 +198,29 @@ def test_select_needs_scores_of_these_pairs(arguments: list[str], run: Path, cap
     table = pyarrow.parquet.read_table(file)
     pyarrow.parquet.write_table(table.drop_columns(["flags", "sharpness_ratio"]), file)
     capsys.readouterr()
-    assert stage.main([*arguments, "--select"]) == 2 and "is an older version's, or of other pairs" in capsys.readouterr().err
+    assert (
+        stage.main([*arguments, "--select"]) == 2
+        and "is an older version's, or of other pairs" in capsys.readouterr().err
+    )
     pyarrow.parquet.write_table(table, file)
     assert stage.main([*arguments, "--select", "overlp=0.7"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert stage.main([*arguments, "--select", "clip_gain=0.1", "task.clip_gian=3"]) == 2  # a key with a dot is a configuration key
+    assert (
+        stage.main([*arguments, "--select", "clip_gain=0.1", "task.clip_gian=3"]) == 2
+    )  # a key with a dot is a configuration key
     assert "no key 'task.clip_gian'" in capsys.readouterr().err
     picture = np.zeros((16, 16, 3), np.uint8)
     write_shard(run / "pairs", 1, [Pair("other", {"input": picture, "edit": picture}, {})], {})
-    assert stage.main([*arguments, "--select", "keep=0.5"]) == 2 and "or of other pairs than" in capsys.readouterr().err
+    assert (
+        stage.main([*arguments, "--select", "keep=0.5"]) == 2
+        and "or of other pairs than" in capsys.readouterr().err
+    )
     assert stage.main(arguments) == 0
     selection = json.loads((run / "selection.json").read_text())
-    assert selection["dropped"]["other"] == "flagged blank" and selection["flags"]["blank"] == selection["flags"]["unchanged"] == 1
+    assert (
+        selection["dropped"]["other"] == "flagged blank"
+        and selection["flags"]["blank"] == selection["flags"]["unchanged"] == 1
+    )
     assert "1 blank, 1 unchanged" in capsys.readouterr().out
 
 
@@ -183,15 +238,27 @@ def test_masks_are_asked_for_only_with_nouns(arguments: list[str], monkeypatch: 
     import models.segmenter
 
     monkeypatch.setattr(models.segmenter, "Segmenter", Halves)
-    config = load([*arguments, "task.source_noun=tree", "task.target_noun=snowy tree", "task.overlap=0.5", "task.clip_gain=null"])
+    config = load(
+        [
+            *arguments,
+            "task.source_noun=tree",
+            "task.target_noun=snowy tree",
+            "task.overlap=0.5",
+            "task.clip_gain=null",
+        ]
+    )
     outcome = stage.score_and_select(config)
     found = {row["key"]: row["overlap_iou"] for row in outcome["rows"]}
     assert set(found.values()) == {None, 1.0} and {row["area_input"] for row in outcome["rows"]} == {0.5}
-    assert outcome["kept"] == [key for key, iou in found.items() if iou] and set(outcome["dropped"].values()) == {"no foreground"}
+    assert outcome["kept"] == [key for key, iou in found.items() if iou] and set(
+        outcome["dropped"].values()
+    ) == {"no foreground"}
     assert outcome["scored"] == 8
 
 
-def test_two_processes_share_the_shards(arguments: list[str], monkeypatch: pytest.MonkeyPatch, scored: list[str], run: Path) -> None:
+def test_two_processes_share_the_shards(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, scored: list[str], run: Path
+) -> None:
     monkeypatch.setattr(stage, "_processes", lambda: (1, 2, lambda: None))
     assert stage.score_and_select(load(arguments)) == {} and scored == ["000001"]
     assert not (run / "selection.json").exists()
@@ -209,7 +276,11 @@ def test_score_file_round_trip(tmp_path: Path) -> None:
     assert table[0] == whole
     for row, key in zip(table[1:], "bc", strict=True):
         assert row.pop("flags") == [] and set(row.values()) == {key, None}
-    assert is_current(path, {"texts": ["é", "y"], "format": 1}) and not is_current(path, {"format": 1}) and not is_current(path / "x", {})
+    assert (
+        is_current(path, {"texts": ["é", "y"], "format": 1})
+        and not is_current(path, {"format": 1})
+        and not is_current(path / "x", {})
+    )
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -242,6 +313,8 @@ def with_lock(arguments: list[str], run: Path) -> str:
         return config_error(load(arguments))
 
 
-def test_dry_run_counts_and_writes_nothing(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_counts_and_writes_nothing(
+    arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert stage.main([*arguments, "--dry-run"]) == 0
     assert "pairs to score: 8" in capsys.readouterr().out and not (run / "scores").exists()

@@ -33,7 +33,15 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_run, capsys):
     assert run.main(tiny_run) == 0
     pairs = folder(tiny_run)
     whole = contents(pairs)
-    assert sorted(whole) == ["000000.json", "000000.tar", "000001.json", "000001.tar", "000002.json", "000002.tar", "made_with.json"]
+    assert sorted(whole) == [
+        "000000.json",
+        "000000.tar",
+        "000001.json",
+        "000001.tar",
+        "000002.json",
+        "000002.tar",
+        "made_with.json",
+    ]
     (pairs / "000001.json").unlink()  # killed between the tar and its manifest
     (pairs / "000002.tar").unlink()
     (pairs / ".000002.tar.77.tmp").write_bytes(b"torn")
@@ -48,8 +56,20 @@ def test_records_say_how_to_make_the_pair_again(tiny_run):
     pairs = list(read_pairs(folder(tiny_run), ("input", "edit", "reconstruction", "inverted_latent")))
     assert [pair.key for pair in pairs] == [f"scene-{1_000_000 + index}" for index in range(5)]
     for pair in pairs:
-        assert set(pair.images) == {"input", "edit", "reconstruction"} and pair.arrays["inverted_latent"].dtype == np.float32
-        assert set(pair.record) >= {"source", "caption", "caption_from", "seed", "direction", "configuration", "noise", "versions"}
+        assert (
+            set(pair.images) == {"input", "edit", "reconstruction"}
+            and pair.arrays["inverted_latent"].dtype == np.float32
+        )
+        assert set(pair.record) >= {
+            "source",
+            "caption",
+            "caption_from",
+            "seed",
+            "direction",
+            "configuration",
+            "noise",
+            "versions",
+        }
 
 
 @pytest.mark.parametrize("method", ["pix2pix-zero", "prompt-to-prompt", "sdedit", "A", "B", "C", "D"])
@@ -145,14 +165,18 @@ def test_the_direction_is_the_difference_of_the_mean_embeddings(tiny_teacher, ti
     for name, texts in sentences.items():
         tokens = tiny_teacher.tokenizer(texts, padding="max_length", return_tensors="pt", truncation=True)
         with torch.no_grad():
-            means[name] = tiny_teacher.text_encoder(input_ids=tokens.input_ids).last_hidden_state.mean(0, keepdim=True)
+            means[name] = tiny_teacher.text_encoder(input_ids=tokens.input_ids).last_hidden_state.mean(
+                0, keepdim=True
+            )
     torch.testing.assert_close(first.value_1TD, means["target"] - means["source"])
     assert "3 + 3 sentences" in first.report
     again = edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
     assert torch.equal(first.value_1TD, again.value_1TD) and first.hash == again.hash
     (cached,) = tmp_path.glob("*.safetensors")
     config.direction.file, config.direction.strength = str(cached), 2.0
-    assert torch.equal(edit_direction(tiny_teacher, config.task, config.direction, tmp_path).value_1TD, 2 * first.value_1TD)
+    assert torch.equal(
+        edit_direction(tiny_teacher, config.task, config.direction, tmp_path).value_1TD, 2 * first.value_1TD
+    )
 
 
 def test_word_swap():
@@ -182,13 +206,21 @@ def test_nobody_writes_before_all_have_seen_what_is_missing(tiny_run, monkeypatc
     state = run.process_group()
     monkeypatch.setattr(run, "process_group", lambda: state)
     monkeypatch.setattr(state, "wait_for_everyone", lambda: events.append("waited"))
-    monkeypatch.setattr(run, "_shards", lambda *inputs, shares=run._shards: events.append("looked") or shares(*inputs))
-    monkeypatch.setattr(batches, "write_shards", lambda *inputs, write=batches.write_shards: events.append("wrote") or write(*inputs))
+    monkeypatch.setattr(
+        run, "_shards", lambda *inputs, shares=run._shards: events.append("looked") or shares(*inputs)
+    )
+    monkeypatch.setattr(
+        batches,
+        "write_shards",
+        lambda *inputs, write=batches.write_shards: events.append("wrote") or write(*inputs),
+    )
     assert run.main(tiny_run) == 0
     assert "waited" in events[events.index("looked") : events.index("wrote")]
 
 
-def test_a_teacher_trained_anew_or_another_bank_is_another_configuration(tiny_run, tiny_teacher_folder, tmp_path):
+def test_a_teacher_trained_anew_or_another_bank_is_another_configuration(
+    tiny_run, tiny_teacher_folder, tmp_path
+):
     """The same paths with other content: pairs of both must not end in one folder."""
     arguments = [*tiny_run, "generate.pairs=1"]
     assert run.main(arguments) == 0 and run.main(arguments) == 0
@@ -217,7 +249,10 @@ def test_ready_directions_in_every_form(tiny_teacher, tiny_run, tmp_path):
     torch.save(cat.half(), tmp_path / "cat.pt")
     torch.save(dog, tmp_path / "dog.pt")
     save_file({"any": dog - cat}, tmp_path / "both.safetensors")
-    config.direction.source_embedding, config.direction.target_embedding = str(tmp_path / "cat.pt"), str(tmp_path / "dog.pt")
+    config.direction.source_embedding, config.direction.target_embedding = (
+        str(tmp_path / "cat.pt"),
+        str(tmp_path / "dog.pt"),
+    )
     found = edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
     torch.testing.assert_close(found.value_1TD, dog - cat.half().float())
     config.direction.source_embedding = config.direction.target_embedding = ""
@@ -235,7 +270,12 @@ def test_a_new_word_needs_no_file(tiny_run, tmp_path, capsys):
     """task=custom on one picture: the grammar's sentences, the task's own folder."""
     Image.new("RGB", (40, 32), (10, 120, 30)).save(tmp_path / "tree.png")
     arguments = [argument for argument in tiny_run if not argument.startswith("task")]
-    arguments += ["task=custom", "task.source=tree", "task.target=cherry blossom tree", f"source.images={tmp_path}/tree.png"]
+    arguments += [
+        "task=custom",
+        "task.source=tree",
+        "task.target=cherry blossom tree",
+        f"source.images={tmp_path}/tree.png",
+    ]
     arguments += ["direction.sentences=200"]
     assert run.main(arguments) == 0
     (pair,) = read_pairs(tmp_path / "runs" / "tree-to-cherry-blossom-tree" / "miniature" / "pairs")

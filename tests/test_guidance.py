@@ -105,7 +105,9 @@ def test_lockstep_is_the_two_pass_algorithm(setting):
     reference, edit = edit_in_lockstep(teacher, schedule, latent, texts, Guidance(amount, scale), Lockstep())
     torch.testing.assert_close(reference, x, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(edit, y, rtol=1e-3, atol=1e-3)
-    unguided = edit_in_lockstep(teacher, schedule, latent, texts, Guidance(0.0, scale), Lockstep(reference=False))
+    unguided = edit_in_lockstep(
+        teacher, schedule, latent, texts, Guidance(0.0, scale), Lockstep(reference=False)
+    )
     assert torch.equal(unguided[0], latent) and not torch.allclose(unguided[1], y, atol=1e-3)
 
 

@@ -100,9 +100,13 @@ def test_inversion_and_sampling_are_inverse_for_an_exact_denoiser():
     assert start > alpha_low
     teacher = SimpleNamespace(noise=noise)
     generators = [torch.Generator(), torch.Generator()]
-    noises, _ = invert(teacher, steps_upwards(schedule), latent, None, generators, Inversion(lambda_ac=0, lambda_kl=0))
+    noises, _ = invert(
+        teacher, steps_upwards(schedule), latent, None, generators, Inversion(lambda_ac=0, lambda_kl=0)
+    )
     alpha = schedule[0].alpha
-    torch.testing.assert_close(noises["inverted"], alpha**0.5 * point + (1 - alpha) ** 0.5 * white, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        noises["inverted"], alpha**0.5 * point + (1 - alpha) ** 0.5 * white, rtol=1e-4, atol=1e-4
+    )
     sampled = noises["inverted"]
     for timestep, alpha, alpha_next in schedule:
         sampled = ddim_step(sampled, noise(sampled, timestep, None), alpha, alpha_next)
@@ -139,8 +143,12 @@ def test_a_batch_is_its_images_one_by_one(tiny_teacher):
     text = tiny_teacher.embed(["a tree", "two trees in summer", "a pine tree"])
     schedule = tiny_teacher.schedule(4)
     generators = lambda rows: [torch.Generator().manual_seed(row) for row in rows]  # noqa: E731
-    together = invert(tiny_teacher, steps_upwards(schedule), latent, text, generators(range(3)), Inversion())[0]
+    together = invert(tiny_teacher, steps_upwards(schedule), latent, text, generators(range(3)), Inversion())[
+        0
+    ]
     for row in range(3):
         one = latent[row : row + 1], text[row : row + 1], generators([row])
         alone = invert(tiny_teacher, steps_upwards(schedule), *one, Inversion())[0]
-        torch.testing.assert_close(together["inverted"][row : row + 1], alone["inverted"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            together["inverted"][row : row + 1], alone["inverted"], rtol=1e-4, atol=1e-4
+        )

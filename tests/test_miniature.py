@@ -53,7 +53,9 @@ def test_a_tree_mask_is_where_the_picture_changes_when_the_tree_is_felled():
         change = np.abs(pixels(seed, Look()) - np.asarray(render(felled, Look())).astype(int)).max(-1) > 12
         area = mask(standing, Look(), "tree")
         above = np.arange(128) < standing.trees[0].y / 2 - 8  # no shadow up there
-        assert (area & change)[above].sum() / area[above].sum() > 0.93  # a leaf may have the colour of what it hides
+        assert (area & change)[above].sum() / area[
+            above
+        ].sum() > 0.93  # a leaf may have the colour of what it hides
         assert (change & ~area)[above].sum() / area[above].sum() < 0.1  # a pixel shows four canvas pixels
         checked += 1
     assert checked >= 5
@@ -74,7 +76,10 @@ def test_a_change_of_species_leaves_everything_else_in_place():
 
 def test_a_change_of_season_keeps_the_things_where_they_are():
     for seed in range(TEST_SEED, TEST_SEED + 6):
-        summer, autumn = ([area for noun, area in instances(scene(seed), Look(season)) if noun != "sky"] for season in SEASONS[:2])
+        summer, autumn = (
+            [area for noun, area in instances(scene(seed), Look(season)) if noun != "sky"]
+            for season in SEASONS[:2]
+        )
         assert len(summer) == len(autumn)
         assert max((first ^ second).mean() for first, second in zip(summer, autumn, strict=True)) < 0.02
 
@@ -86,10 +91,18 @@ def test_a_caption_tells_its_season_unless_asked_not_to(season):
         "autumn": {"autumn", "fall", "colorful", "golden", "orange", "red", "yellow", "brown", "dark"},
         "winter": {"winter", "snow", "snowy", "frosty", "white", "bare", "without"},
     }
-    told = [set(captions.caption(scene(seed), Look(season), variant).split()) for seed in range(150) for variant in (0, 1)]
-    assert np.mean([bool(caption & words[season]) for caption in told]) > 0.97  # mixed trees in autumn may go without
+    told = [
+        set(captions.caption(scene(seed), Look(season), variant).split())
+        for seed in range(150)
+        for variant in (0, 1)
+    ]
+    assert (
+        np.mean([bool(caption & words[season]) for caption in told]) > 0.97
+    )  # mixed trees in autumn may go without
     kept = [captions.caption(scene(seed), Look(season), 0, name_season=False) for seed in range(60)]
-    assert not any(word in caption.split() for caption in kept for word in (season, "snowy", "golden", "green"))
+    assert not any(
+        word in caption.split() for caption in kept for word in (season, "snowy", "golden", "green")
+    )
 
 
 def test_captions_name_species_and_style_and_keep_to_one_plan():
@@ -116,12 +129,16 @@ def test_a_sketch_has_no_colour_and_more_ink_in_summer_than_in_winter():
 def test_the_teacher_draws_from_a_prompt():
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(FOLDER / "teacher", torch_dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        FOLDER / "teacher", torch_dtype=torch.float32, safety_checker=None
+    )
     pipe.set_progress_bar_config(disable=True)
     longest = max(captions.bank(Look("any", style="sketch"), 300), key=len)
     assert len(pipe.tokenizer(longest).input_ids) <= pipe.tokenizer.model_max_length == 32
     generator = torch.Generator().manual_seed(0)
-    image = pipe("a photo of an oak tree in winter", num_inference_steps=8, guidance_scale=4.0, generator=generator).images[0]
+    image = pipe(
+        "a photo of an oak tree in winter", num_inference_steps=8, guidance_scale=4.0, generator=generator
+    ).images[0]
     assert image.size == (128, 128)
     assert np.asarray(image)[100:].mean() > 160  # snow
 
@@ -150,11 +167,15 @@ def test_the_scorer_tells_seasons_species_and_styles():
         text_ND = model.encode_text(tokenizer(texts), normalize=True)
         right = []
         for index, look in enumerate(looks):
-            batch = torch.stack([preprocess(render(scene(seed), look)) for seed in range(TEST_SEED, TEST_SEED + 12)])
+            batch = torch.stack(
+                [preprocess(render(scene(seed), look)) for seed in range(TEST_SEED, TEST_SEED + 12)]
+            )
             right.append((model.encode_image(batch, normalize=True) @ text_ND.T).argmax(1) == index)
         return torch.cat(right).float().mean()
 
-    assert accuracy([Look(season) for season in SEASONS], [f"a tree in {season}" for season in SEASONS]) > 0.95
+    assert (
+        accuracy([Look(season) for season in SEASONS], [f"a tree in {season}" for season in SEASONS]) > 0.95
+    )
     assert accuracy([Look(species="oak"), Look(species="pine")], ["an oak tree", "a pine tree"]) > 0.85
     assert accuracy([Look(), Look(style="sketch")], ["a photo of a tree", "a pencil sketch of a tree"]) > 0.95
 
@@ -190,7 +211,11 @@ def test_the_banks_on_disk_are_the_banks_of_the_scenes():
 
 
 def test_the_models_are_small_enough_to_ship():
-    total = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    total = sum(
+        path.stat().st_size
+        for path in FOLDER.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
     assert total <= 49e6
 
 
@@ -236,7 +261,9 @@ def test_training_pictures_are_kept_on_disk(tmp_path):
     wanted = [pixels(seed, training_look(seed, options.sketch_share)) for seed in range(7, 10)]
     assert made.dtype == np.uint8 and (made == np.stack(wanted)).all()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert (training_pictures(options) == made).all() and {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
+    assert (training_pictures(options) == made).all() and {
+        path: path.stat().st_mtime_ns for path in tmp_path.iterdir()
+    } == kept
     assert len(kept) == 1 and [path.suffix for path in kept] == [".npy"]
 
 

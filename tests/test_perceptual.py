@@ -21,7 +21,9 @@ def pictures(seed=0, batch=2, side=32):
     return torch.rand(2, batch, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def formula(x_BCHW: torch.Tensor, y_BCHW: torch.Tensor, trunk: dict[str, torch.Tensor], heads: list[torch.Tensor]) -> torch.Tensor:
+def formula(
+    x_BCHW: torch.Tensor, y_BCHW: torch.Tensor, trunk: dict[str, torch.Tensor], heads: list[torch.Tensor]
+) -> torch.Tensor:
     """Zhang et al. 2018, equation 1, from the layer list of VGG16 and ImageNet's mean and deviation of pictures in [0, 1]."""
     total = 0.0
     features = vgg(torch.cat([x_BCHW, y_BCHW]), trunk)
@@ -34,13 +36,23 @@ def formula(x_BCHW: torch.Tensor, y_BCHW: torch.Tensor, trunk: dict[str, torch.T
 
 def vgg(image_BCHW: torch.Tensor, trunk: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """relu1_2 to relu5_3 in float64."""
-    mean, deviation = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, deviation = (
+        torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1)
+        for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     h_BCHW, found, position = ((image_BCHW.double() + 1) / 2 - mean) / deviation, [], 0
     for block, convolutions in enumerate((2, 2, 3, 3, 3)):
         if block:
             h_BCHW, position = F.max_pool2d(h_BCHW, 2), position + 1
         for _ in range(convolutions):
-            h_BCHW = F.relu(F.conv2d(h_BCHW, trunk[f"{position}.weight"].double(), trunk[f"{position}.bias"].double(), padding=1))
+            h_BCHW = F.relu(
+                F.conv2d(
+                    h_BCHW,
+                    trunk[f"{position}.weight"].double(),
+                    trunk[f"{position}.bias"].double(),
+                    padding=1,
+                )
+            )
             position += 2
         found.append(h_BCHW)
     return found
@@ -50,7 +62,9 @@ def test_against_the_formula(distance):
     x_BCHW, y_BCHW = pictures()
     heads = [lin.model[1].weight for lin in distance.lpips.lins]
     expected = formula(x_BCHW, y_BCHW, perceptual._trunk(), heads)
-    torch.testing.assert_close(distance(x_BCHW, y_BCHW).double(), expected, rtol=2e-3, atol=1e-4)  # .030/.458 round ImageNet's figures
+    torch.testing.assert_close(
+        distance(x_BCHW, y_BCHW).double(), expected, rtol=2e-3, atol=1e-4
+    )  # .030/.458 round ImageNet's figures
 
 
 def test_the_pooled_features_against_the_formula(distance):
@@ -71,13 +85,17 @@ def test_against_the_lpips_package_with_the_same_trunk(distance, monkeypatch):
             if f"{name}.weight" in trunk:
                 layer.load_state_dict({part: trunk[f"{name}.{part}"] for part in ("weight", "bias")})
     x_BCHW, y_BCHW = pictures(1)
-    torch.testing.assert_close(distance(x_BCHW, y_BCHW), reference(x_BCHW, y_BCHW).flatten(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        distance(x_BCHW, y_BCHW), reference(x_BCHW, y_BCHW).flatten(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_trunk_is_torchvisions_imagenet_vgg16():
     """The first filter of vgg16-397923af.pth, as it is printed by torchvision's users."""
     first = perceptual._trunk()["0.weight"][0, 0]
-    expected = torch.tensor([[-0.5537, 0.1427, 0.5290], [-0.5831, 0.3566, 0.7657], [-0.6903, -0.0480, 0.4841]])
+    expected = torch.tensor(
+        [[-0.5537, 0.1427, 0.5290], [-0.5831, 0.3566, 0.7657], [-0.6903, -0.0480, 0.4841]]
+    )
     torch.testing.assert_close(first, expected, rtol=0, atol=1e-4)
 
 
@@ -124,27 +142,36 @@ def test_dinos_keys_by_hand():
     from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=3, num_classes=0).eval()
+    vit = VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=3, num_classes=0
+    ).eval()
     for parameter in vit.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     picture_BCHW = pictures(4, side=16)[0]
     with torch.no_grad():
         keys_BTD = dino.dino_keys(vit, picture_BCHW)
     weights = {name: value.detach().double() for name, value in vit.state_dict().items()}
-    mean, deviation = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, deviation = (
+        torch.tensor(v, dtype=torch.float64).view(3, 1, 1)
+        for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     for image_CHW, found_TD in zip(picture_BCHW.double(), keys_BTD, strict=True):
         normal_CHW = ((image_CHW + 1) / 2 - mean) / deviation
         tokens = [weights["cls_token"][0, 0]]
         for y, x in ((0, 0), (0, 8), (8, 0), (8, 8)):
             patch = normal_CHW[:, y : y + 8, x : x + 8]
-            tokens.append((weights["patch_embed.proj.weight"] * patch).sum((1, 2, 3)) + weights["patch_embed.proj.bias"])
+            tokens.append(
+                (weights["patch_embed.proj.weight"] * patch).sum((1, 2, 3)) + weights["patch_embed.proj.bias"]
+            )
         tokens_TD = torch.stack(tokens) + weights["pos_embed"][0]
         with torch.no_grad():
             tokens_TD = vit.blocks[0].double()(tokens_TD[None])[0]  # the layer before is timm's own business
         for token_D, found_D in zip(tokens_TD, found_TD, strict=True):
             unit_D = (token_D - token_D.mean()) / (token_D.var(correction=0) + 1e-6).sqrt()
             unit_D = unit_D * weights["blocks.1.norm1.weight"] + weights["blocks.1.norm1.bias"]
-            expected_D = weights["blocks.1.attn.qkv.weight"][12:24] @ unit_D + weights["blocks.1.attn.qkv.bias"][12:24]
+            expected_D = (
+                weights["blocks.1.attn.qkv.weight"][12:24] @ unit_D + weights["blocks.1.attn.qkv.bias"][12:24]
+            )
             torch.testing.assert_close(found_D.double(), expected_D, rtol=1e-4, atol=1e-4)
 
 

@@ -23,16 +23,26 @@ def test_a_word_for_a_word_takes_its_place(tiny_teacher):
 def test_appended_words_keep_their_own(tiny_teacher):
     before, after = "a tree", "a tree, winter"
     moved, own = align_tokens(tiny_teacher, [before], [after])
-    first, last = len(tokens(tiny_teacher, before)) - 1, len(tokens(tiny_teacher, after)) - 1  # the end token moves from first to last
+    first, last = (
+        len(tokens(tiny_teacher, before)) - 1,
+        len(tokens(tiny_teacher, after)) - 1,
+    )  # the end token moves from first to last
     assert own[0].nonzero().flatten().tolist() == list(range(first, last))
     assert moved[0, first, last] == 1 and moved[0, 0, 0] == 1
 
 
 def test_a_longer_word_shares_the_maps_of_the_shorter(tiny_teacher):
     moved, own = align_tokens(tiny_teacher, ["a summer day"], ["a cold snowy winter day"])
-    before, after = len(tokens(tiny_teacher, "a summer day")), len(tokens(tiny_teacher, "a cold snowy winter day"))
+    before, after = (
+        len(tokens(tiny_teacher, "a summer day")),
+        len(tokens(tiny_teacher, "a cold snowy winter day")),
+    )
     new = after - before + 1  # tokens in the place of 'summer', which is one
-    assert new >= 3 and torch.allclose(moved[0, 2, 2 : 2 + new], torch.full((new,), 1 / new)) and not own[0, :after].any()
+    assert (
+        new >= 3
+        and torch.allclose(moved[0, 2, 2 : 2 + new], torch.full((new,), 1 / new))
+        and not own[0, :after].any()
+    )
 
 
 def test_the_edit_gets_the_references_probabilities(tiny_teacher):
@@ -48,7 +58,9 @@ def test_the_edit_gets_the_references_probabilities(tiny_teacher):
         if not new[token]:
             torch.testing.assert_close(changed[2, ..., token], cross[0] @ moved[0, :, token])
     self_attention = torch.rand(3, 2, 16, 16)
-    assert torch.equal(control(False, 16)(self_attention)[2], self_attention[0]) and control(False, 17) is None
+    assert (
+        torch.equal(control(False, 16)(self_attention)[2], self_attention[0]) and control(False, 17) is None
+    )
 
 
 def test_all_attention_replaced_leaves_only_the_values(tiny_teacher):
@@ -58,7 +70,9 @@ def test_all_attention_replaced_leaves_only_the_values(tiny_teacher):
     captions = ["a tree in summer", "two green trees"]
     caption = tiny_teacher.embed(captions)
     alignment = align_tokens(tiny_teacher, captions, captions)
-    same = edit_by_replacing(tiny_teacher, schedule, latent, Texts(caption, caption, caption), 5.0, alignment, PromptToPrompt())
+    same = edit_by_replacing(
+        tiny_teacher, schedule, latent, Texts(caption, caption, caption), 5.0, alignment, PromptToPrompt()
+    )
     torch.testing.assert_close(same[0], same[1], rtol=1e-4, atol=1e-4)
 
     image = torch.rand(2, 3, 32, 32) * 2 - 1

@@ -29,7 +29,13 @@ def many(tmp_path_factory):
 
 
 def test_the_nearest_to_the_source_words_are_kept(many, tmp_path, capsys):
-    arguments = ["task=tree2winter", f"source.images={many}", "source.retrieve.k=3", "generate.pairs=99", f"runs_dir={tmp_path}"]
+    arguments = [
+        "task=tree2winter",
+        f"source.images={many}",
+        "source.retrieve.k=3",
+        "generate.pairs=99",
+        f"runs_dir={tmp_path}",
+    ]
     config = load(arguments)
     found = input_source(config)
     assert "1 of 7 images could not be read" in capsys.readouterr().out
@@ -45,7 +51,13 @@ def test_the_nearest_to_the_source_words_are_kept(many, tmp_path, capsys):
 
 
 def test_an_aesthetics_score_is_asked_for_where_there_is_one(many, tmp_path):
-    arguments = ["task=tree2winter", f"source.images={many}", "source.retrieve.k=9", "source.retrieve.aesthetics=9", f"runs_dir={tmp_path}"]
+    arguments = [
+        "task=tree2winter",
+        f"source.images={many}",
+        "source.retrieve.k=9",
+        "source.retrieve.aesthetics=9",
+        f"runs_dir={tmp_path}",
+    ]
     found = input_source(load(arguments))
     names = set(found.names)
     assert names == {"summer1.png", "summer2.png", "winter0.png", "winter1.png", "winter2.png"}
@@ -61,18 +73,33 @@ def test_images_are_looked_at_once(many, tmp_path, monkeypatch):
 
 def test_blip_captions_what_has_none(tiny_run, many, tmp_path):
     """The record holds what the model itself generates for the picture, and says so; a caption of its own stays."""
-    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
 
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "tree", "house", "snow", "hill"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"vocab_size": len(words), "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    special = {
+        "vocab_size": len(words),
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "sep_token_id": 3,
+        "pad_token_id": 0,
+    }
     config = BlipConfig(
-        text_config={**sizes, **special, "encoder_hidden_size": 16}, vision_config={**sizes, "image_size": 32, "patch_size": 16}
+        text_config={**sizes, **special, "encoder_hidden_size": 16},
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
     )
     model = BlipForConditionalGeneration(config).eval()
-    processor = BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), BertTokenizerFast(str(tmp_path / "vocab.txt")))
+    processor = BlipProcessor(
+        BlipImageProcessor(size={"height": 32, "width": 32}), BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    )
     model.save_pretrained(tmp_path / "blip")
     processor.save_pretrained(tmp_path / "blip")
     photos = tmp_path / "photos"
@@ -85,8 +112,13 @@ def test_blip_captions_what_has_none(tiny_run, many, tmp_path):
     first, second = read_pairs(pairs_dir(load(arguments)))
     pixels = processor(images=Image.fromarray(first.images["input"]), return_tensors="pt").pixel_values
     with torch.no_grad():
-        expected = processor.decode(model.generate(pixel_values=pixels, max_new_tokens=40)[0], skip_special_tokens=True)
-    assert (first.record["caption"], first.record["caption_from"]) == (expected, "source.captioner") and expected.strip()
+        expected = processor.decode(
+            model.generate(pixel_values=pixels, max_new_tokens=40)[0], skip_special_tokens=True
+        )
+    assert (first.record["caption"], first.record["caption_from"]) == (
+        expected,
+        "source.captioner",
+    ) and expected.strip()
     assert (second.record["caption"], second.record["caption_from"]) == ("a hill in snow", "winter1.txt")
 
 
@@ -95,10 +127,17 @@ def test_prompts_alone(tiny_run, tmp_path):
     (tmp_path / "prompts.txt").write_text("a tree in summer\na green hill\n")
     found = []
     for place in ("one", "two"):
-        arguments = [*tiny_run, f"source.prompts={tmp_path}/prompts.txt", "edit.steps=2", f"runs_dir={tmp_path}/{place}"]
+        arguments = [
+            *tiny_run,
+            f"source.prompts={tmp_path}/prompts.txt",
+            "edit.steps=2",
+            f"runs_dir={tmp_path}/{place}",
+        ]
         assert run.main(arguments) == 0
         found.append(list(read_pairs(pairs_dir(load(arguments)))))
-    assert [pair.record["caption"] for pair in found[0]] == ["a tree in summer", "a green hill"] * 2 + ["a tree in summer"]
+    assert [pair.record["caption"] for pair in found[0]] == ["a tree in summer", "a green hill"] * 2 + [
+        "a tree in summer"
+    ]
     assert len({pair.images["input"].tobytes() for pair in found[0]}) == 5
     for one, two in zip(*found, strict=True):
         assert (one.images["edit"] == two.images["edit"]).all() and set(one.record["noise"]) == {"inverted"}

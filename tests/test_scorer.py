@@ -35,7 +35,9 @@ def make_scorer_folder(folder: Path, seed: int = 0, resize_mode: str = "shortest
         "interpolation": "bicubic",
         "resize_mode": resize_mode,
     }
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": MODEL, "preprocess_cfg": preprocess})
+    )
     torch.manual_seed(seed)
     save_file(
         {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**MODEL).state_dict().items()},
@@ -46,7 +48,11 @@ def make_scorer_folder(folder: Path, seed: int = 0, resize_mode: str = "shortest
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Scorer:
-    return Scorer(model=f"local-dir:{make_scorer_folder(tmp_path / 'scorer')}", pretrained="", templates=["a photo of {}", "{}"])
+    return Scorer(
+        model=f"local-dir:{make_scorer_folder(tmp_path / 'scorer')}",
+        pretrained="",
+        templates=["a photo of {}", "{}"],
+    )
 
 
 def smooth_images(count: int, high: int, wide: int) -> list[np.ndarray]:
@@ -55,17 +61,23 @@ def smooth_images(count: int, high: int, wide: int) -> list[np.ndarray]:
     return [np.asarray(image.resize((wide, high), Image.Resampling.BICUBIC)) for image in coarse]
 
 
-@pytest.mark.parametrize("high, wide, resize_mode", [(96, 96, "shortest"), (50, 80, "shortest"), (20, 24, "squash")])
+@pytest.mark.parametrize(
+    "high, wide, resize_mode", [(96, 96, "shortest"), (50, 80, "shortest"), (20, 24, "squash")]
+)
 def test_image_features_are_open_clips(tmp_path: Path, high: int, wide: int, resize_mode: str) -> None:
     name = f"local-dir:{make_scorer_folder(tmp_path / 'scorer', resize_mode=resize_mode)}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     images = smooth_images(3, high, wide)
     with torch.no_grad():
-        expected_BD = model.eval().encode_image(torch.stack([preprocess(Image.fromarray(image)) for image in images]))
+        expected_BD = model.eval().encode_image(
+            torch.stack([preprocess(Image.fromarray(image)) for image in images])
+        )
     expected_BD = expected_BD / expected_BD.norm(dim=1, keepdim=True)
     features_BD = ClipScorer(Scorer(model=name, pretrained=""), "cpu").image_features(images)
     assert features_BD.norm(dim=1).numpy() == pytest.approx(1, abs=1e-6)
-    assert (features_BD * expected_BD).sum(dim=1).min() > 0.9999  # Pillow rounds to whole grey levels, the tensor resize does not
+    assert (features_BD * expected_BD).sum(
+        dim=1
+    ).min() > 0.9999  # Pillow rounds to whole grey levels, the tensor resize does not
 
 
 def test_tensors_arrays_and_mixed_sizes_agree(settings: Scorer) -> None:
@@ -101,7 +113,9 @@ def test_openai_weights_get_their_own_activation(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(open_clip, "create_model", create_model)
     with pytest.raises(UserError, match="no network"):
         ClipScorer(Scorer())
-    assert asked["name"] == "ViT-L-14" and asked["pretrained"] == "openai" and asked["force_quick_gelu"] is True
+    assert (
+        asked["name"] == "ViT-L-14" and asked["pretrained"] == "openai" and asked["force_quick_gelu"] is True
+    )
     with pytest.raises(UserError):
         ClipScorer(Scorer(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
     assert asked["force_quick_gelu"] is False
@@ -157,7 +171,12 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
      ({"ACCELERATE_USE_CPU": "False"}, "1", 8, False)],
 )  # fmt: skip
 def test_idle_cores_are_told_of(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], launcher: dict[str, str], world: str, threads: int, told: bool
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    launcher: dict[str, str],
+    world: str,
+    threads: int,
+    told: bool,
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)

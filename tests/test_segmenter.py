@@ -86,11 +86,16 @@ def scene() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def proposing(masks: list[np.ndarray]) -> Any:
     """A stand-in for Segmenter.propose that gives these masks for every picture."""
     stacked = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, 40, 60, dtype=torch.bool)
-    return lambda images: iter([(stacked, batched_mask_to_box(stacked) if masks else torch.zeros(0, 4).long())] * len(images))
+    return lambda images: iter(
+        [(stacked, batched_mask_to_box(stacked) if masks else torch.zeros(0, 4).long())] * len(images)
+    )
 
 
 def test_masks_that_show_the_noun_are_united(folder: Path) -> None:
-    segmenter = Segmenter(Settings(model=str(folder), other_nouns=["grass", "red square", "blue square"], outside=0.0), ColourScorer())  # type: ignore[arg-type]
+    segmenter = Segmenter(
+        Settings(model=str(folder), other_nouns=["grass", "red square", "blue square"], outside=0.0),
+        ColourScorer(),
+    )  # type: ignore[arg-type]
     image, masks = scene()
     assert len(segmenter.settings.other_nouns) == 3  # a noun among the other nouns is not its own rival
     segmenter.propose = proposing([*masks.values(), np.zeros_like(masks["grass"])])
@@ -116,17 +121,36 @@ def test_the_masks_are_segment_anythings(least_iou: float, least_stability: floa
         images = [np.asarray(render(scene_of(seed), Look()))[:, : 128 - 30 * seed] for seed in range(3)]
     else:
         sam, generator = tiny_sam(), np.random.default_rng(0)
-        images = [generator.integers(0, 256, size, dtype=np.uint8) for size in ((48, 80, 3), (64, 64, 3), (90, 50, 3))]
+        images = [
+            generator.integers(0, 256, size, dtype=np.uint8)
+            for size in ((48, 80, 3), (64, 64, 3), (90, 50, 3))
+        ]
     limits = {"pred_iou_thresh": least_iou, "stability_score_thresh": least_stability}
     reference = SamAutomaticMaskGenerator(sam, points_per_side=5, points_per_batch=8, **limits)
-    settings = Settings(points_per_side=5, min_predicted_iou=least_iou, min_stability=least_stability, batch=2, points_per_batch=2)
+    settings = Settings(
+        points_per_side=5,
+        min_predicted_iou=least_iou,
+        min_stability=least_stability,
+        batch=2,
+        points_per_batch=2,
+    )
     counts = []
-    for image, (masks, boxes) in zip(images, Segmenter(settings, ColourScorer(), sam=sam).propose(images), strict=True):
+    for image, (masks, boxes) in zip(
+        images, Segmenter(settings, ColourScorer(), sam=sam).propose(images), strict=True
+    ):
         wanted = reference.generate(image)
         counts.append(len(wanted))
-        assert not boxes.is_floating_point() and masks.dtype == torch.bool and masks.shape == (len(wanted), *image.shape[:2])
-        for mask, (left, top, right, bottom), theirs in zip(masks.numpy(), boxes.tolist(), wanted, strict=True):
-            assert (mask != theirs["segmentation"]).mean() < 1e-3  # a pixel on the edge may round the other way in another batch
+        assert (
+            not boxes.is_floating_point()
+            and masks.dtype == torch.bool
+            and masks.shape == (len(wanted), *image.shape[:2])
+        )
+        for mask, (left, top, right, bottom), theirs in zip(
+            masks.numpy(), boxes.tolist(), wanted, strict=True
+        ):
+            assert (
+                mask != theirs["segmentation"]
+            ).mean() < 1e-3  # a pixel on the edge may round the other way in another batch
             assert theirs["bbox"] == [left, top, right - left, bottom - top]
     assert (max(counts) == 0) if least_iou > 1e8 else (min(counts) > 1)
 
@@ -147,7 +171,9 @@ def test_bfloat16_changes_little() -> None:
 def test_small_masks_are_not_looked_at(folder: Path) -> None:
     image, masks = scene()
     for least, found in ((0.0, True), (0.05, False)):  # a square is 100 of 2400 pixels
-        segmenter = Segmenter(Settings(model=str(folder), other_nouns=["grass"], outside=0.0, min_area=least), ColourScorer())  # type: ignore[arg-type]
+        segmenter = Segmenter(
+            Settings(model=str(folder), other_nouns=["grass"], outside=0.0, min_area=least), ColourScorer()
+        )  # type: ignore[arg-type]
         segmenter.propose = proposing([masks["red 1"]])
         assert segmenter.segment([image], "red square")[0].any() == found
 
@@ -156,7 +182,9 @@ def crop_of(image: np.ndarray, mask: np.ndarray, margin: float, outside: float) 
     """masked_crop as an array S x S x 3; the box is found by looking."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = [int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])]
-    crop = masked_crop(torch.from_numpy(image).permute(2, 0, 1).float(), torch.from_numpy(mask), box, margin, outside)
+    crop = masked_crop(
+        torch.from_numpy(image).permute(2, 0, 1).float(), torch.from_numpy(mask), box, margin, outside
+    )
     return crop.permute(1, 2, 0).numpy()
 
 

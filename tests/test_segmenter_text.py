@@ -29,14 +29,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     torch.manual_seed(0)
     swin = transformers.SwinConfig(
-        image_size=64, patch_size=4, embed_dim=8, depths=[1] * 4, num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4]
+        image_size=64,
+        patch_size=4,
+        embed_dim=8,
+        depths=[1] * 4,
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
+        out_indices=[2, 3, 4],
     )
     words = transformers.BertConfig(
-        vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64
+        vocab_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
     )
-    layers = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in {"ffn_dim": 16, "attention_heads": 2}.items()}
+    layers = {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in {"ffn_dim": 16, "attention_heads": 2}.items()
+    }
     dino = transformers.GroundingDinoConfig(
-        backbone_config=swin, text_config=words, num_queries=5, encoder_layers=1, decoder_layers=2, d_model=32, max_text_len=16, **layers
+        backbone_config=swin,
+        text_config=words,
+        num_queries=5,
+        encoder_layers=1,
+        decoder_layers=2,
+        d_model=32,
+        max_text_len=16,
+        **layers,
     )
     transformers.GroundingDinoForObjectDetection(dino).save_pretrained(folder / "detector")
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
@@ -55,24 +77,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     sides = [[16, 16], [8, 8], [4, 4]]
     vision = transformers.Sam2VisionConfig(
-        backbone_config=hiera, backbone_channel_list=[64, 32, 16, 8], backbone_feature_sizes=sides, fpn_hidden_size=16
+        backbone_config=hiera,
+        backbone_channel_list=[64, 32, 16, 8],
+        backbone_feature_sizes=sides,
+        fpn_hidden_size=16,
     )
-    prompts = transformers.Sam2PromptEncoderConfig(hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4)
-    decoder = transformers.Sam2MaskDecoderConfig(hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=16)
-    whole = transformers.Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    prompts = transformers.Sam2PromptEncoderConfig(
+        hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4
+    )
+    decoder = transformers.Sam2MaskDecoderConfig(
+        hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=16
+    )
+    whole = transformers.Sam2Config(
+        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder
+    )
     transformers.Sam2Model(whole).save_pretrained(folder / "drawer")
-    resize = transformers.Sam2ImageProcessorFast(size={"height": 64, "width": 64}, mask_size={"height": 16, "width": 16})
+    resize = transformers.Sam2ImageProcessorFast(
+        size={"height": 64, "width": 64}, mask_size={"height": 16, "width": 16}
+    )
     transformers.Sam2Processor(resize).save_pretrained(folder / "drawer")
     return folder
 
 
 def settings(folder: Path, min_box_score: float) -> Settings:
-    return Settings(model=str(folder / "drawer"), detector=str(folder / "detector"), min_box_score=min_box_score)
+    return Settings(
+        model=str(folder / "drawer"), detector=str(folder / "detector"), min_box_score=min_box_score
+    )
 
 
 def pictures() -> list[np.ndarray]:
     generator = np.random.default_rng(0)
-    return [generator.integers(0, 256, size, dtype=np.uint8) for size in ((48, 80, 3), (64, 64, 3), (80, 48, 3))]
+    return [
+        generator.integers(0, 256, size, dtype=np.uint8) for size in ((48, 80, 3), (64, 64, 3), (80, 48, 3))
+    ]
 
 
 def test_a_batch_is_its_pictures_one_by_one_with_the_library(folder: Path) -> None:
@@ -93,13 +130,17 @@ def test_a_batch_is_its_pictures_one_by_one_with_the_library(folder: Path) -> No
             inputs = segmenter.drawer_processor(images=image, input_boxes=[[box]], return_tensors="pt")
             with torch.no_grad():
                 drawn = segmenter.drawer(**inputs, multimask_output=False).pred_masks
-            wanted |= segmenter.drawer_processor.post_process_masks(drawn, inputs["original_sizes"])[0][0, 0].numpy()
+            wanted |= segmenter.drawer_processor.post_process_masks(drawn, inputs["original_sizes"])[0][
+                0, 0
+            ].numpy()
         assert mask.dtype == bool and mask.shape == image.shape[:2] and (mask != wanted).mean() < 0.01
 
 
 def test_nothing_found_is_an_empty_mask(folder: Path) -> None:
     masks = TextSegmenter(settings(folder, 1.1), "cpu").segment(pictures(), "tree")
-    assert [mask.shape for mask in masks] == [(48, 80), (64, 64), (80, 48)] and not any(mask.any() for mask in masks)
+    assert [mask.shape for mask in masks] == [(48, 80), (64, 64), (80, 48)] and not any(
+        mask.any() for mask in masks
+    )
 
 
 def test_through_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,12 +157,17 @@ def test_through_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.C
     config = load(arguments)
     make_pairs(run_dir(config) / "pairs", (3,))
     assert stage.main([*arguments, "segmenter.min_box_score=0"]) == 0
-    assert all(0 < row["area_input"] <= 1 and 0 <= row["overlap_iou"] <= 1 and row["flags"] == [] for row in read_scores(config))
+    assert all(
+        0 < row["area_input"] <= 1 and 0 <= row["overlap_iou"] <= 1 and row["flags"] == []
+        for row in read_scores(config)
+    )
     capsys.readouterr()
     assert stage.main([*arguments, "segmenter.min_box_score=1.1"]) == 0  # scored again: another segmenter
     assert "3 no_foreground_input, 3 no_foreground_edit" in capsys.readouterr().out
     assert {(row["area_input"], row["overlap_iou"]) for row in read_scores(config)} == {(0.0, None)}
-    assert set(json.loads((run_dir(config) / "selection.json").read_text())["dropped"].values()) == {"no foreground"}
+    assert set(json.loads((run_dir(config) / "selection.json").read_text())["dropped"].values()) == {
+        "no foreground"
+    }
     assert stage.main([*arguments, "segmenter.detector=/no/such/folder"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "segmenter.detector=/no/such/folder cannot be loaded" in error
@@ -137,5 +183,7 @@ def test_weights_that_are_not_all_there_are_refused(folder: Path, tmp_path: Path
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="lacks weights of Sam2Model .mask_decoder.iou_token.weight"):
         TextSegmenter(Settings(model=str(tmp_path), detector=str(folder / "detector")), "cpu")
-    with pytest.raises(UserError, match="segmenter.model=/nowhere cannot be loaded .*facebook/sam2.1-hiera-large"):
+    with pytest.raises(
+        UserError, match="segmenter.model=/nowhere cannot be loaded .*facebook/sam2.1-hiera-large"
+    ):
         TextSegmenter(Settings(model="/nowhere", detector=str(folder / "detector")), "cpu")

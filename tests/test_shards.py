@@ -113,7 +113,11 @@ def test_a_repeated_key_is_refused(tmp_path):
 
 
 def test_two_writers_are_refused(tmp_path):
-    with exclusive(tmp_path, "rank0"), pytest.raises(UserError, match="another process"), exclusive(tmp_path, "rank0"):
+    with (
+        exclusive(tmp_path, "rank0"),
+        pytest.raises(UserError, match="another process"),
+        exclusive(tmp_path, "rank0"),
+    ):
         pass
     with exclusive(tmp_path, "rank0"):
         pass

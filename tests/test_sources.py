@@ -97,7 +97,10 @@ def test_empty_and_missing_sources_say_so(tmp_path):
         open_source(Source(images=str(tmp_path / "nowhere")), TASK, 8, 10)
     with pytest.raises(UserError, match=r"no \.jpeg"):
         open_source(Source(images=str(tmp_path)), TASK, 8, 10)
-    for source, task in ((Source(scenes=True), Task(name="cat2dog")), (Source(), TASK)):  # the task's words, the teacher's world
+    for source, task in (
+        (Source(scenes=True), Task(name="cat2dog")),
+        (Source(), TASK),
+    ):  # the task's words, the teacher's world
         with pytest.raises(UserError, match=r"source\.images=FOLDER.*source\.prompts=FILE"):
             open_source(source, task, 8, 10)
 
@@ -107,12 +110,19 @@ def test_the_demo_refuses_at_once_what_renders_no_held_out_scenes(tmp_path, caps
 
     for more in (["source.images=."], ["--dry-run"]):
         assert demo.main(["task=cat2dog", f"runs_dir={tmp_path}/runs", *more]) == 2
-        assert "no scenes are rendered for task=cat2dog" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+        assert (
+            "no scenes are rendered for task=cat2dog" in capsys.readouterr().err
+            and not (tmp_path / "runs").exists()
+        )
 
 
 def test_scenes_are_the_same_every_time():
     first, second = (open_source(Source(scenes=True, first_seed=5), TASK, 128, 3).load(2) for _ in range(2))
-    assert first.key == "scene-7" and first.caption == second.caption and np.array_equal(first.image, second.image)
+    assert (
+        first.key == "scene-7"
+        and first.caption == second.caption
+        and np.array_equal(first.image, second.image)
+    )
 
 
 def tars(folder, shards=2):
@@ -124,7 +134,11 @@ def tars(folder, shards=2):
             for index in range(3):
                 stream = io.BytesIO()
                 Image.new("RGB", (20, 20), (shard * 100, index * 100, 0)).save(stream, "PNG")
-                sample = {"__key__": f"{shard:05d}{index:04d}", "png": stream.getvalue(), "json": {"caption": f"from json {index}"}}
+                sample = {
+                    "__key__": f"{shard:05d}{index:04d}",
+                    "png": stream.getvalue(),
+                    "json": {"caption": f"from json {index}"},
+                }
                 writer.write(sample | ({"txt": f"from txt {index}"} if index else {}))
 
 
@@ -133,7 +147,9 @@ def test_tars_of_img2dataset(tmp_path, pattern):
     tars(tmp_path)
     source = open_source(Source(images=f"{tmp_path}/{pattern}"), TASK, 16, 100)
     loaded = [source.load(index) for index in range(len(source.names))]
-    assert [tuple(item.image[8, 8]) for item in loaded] == [(shard * 100, index * 100, 0) for shard in range(2) for index in range(3)]
+    assert [tuple(item.image[8, 8]) for item in loaded] == [
+        (shard * 100, index * 100, 0) for shard in range(2) for index in range(3)
+    ]
     assert [item.caption for item in loaded[:2]] == ["from json 0", "from txt 1"]
     assert [item.caption_from for item in loaded[:2]] == ["json", "txt"]
     assert len({item.key for item in loaded}) == 6 and all(KEY.fullmatch(item.key) for item in loaded)
@@ -163,7 +179,9 @@ def test_a_tar_behind_an_address(tmp_path, monkeypatch):
     assert source.load(2).caption == "from txt 2" and source.names[2] == "00000.tar/000000002"
 
 
-@pytest.mark.parametrize("images", ["pipe:rm x.tar", "nowhere.tar", "broken.tar", "empty.tar", "file:///nowhere/x.tar"])
+@pytest.mark.parametrize(
+    "images", ["pipe:rm x.tar", "nowhere.tar", "broken.tar", "empty.tar", "file:///nowhere/x.tar"]
+)
 def test_a_tar_that_is_none_is_refused(tmp_path, monkeypatch, images):
     import tarfile
 

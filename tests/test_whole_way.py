@@ -34,7 +34,9 @@ def test_the_whole_way_and_again(tiny_run, tmp_path, capsys):
     run = tmp_path / "runs" / "tree2winter" / "miniature"
     page = (run / "report.html").read_text()
     assert "times faster on this machine" in printed and str(run / "report.html") in printed
-    assert page.count("data:image/png;base64,") >= 2 * 5 + 4  # held-out rows with five pictures, one photograph without a truth
+    assert (
+        page.count("data:image/png;base64,") >= 2 * 5 + 4
+    )  # held-out rows with five pictures, one photograph without a truth
     for part in ("noise.jpg", "generator to the truth", "CLIP gain"):
         assert part in page
 

@@ -39,7 +39,9 @@ class Canvas:
 
     def _draw(self, shape, place, colour, *width):
         """Draw ImageDraw's `shape` at `place`, points or a box (left, top, right, bottom) in canvas pixels."""
-        for pen, ink in zip(self._pens, (colour, self._label), strict=False):  # without labels, the second ink has no pen
+        for pen, ink in zip(
+            self._pens, (colour, self._label), strict=False
+        ):  # without labels, the second ink has no pen
             getattr(pen, shape)(place, ink, *width)
 
     polygon = partialmethod(_draw, "polygon")
@@ -101,7 +103,9 @@ def _ridge(rng):
     heights = np.zeros(len(COLUMNS))
     for octave in range(6):
         knots = 3 * 2**octave
-        heights += 0.5**octave * np.interp(np.linspace(0, knots, len(COLUMNS)), np.arange(knots + 1), rng.randn(knots + 1))
+        heights += 0.5**octave * np.interp(
+            np.linspace(0, knots, len(COLUMNS)), np.arange(knots + 1), rng.randn(knots + 1)
+        )
     return (heights - heights.mean()) / np.abs(heights).max()
 
 
@@ -133,7 +137,9 @@ def _on_ground(pen, rng, grass):
     x, y = CANVAS * rng.random(), CANVAS * (0.45 + nearness)
     if grass:
         for foot in (x, x + 1.6, x + 3.2):
-            pen.line((foot, y, foot + rng.uniform(-2, 2), y - (2 + 9 * nearness) * rng.uniform(0.6, 1.1)), 255)
+            pen.line(
+                (foot, y, foot + rng.uniform(-2, 2), y - (2 + 9 * nearness) * rng.uniform(0.6, 1.1)), 255
+            )
     else:
         radius = 0.7 + 2.0 * nearness
         pen.ellipse(around(x, y, radius, radius * 0.6), 255)
@@ -156,7 +162,10 @@ def textures() -> SimpleNamespace:
         ridges=[_ridge(arrays) for _ in range(24)],
         clumps={
             density: {
-                radius: [_strewn(2 * radius + 6, int(leaves * (radius / 14) ** 1.6), _leaf, rng, radius) for _ in range(10)]
+                radius: [
+                    _strewn(2 * radius + 6, int(leaves * (radius / 14) ** 1.6), _leaf, rng, radius)
+                    for _ in range(10)
+                ]
                 for radius in CLUMP_RADII
             }
             for density, leaves in CLUMP_LEAVES.items()

@@ -8,7 +8,11 @@ import re
 
 from models.miniature.scenes import Look, Scene, scene, shown
 
-NUMBERS = {1: ("a", "one", "a single", "a lone"), 2: ("two", "a pair of"), 3: ("three", "several", "a group of")}
+NUMBERS = {
+    1: ("a", "one", "a single", "a lone"),
+    2: ("two", "a pair of"),
+    3: ("three", "several", "a group of"),
+}
 WHEN = {
     "summer": ("in summer", "in the summer", "during summer", "on a summer day", "in summertime"),
     "autumn": ("in autumn", "in the autumn", "in fall", "on an autumn day", "during autumn"),
@@ -84,7 +88,12 @@ def _sentence(scene, look, rng, name_season):
     number = rng.choice(NUMBERS[count])
     if count == 3 and number != "three" and rng.random() < 0.5:
         number = "three"
-    surroundings = [phrase for what, phrases in SURROUNDINGS.items() if getattr(scene, what, scene.far == what) for phrase in phrases]
+    surroundings = [
+        phrase
+        for what, phrases in SURROUNDINGS.items()
+        if getattr(scene, what, scene.far == what)
+        for phrase in phrases
+    ]
     form = rng.random()
     opening = rng.choice(OPENINGS[look.style])
     if form < 0.34:  # a photo of an oak tree in winter
@@ -97,7 +106,11 @@ def _sentence(scene, look, rng, name_season):
         foliage = rng.choice(FOLIAGE[leaves][season]) if name_season else ""
         if count > 1 and foliage == "that is evergreen":
             foliage = "with green needles"
-        parts = [f"{number} {noun}", foliage, rng.choice(WHEN[season]) if name_season and rng.random() < 0.55 else ""]
+        parts = [
+            f"{number} {noun}",
+            foliage,
+            rng.choice(WHEN[season]) if name_season and rng.random() < 0.55 else "",
+        ]
     else:
         land = rng.choice(SNOWY_LANDS if season == "winter" else LANDS)
         kind = f"{rng.choice(LAND_ADJECTIVES[season])} {land}" if name_season else land

@@ -8,8 +8,14 @@ from models.miniature.canvas import CLUMP_RADII, blend, jitter, shade, textures
 
 SPECIES = ("oak", "birch", "pine")
 LEAF_COLOURS = {
-    "oak": {"summer": ((46, 104, 36), (58, 118, 40), (40, 98, 50)), "autumn": ((206, 92, 28), (190, 62, 30), (222, 138, 34))},
-    "birch": {"summer": ((92, 150, 56), (108, 160, 62), (82, 146, 70)), "autumn": ((236, 186, 48), (228, 166, 40), (240, 200, 74))},
+    "oak": {
+        "summer": ((46, 104, 36), (58, 118, 40), (40, 98, 50)),
+        "autumn": ((206, 92, 28), (190, 62, 30), (222, 138, 34)),
+    },
+    "birch": {
+        "summer": ((92, 150, 56), (108, 160, 62), (82, 146, 70)),
+        "autumn": ((236, 186, 48), (228, 166, 40), (240, 200, 74)),
+    },
 }
 SNOW = (244, 248, 253)
 
@@ -36,7 +42,10 @@ def _grow(rng, tree):
     width = height * (0.034 if birch else 0.066) * rng.uniform(0.85, 1.2)
     trunk = height * (rng.uniform(0.30, 0.38) if birch else rng.uniform(0.24, 0.32))
     lean = rng.gauss(0, 0.05)
-    spread, upward = rng.uniform(0.34, 0.46) if birch else rng.uniform(0.5, 0.68), 0.06  # of the branches' forks
+    spread, upward = (
+        rng.uniform(0.34, 0.46) if birch else rng.uniform(0.5, 0.68),
+        0.06,
+    )  # of the branches' forks
     if birch:
         spread, upward = 0.42, -0.02  # whatever was drawn
     fork_x, fork_y = x + lean * trunk, y - trunk
@@ -52,7 +61,9 @@ def _grow(rng, tree):
             tips.append((0.5 * (x + x2), 0.5 * (y + y2)))
         forks = 3 if rng.random() < 0.35 else 2
         for fork in range(forks):
-            turned = angle + spread * (2 * fork / (forks - 1) - 1) * rng.uniform(0.7, 1.25) + rng.gauss(0, 0.1)
+            turned = (
+                angle + spread * (2 * fork / (forks - 1) - 1) * rng.uniform(0.7, 1.25) + rng.gauss(0, 0.1)
+            )
             turned += upward * (math.pi / 2 - turned)
             branch(x2, y2, turned, length * rng.uniform(0.66, 0.86), width * 0.66, depth - 1)
 
@@ -80,7 +91,12 @@ def _draw_wood(canvas, segments, bark, twig, light):
     right = [(x2 + half * 0.8, y2), (x + half * 0.95, waist), (x + half * 1.35, y + 2)]
     canvas.polygon(left + right, shade(bark, 0.82))
     lit = half * 0.35 * light
-    face = [(x - half * 0.6 + lit, y + 1), (x2 - half * 0.45 + lit, y2), (x2 + half * 0.4 + lit, y2), (x + half * 0.6 + lit, y + 1)]
+    face = [
+        (x - half * 0.6 + lit, y + 1),
+        (x2 - half * 0.45 + lit, y2),
+        (x2 + half * 0.4 + lit, y2),
+        (x + half * 0.6 + lit, y + 1),
+    ]
     canvas.polygon(face, bark)
     for x, y, x2, y2, width in segments[1:]:
         colour = bark if width > trunk_width * 0.45 else twig
@@ -116,7 +132,9 @@ def _draw_snowy_crown(canvas, rng, height, segments, tips, twig):
             canvas.line((x, y - lift, x2, y2 - lift), SNOW, max(1, int(width * 0.5 + 0.7)))
     for x, y in tips:
         if rng.random() < 0.55:
-            _stamp_clump(canvas, rng, "sparse", rng.choice((8, 11)), x, y - 1, jitter(rng, (236, 242, 250), 6))
+            _stamp_clump(
+                canvas, rng, "sparse", rng.choice((8, 11)), x, y - 1, jitter(rng, (236, 242, 250), 6)
+            )
 
 
 def _draw_leaves(canvas, rng, tree, tips, season, light):
@@ -168,7 +186,17 @@ def _draw_pine(canvas, tree, season, light):
         part = tier / tiers
         base = lowest + (highest - lowest) * part
         top = lowest + (highest - lowest) * min(1, (tier + 1.75) / tiers)
-        _draw_tier(canvas, rng, tree, season, light, shade(needles, 0.8 + 0.3 * part), base, top, widest * (1 - part) ** 0.85 + 2)
+        _draw_tier(
+            canvas,
+            rng,
+            tree,
+            season,
+            light,
+            shade(needles, 0.8 + 0.3 * part),
+            base,
+            top,
+            widest * (1 - part) ** 0.85 + 2,
+        )
 
 
 def _draw_tier(canvas, rng, tree, season, light, green, base, top, half_width):
@@ -181,7 +209,9 @@ def _draw_tier(canvas, rng, tree, season, light, green, base, top, half_width):
         hem.append((hem_x, base + (1 - abs(across)) * height * 0.022 + tooth))
     colour = jitter(rng, green, 5)
     canvas.polygon([(x, top)] + hem[::-1], shade(colour, 0.78))
-    inner = [(x + (u - x) * 0.86 + light * half_width * 0.1, base + (v - base) - height * 0.012) for u, v in hem]
+    inner = [
+        (x + (u - x) * 0.86 + light * half_width * 0.1, base + (v - base) - height * 0.012) for u, v in hem
+    ]
     canvas.polygon([(x + light, top)] + inner[::-1], colour)
     highlight = blend(colour, (150, 190, 110) if season != "winter" else colour, 0.25)
     for _ in range(6):
@@ -189,8 +219,13 @@ def _draw_tier(canvas, rng, tree, season, light, green, base, top, half_width):
         u, v = x + across * half_width * down, top + (base - top) * down
         canvas.line((u, v, u + (3 if across > 0 else -3), v + 4), highlight)
     if season == "winter":
-        snow = [(x + (u - x) * 0.93, top + (v - top) * (0.60 if j % 2 else 0.78)) for j, (u, v) in enumerate(hem)]
+        snow = [
+            (x + (u - x) * 0.93, top + (v - top) * (0.60 if j % 2 else 0.78)) for j, (u, v) in enumerate(hem)
+        ]
         canvas.polygon([(x, top - 1)] + snow[::-1], (226, 234, 245))
         lit = light * half_width * 0.16
-        bright = [(x + (u - x) * 0.72 + lit, top + (v - top) * (0.48 if j % 2 else 0.64)) for j, (u, v) in enumerate(hem)]
+        bright = [
+            (x + (u - x) * 0.72 + lit, top + (v - top) * (0.48 if j % 2 else 0.64))
+            for j, (u, v) in enumerate(hem)
+        ]
         canvas.polygon([(x + light, top - 1)] + bright[::-1], (248, 251, 255))

@@ -13,7 +13,16 @@ from PIL import Image, ImageChops
 from models.miniature.canvas import CANVAS, Canvas, textures
 from models.miniature.plants import SPECIES, Tree, draw_tree
 from models.miniature.sketch import pencil_sketch
-from models.miniature.terrain import THINGS, draw_distance, draw_ground, draw_sun, draw_tree_foot, draw_tree_shadows, paint_sky, sky_colours
+from models.miniature.terrain import (
+    THINGS,
+    draw_distance,
+    draw_ground,
+    draw_sun,
+    draw_tree_foot,
+    draw_tree_shadows,
+    paint_sky,
+    sky_colours,
+)
 
 SIZE = CANVAS // 2  # px of the rendered pictures
 SEASONS = ("summer", "autumn", "winter")
@@ -34,7 +43,11 @@ class Look:
     style: str = "photo"
 
     def __post_init__(self):
-        for value, known in ((self.season, (*SEASONS, "any")), (self.species, (*SPECIES, None)), (self.style, STYLES)):
+        for value, known in (
+            (self.season, (*SEASONS, "any")),
+            (self.species, (*SPECIES, None)),
+            (self.style, STYLES),
+        ):
             if value not in known:
                 raise ValueError(f"unknown look {value!r}: one of {', '.join(map(str, known))}")
 
@@ -71,7 +84,23 @@ def scene(seed: int) -> Scene:
     path = not lake and rng.random() < 0.28
     fence, rocks, snowfall = rng.random() < 0.22, rng.random() < 0.2, rng.random() < 0.3
     light = rng.choice([-1, 1])
-    return Scene(seed, season, time, clouds, horizon, far, trees, on_hill, house, lake, path, fence, rocks, snowfall, light)
+    return Scene(
+        seed,
+        season,
+        time,
+        clouds,
+        horizon,
+        far,
+        trees,
+        on_hill,
+        house,
+        lake,
+        path,
+        fence,
+        rocks,
+        snowfall,
+        light,
+    )
 
 
 def _plant(rng, horizon):
@@ -119,7 +148,9 @@ def instances(scene: Scene, look: Look) -> list[tuple[str, np.ndarray]]:
 
 def mask(scene: Scene, look: Look, noun: str) -> np.ndarray:
     """Bool 128x128 mask of everything of that noun."""
-    return np.logical_or.reduce([np.zeros((SIZE, SIZE), bool), *(area for name, area in instances(scene, look) if name == noun)])
+    return np.logical_or.reduce(
+        [np.zeros((SIZE, SIZE), bool), *(area for name, area in instances(scene, look) if name == noun)]
+    )
 
 
 def _draw(scene, look, labelled=False):
@@ -144,7 +175,9 @@ def _draw(scene, look, labelled=False):
     if scene.season == "winter" and scene.snowfall:
         canvas.picture.paste((255, 255, 255), (0, 0), textures().flakes[scene.seed % 4])
     if scene.time in LIGHT_COLOURS:
-        canvas.picture = ImageChops.multiply(canvas.picture, Image.new("RGB", canvas.picture.size, LIGHT_COLOURS[scene.time]))
+        canvas.picture = ImageChops.multiply(
+            canvas.picture, Image.new("RGB", canvas.picture.size, LIGHT_COLOURS[scene.time])
+        )
     if look.style == "sketch":
         canvas.picture = pencil_sketch(canvas.picture)
     canvas.picture = canvas.picture.reduce(CANVAS // SIZE)

@@ -51,7 +51,9 @@ def paint_sky(rng, scene, top, bottom):
     field = textures().clouds[rng.randrange(6)]
     left, upper = rng.randrange(128), rng.randrange(64)
     field = field[upper : upper + 2 * size : 2, left : left + size]
-    cover = np.clip((field - 1.1 + scene.clouds) * 0.8, 0, 0.88)[:, :, None] * np.clip(1.15 - 0.5 * down, 0, 1)
+    cover = np.clip((field - 1.1 + scene.clouds) * 0.8, 0, 0.88)[:, :, None] * np.clip(
+        1.15 - 0.5 * down, 0, 1
+    )
     relief = np.clip((np.roll(field, 3, 0) - field) * 18, -26, 8)[:, :, None]
     sky = sky * (1 - cover) + (np.array(SKIES[scene.time][2], np.float32) + relief) * cover
     return Image.fromarray(np.clip(sky, 0, 255).astype(np.uint8)).resize((CANVAS, CANVAS), Image.BICUBIC)
@@ -93,7 +95,11 @@ def _below(heights):
 
 
 def _draw_range(canvas, rng, scene, bottom, layer):
-    ridge, palette, mountains = textures().ridges[rng.randrange(24)], PALETTES[scene.season], scene.far == "mountains"
+    ridge, palette, mountains = (
+        textures().ridges[rng.randrange(24)],
+        PALETTES[scene.season],
+        scene.far == "mountains",
+    )
     steepness = rng.uniform(0.7, 1.1)
     if rng.random() < 0.5:
         ridge = ridge[::-1]
@@ -102,11 +108,15 @@ def _draw_range(canvas, rng, scene, bottom, layer):
     amplitude = CANVAS * ((0.2 - 0.07 * layer) if mountains else (0.1 - 0.02 * layer))
     base = scene.horizon - CANVAS * ((0.12 - 0.06 * layer) if mountains else (0.07 - 0.04 * layer))
     tops = base - amplitude * ridge * steepness
-    canvas.polygon(_below(tops), blend(blend(palette["far"], palette["near"], layer), bottom, 0.5 - 0.28 * layer))
+    canvas.polygon(
+        _below(tops), blend(blend(palette["far"], palette["near"], layer), bottom, 0.5 - 0.28 * layer)
+    )
     if mountains and layer == 0:  # snow caps, lower in winter
         limit = base - amplitude * steepness * (0.12 if scene.season != "winter" else -0.5)
         rim = np.minimum(tops + CANVAS * 0.055 + 3 * np.sin(COLUMNS * 0.6), limit + 4 * np.sin(COLUMNS * 0.8))
-        canvas.polygon(_curve(tops) + _curve(np.maximum(tops, rim))[::-1], blend((242, 246, 252), bottom, 0.2))
+        canvas.polygon(
+            _curve(tops) + _curve(np.maximum(tops, rim))[::-1], blend((242, 246, 252), bottom, 0.2)
+        )
 
 
 def _draw_treeline(canvas, rng, scene, bottom):
@@ -156,7 +166,9 @@ def draw_ground(canvas, rng, scene, bottom):
             ground.paste(colour, (0, 0), shapes.speckles[(speckle + index) % 8])
     elif season == "summer" and rng.random() < 0.35:
         dots = shapes.speckles[speckle]
-        ground.paste(rng.choice(FLOWERS), (0, 0), ImageChops.multiply(dots, dots.transpose(Image.FLIP_LEFT_RIGHT)))
+        ground.paste(
+            rng.choice(FLOWERS), (0, 0), ImageChops.multiply(dots, dots.transpose(Image.FLIP_LEFT_RIGHT))
+        )
     canvas.begin("ground")
     canvas.stamp(ground, area)
     return skyline, near
@@ -179,7 +191,10 @@ def _draw_path(canvas, rng, scene, sky_top, skyline, ground_colour):
 
 
 def _draw_lake(canvas, rng, scene, sky_top, skyline, ground_colour):
-    x, y = rng.uniform(0.25, 0.75) * CANVAS, scene.horizon + rng.uniform(0.12, 0.24) * (CANVAS - scene.horizon) + 12
+    x, y = (
+        rng.uniform(0.25, 0.75) * CANVAS,
+        scene.horizon + rng.uniform(0.12, 0.24) * (CANVAS - scene.horizon) + 12,
+    )
     half_width, half_height = rng.uniform(46, 84), rng.uniform(9, 15)
     tint, clearness = PALETTES[scene.season]["lake"]
     water = blend(tint, sky_top, clearness)
@@ -209,7 +224,9 @@ def _draw_house(canvas, rng, scene, sky_top, skyline, ground_colour):
     canvas.polygon([left, *ridge, right], (240, 245, 251) if winter else roof)
     canvas.line((left, right), (176, 190, 208) if winter else shade(roof, 0.7), 2)
     if winter:
-        canvas.rectangle((x + half * 0.53, eaves - half * 0.58, x + half * 0.77, eaves - half * 0.5), (245, 248, 252))
+        canvas.rectangle(
+            (x + half * 0.53, eaves - half * 0.58, x + half * 0.77, eaves - half * 0.5), (245, 248, 252)
+        )
     window = (250, 226, 140) if scene.time == "sunset" or winter else (120, 150, 176)
     for middle in (x - 0.62 * half, x + 0.5 * half):
         top = foot - height * 0.72
@@ -219,7 +236,10 @@ def _draw_house(canvas, rng, scene, sky_top, skyline, ground_colour):
 
 
 def _draw_fence(canvas, rng, scene, sky_top, skyline, ground_colour):
-    foot, winter = scene.horizon + (CANVAS - scene.horizon) * rng.uniform(0.18, 0.34), scene.season == "winter"
+    foot, winter = (
+        scene.horizon + (CANVAS - scene.horizon) * rng.uniform(0.18, 0.34),
+        scene.season == "winter",
+    )
     colour = rng.choice(FENCES)
     for lift in (7, 14):
         canvas.rectangle((0, foot - lift, CANVAS, foot - lift + 2), shade(colour, 0.9))
@@ -234,7 +254,10 @@ def _draw_fence(canvas, rng, scene, sky_top, skyline, ground_colour):
 
 def _draw_rocks(canvas, rng, scene, sky_top, skyline, ground_colour):
     for _ in range(rng.randint(2, 4)):
-        x, y = rng.uniform(0.08, 0.92) * CANVAS, scene.horizon + rng.uniform(0.3, 0.9) * (CANVAS - scene.horizon)
+        x, y = (
+            rng.uniform(0.08, 0.92) * CANVAS,
+            scene.horizon + rng.uniform(0.3, 0.9) * (CANVAS - scene.horizon),
+        )
         size = rng.uniform(10, 18)
         outline = []
         for angle in np.linspace(0, math.pi, 8):
@@ -247,7 +270,13 @@ def _draw_rocks(canvas, rng, scene, sky_top, skyline, ground_colour):
             canvas.polygon([(u, min(v, y - size * 0.3) - 1) for u, v in outline], (244, 248, 253))
 
 
-THINGS = {"path": _draw_path, "lake": _draw_lake, "house": _draw_house, "fence": _draw_fence, "rocks": _draw_rocks}  # drawn in this order
+THINGS = {
+    "path": _draw_path,
+    "lake": _draw_lake,
+    "house": _draw_house,
+    "fence": _draw_fence,
+    "rocks": _draw_rocks,
+}  # drawn in this order
 
 
 def draw_tree_shadows(canvas, scene):
@@ -270,7 +299,10 @@ def draw_tree_foot(canvas, tree, season, ground_colour):
     elif season == "autumn":
         for _ in range(26):
             u, v = x + rng.gauss(0, 22), y + abs(rng.gauss(0, 7)) - 1
-            canvas.ellipse(around(u, v, 1.6, 1), rng.choice(LEAF_COLOURS["birch" if tree.species == "birch" else "oak"][season]))
+            canvas.ellipse(
+                around(u, v, 1.6, 1),
+                rng.choice(LEAF_COLOURS["birch" if tree.species == "birch" else "oak"][season]),
+            )
     else:
         for _ in range(8):
             u = x + rng.uniform(-reach, reach)

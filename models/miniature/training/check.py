@@ -39,7 +39,11 @@ GRID_ROWS, GRID_STEPS, GRID_GUIDANCE = 4, 25, 4.0
 @torch.no_grad()
 def check_teacher(pipe) -> dict[str, float]:
     """Mean PSNR in dB and LPIPS of reconstructed photos and sketches (by the latents' mode); the UNet's mean squared error of the noise."""
-    perceptual, generator, rows = perceptual_loss(pipe.device), torch.Generator().manual_seed(5), dict[str, float]()
+    perceptual, generator, rows = (
+        perceptual_loss(pipe.device),
+        torch.Generator().manual_seed(5),
+        dict[str, float](),
+    )
     seeds, scale = range(TEST_SEED, TEST_SEED + TEACHER_SCENES), pipe.vae.config.scaling_factor
     for style in STYLES:
         look, found = Look("any", style=style), []
@@ -48,12 +52,27 @@ def check_teacher(pipe) -> dict[str, float]:
         times = torch.linspace(5, 985, len(seeds)).long()[torch.randperm(len(seeds), generator=generator)]
         noise = torch.randn(latents.shape, generator=generator)
         tokens = teacher.encode(pipe.tokenizer, [data.sentences(seed, look, 1)[0] for seed in seeds])
-        for parts in zip(*(part.split(8) for part in (data.to_tensor(pictures), latents, noise, times, tokens)), strict=True):
+        for parts in zip(
+            *(part.split(8) for part in (data.to_tensor(pictures), latents, noise, times, tokens)),
+            strict=True,
+        ):
             truth, latent, *others = (part.to(pipe.device) for part in parts)
             decoded = pipe.vae.decode(latent).sample.clamp(-1, 1)
             decibels = 10 * torch.log10(4 / (decoded - truth).square().mean((1, 2, 3)))
-            found.append(torch.stack([decibels, perceptual(decoded, truth), teacher.noise_errors(pipe, latent * scale, *others)]))
-        names = (f"VAE, {style}: PSNR in dB", f"VAE, {style}: LPIPS (VGG)", f"UNet, {style}: mean squared error of the noise")
+            found.append(
+                torch.stack(
+                    [
+                        decibels,
+                        perceptual(decoded, truth),
+                        teacher.noise_errors(pipe, latent * scale, *others),
+                    ]
+                )
+            )
+        names = (
+            f"VAE, {style}: PSNR in dB",
+            f"VAE, {style}: LPIPS (VGG)",
+            f"UNet, {style}: mean squared error of the noise",
+        )
         rows |= dict(zip(names, torch.cat(found, 1).mean(1).tolist(), strict=True))
     return rows
 
@@ -69,10 +88,15 @@ def check_scorer(folder: Path, device: torch.device) -> dict[str, float]:
 
     def texts(groups):
         """One unit vector for each group of sentences."""
-        return torch.nn.functional.normalize(torch.stack([judge.text_features(group).mean(0) for group in groups]), dim=-1)
+        return torch.nn.functional.normalize(
+            torch.stack([judge.text_features(group).mean(0) for group in groups]), dim=-1
+        )
 
     seasons, species = [Look(season) for season in SEASONS], [Look("any", name) for name in ("oak", "pine")]
-    sketches, styles = [Look(season, style="sketch") for season in SEASONS], [Look("any", style=style) for style in STYLES]
+    sketches, styles = (
+        [Look(season, style="sketch") for season in SEASONS],
+        [Look("any", style=style) for style in STYLES],
+    )
     words = [[season, f"a tree in {season}"] for season in SEASONS]
     rows = {}
     for name, looks, groups in (  # looks, and what each is to be named by; None: its own sentence bank
@@ -95,7 +119,9 @@ def check_scorer(folder: Path, device: torch.device) -> dict[str, float]:
                 crops.append(scorer.object_crop(picture, area, CROP_MARGIN, CROP_OUTSIDE))
                 truth.append(scorer.NOUNS.index(noun))
     named = (judge.image_features(crops) @ judge.text_features(NOUN_PROMPTS).T).argmax(1).cpu()
-    rows[f"scorer, noun of a masked crop among {len(NOUN_PROMPTS)}"] = float((named == torch.tensor(truth)).float().mean())
+    rows[f"scorer, noun of a masked crop among {len(NOUN_PROMPTS)}"] = float(
+        (named == torch.tensor(truth)).float().mean()
+    )
     rise = (features(Look("winter")) - features(Look("summer"))) @ texts([["a tree in winter"]])[0]
     rows["scorer, summer against winter: mean margin of cosines"] = float(rise.mean())
     return rows | {"scorer, logit scale": judge.logit_scale}
@@ -107,7 +133,9 @@ def check_segmenter(folder: Path, device: torch.device) -> dict[str, float]:
 
     sam = load_sam(Segmenter(model=str(folder))).to(device)
     predictor, rng, found = SamPredictor(sam), np.random.default_rng(0), defaultdict(list)
-    generator = SamAutomaticMaskGenerator(sam, points_per_side=12, pred_iou_thresh=0.8, stability_score_thresh=0.8)
+    generator = SamAutomaticMaskGenerator(
+        sam, points_per_side=12, pred_iou_thresh=0.8, stability_score_thresh=0.8
+    )
 
     def score(name, first, second):
         found[f"segmenter, {name}"].append((first & second).sum() / max(1, (first | second).sum()))
@@ -126,7 +154,11 @@ def check_segmenter(folder: Path, device: torch.device) -> dict[str, float]:
             trees = mask(scene(seed), look, "tree")
             proposed = [proposal["segmentation"] for proposal in generator.generate(picture)]
             on_trees = [area for area in proposed if (area & trees).sum() > 0.5 * area.sum()]
-            score("trees by automatic masks: IoU of their union", np.logical_or.reduce([np.zeros_like(trees), *on_trees]), trees)
+            score(
+                "trees by automatic masks: IoU of their union",
+                np.logical_or.reduce([np.zeros_like(trees), *on_trees]),
+                trees,
+            )
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
 
 
@@ -136,10 +168,21 @@ def draw_grid(pipe, path: Path) -> None:
 
     columns = []
     for column, prompt in enumerate(PROMPTS):
-        noise = torch.randn(GRID_ROWS, 4, 32, 32, generator=torch.Generator().manual_seed(column)).to(pipe.device)
-        columns.append(pipe([prompt] * GRID_ROWS, num_inference_steps=GRID_STEPS, guidance_scale=GRID_GUIDANCE, latents=noise).images)
+        noise = torch.randn(GRID_ROWS, 4, 32, 32, generator=torch.Generator().manual_seed(column)).to(
+            pipe.device
+        )
+        columns.append(
+            pipe(
+                [prompt] * GRID_ROWS,
+                num_inference_steps=GRID_STEPS,
+                guidance_scale=GRID_GUIDANCE,
+                latents=noise,
+            ).images
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    make_image_grid([image for row in zip(*columns, strict=True) for image in row], GRID_ROWS, len(PROMPTS)).save(path)
+    make_image_grid(
+        [image for row in zip(*columns, strict=True) for image in row], GRID_ROWS, len(PROMPTS)
+    ).save(path)
 
 
 def check(options: Options) -> None:
@@ -147,9 +190,15 @@ def check(options: Options) -> None:
     from diffusers import StableDiffusionPipeline
 
     device, folder, path = pick_device("auto"), Path(options.out), Path(options.work) / "grid.png"
-    pipe = StableDiffusionPipeline.from_pretrained(folder / "teacher", torch_dtype=torch.float32, safety_checker=None).to(device)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder / "teacher", torch_dtype=torch.float32, safety_checker=None
+    ).to(device)
     pipe.set_progress_bar_config(disable=True)
-    rows = check_teacher(pipe) | check_scorer(folder / "scorer", device) | check_segmenter(folder / "segmenter", device)
+    rows = (
+        check_teacher(pipe)
+        | check_scorer(folder / "scorer", device)
+        | check_segmenter(folder / "segmenter", device)
+    )
     print("| measured on held-out scenes | |\n|---|---|")
     for name, value in rows.items():
         print(f"| {name} | {value:.3f} |")

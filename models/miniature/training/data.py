@@ -37,7 +37,9 @@ def varied_look(seed: int) -> Look:
 def sentences(seed: int, look: Look, count: int = CAPTIONS) -> list[str]:
     """`count` captions, the season named in most of them."""
     rng = random.Random(seed * 29 + 1)
-    return [caption(scene(seed), look, variant, rng.random() < SEASON_NAMED_SHARE) for variant in range(count)]
+    return [
+        caption(scene(seed), look, variant, rng.random() < SEASON_NAMED_SHARE) for variant in range(count)
+    ]
 
 
 def pictures(seeds: range, look: Look) -> np.ndarray:
@@ -49,13 +51,19 @@ def training_seeds(options: Options) -> range:
     """The seeds of the training scenes."""
     seeds = range(options.first_seed, options.first_seed + options.images)
     if seeds.stop > 1_000_000:
-        raise SystemExit("first_seed + images passes 1,000,000: seeds from there on are kept for validation and tests")
+        raise SystemExit(
+            "first_seed + images passes 1,000,000: seeds from there on are kept for validation and tests"
+        )
     return seeds
 
 
 def training_sentences(options: Options) -> list[str]:
     """CAPTIONS sentences of each training picture, one after the other."""
-    return [text for seed in training_seeds(options) for text in sentences(seed, training_look(seed, options.sketch_share))]
+    return [
+        text
+        for seed in training_seeds(options)
+        for text in sentences(seed, training_look(seed, options.sketch_share))
+    ]
 
 
 def _training_picture(sketch_share, seed):
@@ -64,7 +72,9 @@ def _training_picture(sketch_share, seed):
 
 def training_pictures(options: Options) -> np.ndarray:
     """uint8 (N, 128, 128, 3) of the training scenes."""
-    return rendered(options, "pictures", partial(_training_picture, options.sketch_share), options.sketch_share)
+    return rendered(
+        options, "pictures", partial(_training_picture, options.sketch_share), options.sketch_share
+    )
 
 
 def rendered(options: Options, name: str, make_one: Callable[[int], Any], *key: object) -> np.ndarray:
@@ -94,7 +104,9 @@ def byte_pairs(texts: list[str], most: int) -> tuple[list[str], list[tuple[str, 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     letters = [chr(code) for code in range(33, 127)]
-    trainer = trainers.BpeTrainer(vocab_size=most, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=most, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return sorted(model["vocab"]), [tuple(pair) for pair in model["merges"]]
@@ -107,7 +119,9 @@ def to_tensor(images: np.ndarray, device="cpu") -> torch.Tensor:
 
 def flipped(image_BCHW: torch.Tensor) -> torch.Tensor:
     """Half of the pictures, by chance, mirrored."""
-    return torch.where(torch.rand(len(image_BCHW), 1, 1, 1, device=image_BCHW.device) < 0.5, image_BCHW.flip(-1), image_BCHW)
+    return torch.where(
+        torch.rand(len(image_BCHW), 1, 1, 1, device=image_BCHW.device) < 0.5, image_BCHW.flip(-1), image_BCHW
+    )
 
 
 def contrastive(logits_BB: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-SHIPPED = Path(__file__).resolve().parent.parent  # the configurations in it are where the models' architectures are written
+SHIPPED = (
+    Path(__file__).resolve().parent.parent
+)  # the configurations in it are where the models' architectures are written
 
 
 @dataclass
@@ -47,7 +49,9 @@ def parse(defaults: Options, assignments: list[str]) -> Options:
     try:
         return OmegaConf.to_object(OmegaConf.merge(defaults, OmegaConf.from_dotlist(assignments)))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise SystemExit(f"{str(error).splitlines()[0]}: expected key=value with one of {', '.join(vars(defaults))}") from error
+        raise SystemExit(
+            f"{str(error).splitlines()[0]}: expected key=value with one of {', '.join(vars(defaults))}"
+        ) from error
 
 
 def autocast(device: torch.device):
@@ -73,7 +77,12 @@ def write_whole(path: Path, write) -> None:
 
 def write_weights(module: torch.nn.Module, path: Path) -> None:
     """The module's state as fp16 safetensors."""
-    write_whole(path, partial(save_file, {name: value.contiguous().cpu() for name, value in module.half().state_dict().items()}))
+    write_whole(
+        path,
+        partial(
+            save_file, {name: value.contiguous().cpu() for name, value in module.half().state_dict().items()}
+        ),
+    )
 
 
 def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options) -> None:
@@ -86,7 +95,10 @@ def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options) -> N
     torch.backends.cuda.matmul.allow_tf32 = True
     weights = list[torch.Tensor](module.parameters())
     plain = [weight for weight in weights if weight.ndim <= 1]  # biases and norms do not decay
-    groups: list[dict] = [{"params": [weight for weight in weights if weight.ndim > 1]}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict] = [
+        {"params": [weight for weight in weights if weight.ndim > 1]},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimiser = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay)
     average = [weight.detach().clone() for weight in weights]
     step, seconds, losses, checkpoint = 0, 0.0, list[float](), Path(options.work) / f"{name}.pt"
@@ -99,11 +111,19 @@ def fit(name: str, module: torch.nn.Module, loss_of_step, options: Options) -> N
         log(f"{name}: resumed at step {step}, {seconds / 60:.1f} min")
 
     def save():
-        state = {"module": module.state_dict(), "average": average, "optimiser": optimiser.state_dict(), "step": step, "seconds": seconds}
+        state = {
+            "module": module.state_dict(),
+            "average": average,
+            "optimiser": optimiser.state_dict(),
+            "step": step,
+            "seconds": seconds,
+        }
         write_whole(checkpoint, partial(torch.save, state))
 
     saved, started = time.monotonic(), time.monotonic() - seconds
-    while (progress := max(step / (options.steps or math.inf), seconds / (60 * options.minutes or math.inf))) < 1:
+    while (
+        progress := max(step / (options.steps or math.inf), seconds / (60 * options.minutes or math.inf))
+    ) < 1:
         torch.manual_seed(step)
         loss = loss_of_step(step)
         optimiser.zero_grad(set_to_none=True)

@@ -25,13 +25,19 @@ from models.segmenter import masked_crop
 IMAGE_SIZE = 64
 VOCABULARY = 640
 OBJECTS = 3  # crops of single objects per scene
-EXAMPLE = np.dtype([("pixels", np.uint8, (1 + OBJECTS, IMAGE_SIZE, IMAGE_SIZE, 3)), ("nouns", np.int64, 1 + OBJECTS)])
+EXAMPLE = np.dtype(
+    [("pixels", np.uint8, (1 + OBJECTS, IMAGE_SIZE, IMAGE_SIZE, 3)), ("nouns", np.int64, 1 + OBJECTS)]
+)
 WHOLE, NOTHING = -1, -2  # instead of the number of a noun
 SMALLEST_OBJECT = 40  # px of a mask that is worth naming
 CAPTION_SHARE = 0.55  # of whole pictures that get a sentence instead of a short prompt
 MAX_LOGIT_SCALE = 100.0
 SEASON_WORDS = {"summer": ("summer",), "autumn": ("autumn", "fall"), "winter": ("winter", "winter")}
-SEASON_ADJECTIVES = {"summer": ("green", "leafy"), "autumn": ("golden", "colorful"), "winter": ("snowy", "snow covered")}
+SEASON_ADJECTIVES = {
+    "summer": ("green", "leafy"),
+    "autumn": ("golden", "colorful"),
+    "winter": ("snowy", "snow covered"),
+}
 STYLE_WORDS = {"photo": ("photo", "picture", "image"), "sketch": ("pencil sketch", "sketch", "drawing")}
 BACKGROUND_WORDS = {
     "mountains": ("mountains",), "hills": ("hills",), "distant trees": ("distant trees", "forest"), "sky": ("sky",),
@@ -61,7 +67,9 @@ def facts(scene: Scene, look: Look, nouns: list[str]) -> Facts:
     view = shown(scene, look)
     species = {tree.species for tree in view.trees}
     name = "none" if "tree" not in nouns else species.pop() if len(species) == 1 else "mixed"
-    bits = sum(1 << NOUNS.index(noun) for noun in nouns) | any(noun in BACKGROUND_WORDS for noun in nouns) << len(NOUNS)
+    bits = sum(1 << NOUNS.index(noun) for noun in nouns) | any(
+        noun in BACKGROUND_WORDS for noun in nouns
+    ) << len(NOUNS)
     return Facts(SEASONS.index(view.season), SPECIES_NAMES.index(name), STYLES.index(look.style), bits)
 
 
@@ -74,13 +82,19 @@ def scene_prompt(rng: random.Random, fact: Facts) -> tuple[str, Facts]:
     claims = Facts(*(index if says else ANY for index, says in zip(fact[:3], said, strict=True)))
     word, form = rng.choice(SEASON_WORDS[season]), rng.random()
     if says_season and not says_species and form < 0.35:
-        phrase = rng.choice((word, f"a {word} landscape", f"a {word} scene", f"trees in {word}", f"in {word}"))
+        phrase = rng.choice(
+            (word, f"a {word} landscape", f"a {word} scene", f"trees in {word}", f"in {word}")
+        )
     elif says_style and not (says_season or says_species) and form < 0.4:
         return rng.choice(("a ", "")) + rng.choice(STYLE_WORDS[style]), claims
     else:
         phrase = f"{SPECIES_NAMES[fact.species]} tree" if says_species else "tree"
         if says_season:
-            phrase = f"{rng.choice(SEASON_ADJECTIVES[season] + (word,))} {phrase}" if form < 0.5 else f"{phrase} in {word}"
+            phrase = (
+                f"{rng.choice(SEASON_ADJECTIVES[season] + (word,))} {phrase}"
+                if form < 0.5
+                else f"{phrase} in {word}"
+            )
         phrase = _perhaps_a(rng, phrase)
     if says_style:
         opening = rng.choice(STYLE_WORDS[style])
@@ -106,7 +120,9 @@ def object_prompt(rng: random.Random, fact: Facts, noun: str) -> tuple[str, Fact
         phrase = f"the {phrase}"
     elif phrase not in PLURALS:
         phrase = _perhaps_a(rng, phrase)
-    opening = rng.choice(("", "", "a photo of ", "a picture of ") if STYLES[fact.style] == "photo" else ("", "a sketch of "))
+    opening = rng.choice(
+        ("", "", "a photo of ", "a picture of ") if STYLES[fact.style] == "photo" else ("", "a sketch of ")
+    )
     return with_articles(opening + phrase), claims
 
 
@@ -134,13 +150,17 @@ def _example(seed):
     picture = np.asarray(render(this, look))
     found = [(noun, area) for noun, area in instances(this, look) if area.sum() >= SMALLEST_OBJECT]
     rng.shuffle(found)
-    found.sort(key=lambda item: item[0] in ("sky", "ground") and rng.random() < 0.6)  # the two that every scene has come last
+    found.sort(
+        key=lambda item: item[0] in ("sky", "ground") and rng.random() < 0.6
+    )  # the two that every scene has come last
     shots = [(picture, WHOLE)]
     for noun, area in found[:OBJECTS]:
         if rng.random() < 0.3:
             part = _part(rng, area)
             area = part if part.sum() >= SMALLEST_OBJECT else area
-        shots.append((object_crop(picture, area, rng.uniform(0, 0.25), rng.uniform(0, 0.6)), NOUNS.index(noun)))
+        shots.append(
+            (object_crop(picture, area, rng.uniform(0, 0.25), rng.uniform(0, 0.6)), NOUNS.index(noun))
+        )
     example = np.zeros((), EXAMPLE)
     example["nouns"] = NOTHING
     for index, (pixels, noun) in enumerate(shots):
@@ -156,7 +176,9 @@ def _describe(rng, seed, noun):
         fact = facts(this, look, [NOUNS[noun]])
         return (*object_prompt(rng, fact, NOUNS[noun]), fact, False)
     distant = [DISTANT_NOUNS[this.far]] if this.far in DISTANT_NOUNS else []
-    fact = facts(this, look, ["tree", "sky", "ground", *(name for name in THINGS if getattr(this, name)), *distant])
+    fact = facts(
+        this, look, ["tree", "sky", "ground", *(name for name in THINGS if getattr(this, name)), *distant]
+    )
     text, claims = scene_prompt(rng, fact)
     is_sentence = rng.random() < CAPTION_SHARE
     if is_sentence:
@@ -179,13 +201,23 @@ def make_tokenizer(texts, folder: Path) -> int:
 
     entries, merges = data.byte_pairs(sorted(set(texts)), VOCABULARY - 4)
     vocabulary = {entry: index for index, entry in enumerate(["<unk>", *entries])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", end_of_word_suffix="</w>")
+    )
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder()
-    tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])  # <end> last: open_clip pools at the highest id
+    tokenizer.add_special_tokens(
+        ["<pad>", "<start>", "<end>"]
+    )  # <end> last: open_clip pools at the highest id
     ids = [(token, tokenizer.token_to_id(token)) for token in ("<start>", "<end>")]
     tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ids)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<start>", eos_token="<end>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<start>",
+        eos_token="<end>",
+    )
     fast.save_pretrained(folder)
     return tokenizer.get_vocab_size()
 
@@ -200,7 +232,9 @@ def train_scorer(options: Options) -> None:
     pixels, nouns = examples["pixels"], examples["nouns"]
     rows = np.argwhere(nouns != NOTHING)
     rng = random.Random(4)
-    vocabulary = make_tokenizer([_describe(rng, seeds[number], nouns[number, part])[0] for number, part in rows[:20_000]], folder)
+    vocabulary = make_tokenizer(
+        [_describe(rng, seeds[number], nouns[number, part])[0] for number, part in rows[:20_000]], folder
+    )
     log(f"scorer: {len(rows)} pictures, vocabulary of {vocabulary}")
     config = json.loads((SHIPPED / "scorer" / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["vocab_size"] = vocabulary
@@ -223,7 +257,9 @@ def train_scorer(options: Options) -> None:
         logits_BB = scale.float() * image_BD.float() @ text_BD.float().T
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
-        return data.contrastive(logits_BB.masked_fill(also_true_BB, float("-inf")))  # neither a match nor a mistake
+        return data.contrastive(
+            logits_BB.masked_fill(also_true_BB, float("-inf"))
+        )  # neither a match nor a mistake
 
     fit("scorer", model, loss_of_step, options)
     write_weights(model, folder / "open_clip_model.safetensors")

@@ -75,20 +75,28 @@ def train_segmenter(options: Options) -> None:
         if rng.random() < 0.5:
             chosen = {name: chosen[name][:, :, ::-1] for name in EXAMPLE.names}
         prompts = [_prompt(rng, labels) for labels in chosen["labels"] for _ in range(POINTS + BOXES)]
-        points, boxes, areas = (torch.from_numpy(np.array(part)).to(device) for part in zip(*prompts, strict=True))
+        points, boxes, areas = (
+            torch.from_numpy(np.array(part)).to(device) for part in zip(*prompts, strict=True)
+        )
         image_BCHW = torch.from_numpy(chosen["picture"].copy()).to(device).permute(0, 3, 1, 2).float()
         image_BCHW = image_BCHW * (1 + 0.08 * torch.randn(len(image_BCHW), 1, 1, 1, device=device))
         shape = (len(image_BCHW), POINTS + BOXES)
         with autocast(device):
             embedding_BDHW = sam.image_encoder(sam.preprocess(image_BCHW))
-            by_point, dense = sam.prompt_encoder((points[:, None].float(), torch.ones(len(points), 1, device=device)), None, None)
+            by_point, dense = sam.prompt_encoder(
+                (points[:, None].float(), torch.ones(len(points), 1, device=device)), None, None
+            )
             by_box, _ = sam.prompt_encoder(None, boxes, None)
             # a point comes with a padding token, so both kinds of prompt are two tokens long and share one decoder call
-            sparse = torch.cat([by_point.unflatten(0, shape)[:, :POINTS], by_box.unflatten(0, shape)[:, POINTS:]], 1)
+            sparse = torch.cat(
+                [by_point.unflatten(0, shape)[:, :POINTS], by_box.unflatten(0, shape)[:, POINTS:]], 1
+            )
             # the decoder repeats one picture's embedding for every prompt and adds the dense part: give it the embeddings as that part
             dense = embedding_BDHW.repeat_interleave(POINTS + BOXES, 0) + dense
             nothing = torch.zeros_like(embedding_BDHW[:1])
-            masks, quality = sam.mask_decoder.predict_masks(nothing, sam.prompt_encoder.get_dense_pe(), sparse.flatten(0, 1), dense)
+            masks, quality = sam.mask_decoder.predict_masks(
+                nothing, sam.prompt_encoder.get_dense_pe(), sparse.flatten(0, 1), dense
+            )
         found = [part.unflatten(0, shape) for part in (masks, quality)]
         area_BPHW = areas.unflatten(0, shape)
         several, one = slice(1, None), slice(0, 1)  # SAM's first mask is for unambiguous prompts

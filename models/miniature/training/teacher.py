@@ -35,7 +35,9 @@ def train_vae(options: Options) -> None:
     images = data.training_pictures(options)
 
     def loss_of_step(step):
-        truth_BCHW = data.flipped(data.to_tensor(images[torch.randint(len(images), (options.batch,)).numpy()], device))
+        truth_BCHW = data.flipped(
+            data.to_tensor(images[torch.randint(len(images), (options.batch,)).numpy()], device)
+        )
         with autocast(device):
             posterior = vae.encode(truth_BCHW).latent_dist
             divergence = posterior.kl().mean() / posterior.mean[0].numel()
@@ -44,7 +46,12 @@ def train_vae(options: Options) -> None:
         top, left = torch.randint(truth_BCHW.shape[-1] - PERCEPTUAL_CROP + 1, (2,)).tolist()
         crop = (..., slice(top, top + PERCEPTUAL_CROP), slice(left, left + PERCEPTUAL_CROP))
         distance = perceptual(decoded_BCHW[crop], truth_BCHW[crop]).mean()
-        return L1_WEIGHT * error.abs().mean() + L2_WEIGHT * error.square().mean() + KL_WEIGHT * divergence + distance
+        return (
+            L1_WEIGHT * error.abs().mean()
+            + L2_WEIGHT * error.square().mean()
+            + KL_WEIGHT * divergence
+            + distance
+        )
 
     fit("vae", vae, loss_of_step, options)
     with torch.compiler.set_stance("force_eager"):  # another shape than training's: not worth compiling for
@@ -56,13 +63,17 @@ def train_vae(options: Options) -> None:
 @torch.no_grad()
 def latents(vae, pictures) -> torch.Tensor:
     """Latent modes (N, 4, 32, 32) of uint8 pictures, float32 on the CPU, not scaled."""
-    parts = (data.to_tensor(pictures[start : start + 64], vae.device) for start in range(0, len(pictures), 64))
+    parts = (
+        data.to_tensor(pictures[start : start + 64], vae.device) for start in range(0, len(pictures), 64)
+    )
     return torch.cat([vae.encode(part).latent_dist.mode().float().cpu() for part in parts])
 
 
 def encode(tokenizer, texts: list[str]) -> torch.Tensor:
     """int32 token ids (N, TOKENS), padded and cut to the text encoder's length."""
-    return tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids.int()
+    return tokenizer(
+        texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids.int()
 
 
 def make_tokenizer(texts: list[str], folder: Path):
@@ -83,11 +94,18 @@ def make_tokenizer(texts: list[str], folder: Path):
 def _clip(vocabulary):
     from transformers import CLIPConfig, CLIPModel
 
-    shared = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": HEADS, "projection_dim": WIDTH}
+    shared = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_attention_heads": HEADS,
+        "projection_dim": WIDTH,
+    }
     text = {"vocab_size": vocabulary, "num_hidden_layers": LAYERS, "max_position_embeddings": TOKENS}
     text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
     vision = {"num_hidden_layers": VISION_LAYERS, "image_size": 128, "patch_size": PATCH}
-    return CLIPModel(CLIPConfig(text_config=shared | text, vision_config=shared | vision, projection_dim=WIDTH))
+    return CLIPModel(
+        CLIPConfig(text_config=shared | text, vision_config=shared | vision, projection_dim=WIDTH)
+    )
 
 
 def train_text(options: Options) -> None:
@@ -108,7 +126,9 @@ def train_text(options: Options) -> None:
         token_BT = tokens[rows, torch.randint(CAPTIONS, (options.batch,))].to(device)
         with autocast(device):
             # no attention mask, as the diffusion pipeline gives none: padding is part of the sentence
-            logits_BB = clip(input_ids=token_BT, pixel_values=image_BCHW, attention_mask=torch.ones_like(token_BT)).logits_per_image
+            logits_BB = clip(
+                input_ids=token_BT, pixel_values=image_BCHW, attention_mask=torch.ones_like(token_BT)
+            ).logits_per_image
         return data.contrastive(logits_BB.float())
 
     fit("text", clip, loss_of_step, options)
@@ -141,9 +161,14 @@ def train_unet(options: Options) -> None:
             raise SystemExit(f"{folder / part} is not there: run the stage {stage} first, with the same out")
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(folder / "vae").float().eval().requires_grad_(False),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval().requires_grad_(False),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder")
+        .float()
+        .eval()
+        .requires_grad_(False),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        unet=untrained(UNet2DConditionModel, "teacher/unet", options.init).to(memory_format=torch.channels_last).train(),
+        unet=untrained(UNet2DConditionModel, "teacher/unet", options.init)
+        .to(memory_format=torch.channels_last)
+        .train(),
         scheduler=DDIMScheduler.from_pretrained(SHIPPED / "teacher" / "scheduler"),  # Stable Diffusion's
         safety_checker=None,
         feature_extractor=None,
@@ -168,7 +193,9 @@ def train_unet(options: Options) -> None:
         token_BT = torch.where(torch.rand(options.batch, 1) < CAPTION_DROPOUT, empty, token_BT)
         latent_BCHW = torch.from_numpy(codes[rows.numpy()]).to(device).float()
         time_B = torch.randint(1000, (options.batch,), device=device)
-        return noise_errors(pipe, latent_BCHW, torch.randn_like(latent_BCHW), time_B, token_BT.to(device)).mean()
+        return noise_errors(
+            pipe, latent_BCHW, torch.randn_like(latent_BCHW), time_B, token_BT.to(device)
+        ).mean()
 
     fit("unet", pipe.unet, loss_of_step, options)
     pipe.unet.half().save_pretrained(folder / "unet")
