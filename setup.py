@@ -42,8 +42,9 @@ setup(
         "generate",
         "models",
         "models.miniature",
-        "models.miniature.training",
         "scripts",
+        "scripts.measure",
+        "scripts.miniature",
     ],
     install_requires=REQUIREMENTS,
     extras_require={

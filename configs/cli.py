@@ -21,6 +21,7 @@ OPTIONS = """options:
   --help                               this text; with other arguments, the values they give the keys
 
 keys:"""
+KEY_WIDTH = 44  # characters
 
 
 def entry(
@@ -37,22 +38,17 @@ def entry(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
-        print(doc.strip() + "\n\n" + OPTIONS)
-        config = _asked_or_default(arguments)
-        for key, item in known_keys().items():
-            if "." not in key or key.split(".")[0] in sections:
-                print(f"  {f'{key}={attrgetter(key)(config)}':44} {item.metadata['help']}")
+        _print_help(doc, sections, arguments)
         return 0
     if "--list" in arguments:
-        print("\n".join(f"{kind}: {', '.join(available(kind))}" for kind in reversed(CHOICES)))
+        for kind in reversed(CHOICES):
+            print(f"{kind}: {', '.join(available(kind))}")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds like Ctrl-C, so that temporary files go
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         config = load([argument for argument in arguments if argument != "--dry-run"])
         if "--dry-run" in arguments:
-            print(
-                to_yaml(config) + "\n" + "\n".join(f"{key}: {value}" for key, value in plan(config).items())
-            )
+            _print_plan(config, plan(config))
         else:
             work(config)
         return 0
@@ -64,7 +60,29 @@ def entry(
         return 130
 
 
-def _asked_or_default(arguments: Sequence[str]) -> Config:
+def _print_help(doc: str, sections: Sequence[str], arguments: Sequence[str]) -> None:
+    print(doc.strip() + "\n\n" + OPTIONS)
+    config = _given_or_default(arguments)
+    for key, item in known_keys().items():
+        if "." in key and key.split(".")[0] not in sections:
+            continue
+        limits = str(item.metadata["limits"])
+        setting = f"{key}={attrgetter(key)(config)}"
+        print(f"  {setting:{KEY_WIDTH}} {item.metadata['help']}" + (f" ({limits})" if limits else ""))
+
+
+def _print_plan(config: Config, plan: dict[str, Any]) -> None:
+    print(to_yaml(config))
+    for key, value in plan.items():
+        print(f"{key}: {value}")
+
+
+def _exit_on_sigterm(*_: Any) -> None:
+    """Unwinds like Ctrl-C, so that temporary files go."""
+    sys.exit(143)
+
+
+def _given_or_default(arguments: Sequence[str]) -> Config:
     """The configuration that --help shows: of the other arguments, or the default where they are none."""
     try:
         return load([argument for argument in arguments if not argument.startswith("-")])

@@ -6,11 +6,11 @@ Order, later wins: configs/schema.py < preset < teacher < task < the teacher's o
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from configs.errors import UserError
-from configs.schema import Config, Scorer
+from configs.files import find_file
+from configs.schema import REMOVED, Config
 
 HERE = Path(__file__).resolve().parent
 CHOICES = ("generator", "preset", "teacher", "task")
-SAMPLE_BYTES = 1 << 20  # read at either end of a model's file
 DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter", "generator": "comodgan"}
 
 
@@ -93,7 +93,17 @@ def load(argv: Sequence[str]) -> Config:
     config.task.name = re.sub(r"[^a-z0-9_-]+", "-", (config.task.name or task_name).lower()).strip("-")
     config.teacher.name = names["teacher"]
     config.teacher.resolution = config.teacher.resolution or _own_resolution(config.teacher.path)
+    _check_limits(config)
     return config
+
+
+def _check_limits(config: Config) -> None:
+    """UserError for the first value that its key does not take."""
+    for key, item in known_keys().items():
+        value = attrgetter(key)(config)
+        limits = item.metadata["limits"]
+        if not limits.allow(value):
+            raise UserError(f"{key}={value}: it is {limits}")
 
 
 def _own_resolution(path: str) -> int:
@@ -117,6 +127,8 @@ def _fragment(kind: str, name: str) -> dict[str, Any]:
 
 def _override(key: str, value: str) -> DictConfig:
     known, part = known_keys(), OmegaConf.create({})
+    if key in REMOVED and key not in known:
+        raise UserError(f"{key}= is no more: {REMOVED[key]}")
     if not any(key == k or key.startswith(k + ".") for k in known):
         raise UserError(f"no key '{key}'{nearest(key, list(known))} See --help for the keys")
     try:
@@ -145,48 +157,3 @@ def _merged(*layers: tuple[str, Any]) -> Config:
 def to_yaml(config: Config) -> str:
     """The whole configuration as yaml text."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def run_dir(config: Config) -> Path:
-    """<runs_dir>/<task>/<teacher>."""
-    return Path(config.runs_dir) / config.task.name / config.teacher.name
-
-
-def pairs_dir(config: Config) -> Path:
-    """The folder of the pair shards: generate.out, else <run>/pairs."""
-    return Path(config.generate.out) if config.generate.out else run_dir(config) / "pairs"
-
-
-def digest(*parts: Any) -> str:
-    """A hash (16 hex digits) of dataclasses or JSON values: equal exactly when their contents are."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
-
-
-def find_file(path: str) -> str:
-    """A path as given if it is there, else below the project's root if it is there, else as given (a hub name, or an error to come)."""
-    below_root = HERE.parent / path
-    return str(below_root) if not Path(path).exists() and below_root.exists() else path
-
-
-def model_files(path: str) -> dict[str, str]:
-    """Relative name -> hash of every file of a local model (a folder or a file), {} for a hub name: a model trained anew under its old
-    name is another model. Only the two ends of a large file are read: a whole ViT-H would take seconds.
-    """
-    if not path:
-        return {}
-    root = Path(find_file(path))
-    folder, files = (root, sorted(root.rglob("*"))) if root.is_dir() else (root.parent, [root])
-    return {file.relative_to(folder).as_posix(): _ends_hash(file) for file in files if file.is_file()}
-
-
-def scorer_files(scorer: Scorer) -> dict[str, str]:
-    """model_files of the CLIP model that judges."""
-    return model_files(scorer.model.removeprefix("local-dir:")) | model_files(scorer.pretrained)
-
-
-def _ends_hash(path: Path) -> str:
-    size = path.stat().st_size
-    with open(path, "rb") as stream:
-        start = stream.read(SAMPLE_BYTES)
-        stream.seek(max(size - SAMPLE_BYTES, 0))
-        return hashlib.sha256(f"{size} ".encode() + start + stream.read()).hexdigest()[:16]

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from configs.errors import UserError
+from configs.files import whole_file
 from configs.schema import Export
-from generate.shards import whole_file
 
 VERSION = "1.30.0"
 ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"

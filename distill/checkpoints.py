@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from configs.errors import UserError
-from generate.shards import fingerprint, write_json
+from configs.files import fingerprint, write_json
 from models.comodgan import CoModGenerator
 
 

@@ -20,11 +20,12 @@ import numpy as np
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import pairs_dir, run_dir
+from configs.files import exclusive, write_json
+from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
 from distill.browser import write_page
-from distill.translate import Translator
-from generate.shards import PairLocation, exclusive, finished_shards, read_manifest, read_pair, write_json
+from generate.shards import PairLocation, finished_shards, read_manifest, read_pair
+from models.translator import Translator
 
 SECTIONS = ("task", "teacher", "distill", "export")
 CHECKED_PICTURES = 16

@@ -19,10 +19,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from configs.errors import UserError
-from configs.loader import digest, pairs_dir, run_dir
+from configs.files import digest
+from configs.runs import pairs_dir, run_dir
 from configs.schema import Augment, Config
-from distill.translate import TranslateError, Translator
 from generate.shards import PairLocation, finished_shards, locate, read_manifest, read_pair
+from models.translator import TranslateError, Translator
 
 
 class PairDataset(Dataset):

@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
 from configs.errors import UserError
-from configs.loader import digest, find_file, model_files, to_yaml
+from configs.files import digest, find_file, model_files, whole_file, write_json
+from configs.loader import to_yaml
 from configs.schema import Config, Generator
 from distill import adapters, checkpoints, pairs
 from distill.formats import Edit, read_file
-from distill.log import read_metrics
+from distill.runlog import read_metrics
 from distill.losses import Adversary, distillation_loss
-from generate.shards import whole_file, write_json
 from models.comodgan import CoModGenerator
 from models.discriminator import Discriminator
 from models.perceptual import perceptual_loss

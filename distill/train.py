@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import run_dir
+from configs.files import exclusive
+from configs.runs import run_dir
 from configs.schema import Config
-from generate.shards import exclusive
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ def train(config: Config) -> Path:
 
     _check(config)
     folder, precision = run_dir(config) / "train", PRECISIONS[config.distill.dtype]
-    trackers, on_cpu = _trackers(config.distill.tracker), pick_device("auto").type == "cpu"
+    trackers, on_cpu = _trackers(config.distill.tracker), pick_device(config.device).type == "cpu"
     accelerator = Accelerator(
         cpu=on_cpu, mixed_precision=precision, log_with=trackers or None, project_dir=folder
     )

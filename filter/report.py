@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from configs.loader import pairs_dir, run_dir
+from configs.files import whole_file
+from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
 from filter.score_table import FLAGS, SAYS, SCORES
 from filter.selection import Criteria, down_to
-from generate.shards import finished_shards, locate, read_pair, whole_file
+from generate.shards import finished_shards, locate, read_pair
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SIDE, QUALITY = 160, 80  # of the JPEGs: about 5 kB a picture

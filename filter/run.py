@@ -29,7 +29,9 @@ import numpy as np
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import CHOICES, known_keys, pairs_dir, run_dir
+from configs.files import exclusive, write_json
+from configs.loader import CHOICES, known_keys
+from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
 from filter.report import write_page
 from filter.score_table import (
@@ -42,16 +44,7 @@ from filter.score_table import (
     write_scores,
 )
 from filter.selection import criteria, selection_of
-from generate.shards import (
-    Pair,
-    exclusive,
-    finished_shards,
-    locate,
-    read_manifest,
-    read_pair,
-    verify,
-    write_json,
-)
+from generate.shards import Pair, finished_shards, locate, read_manifest, read_pair, verify
 from models.devices import pick_device, process_group
 
 SECTIONS = ("task", "generate", "scorer", "segmenter", "filter")
@@ -179,7 +172,7 @@ def _score(config: Config, wanted: Mapping[Path, dict[str, Any]], rank: int) -> 
     if not wanted:
         return 0
     began, count = time.perf_counter(), 0
-    score_batch = batch_scorer(config, pick_device(config.filter.device))
+    score_batch = batch_scorer(config, pick_device(config.device))
     with (
         exclusive(run_dir(config) / "scores", f"process-{rank}"),
         ThreadPoolExecutor(config.filter.workers) as pool,

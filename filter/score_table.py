@@ -18,9 +18,10 @@ import pyarrow
 import pyarrow.parquet
 
 from configs.errors import UserError
-from configs.loader import digest, model_files, pairs_dir, run_dir, scorer_files
+from configs.files import digest, model_files, whole_file
+from configs.runs import pairs_dir, run_dir, scorer_files
 from configs.schema import Config
-from generate.shards import finished_shards, read_manifest, whole_file
+from generate.shards import finished_shards, read_manifest
 
 CLIP_SCORES = {
     "sim_input_source": "cosine of input and source text",

@@ -14,7 +14,8 @@ from pathlib import Path
 import yaml
 
 from configs.errors import UserError
-from configs.loader import HERE, digest, find_file
+from configs.files import digest, find_file
+from configs.loader import HERE
 from configs.schema import Direction, Task
 
 BANKS = HERE / "banks"

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from configs.errors import UserError
-from configs.loader import find_file, pairs_dir
+from configs.files import find_file
+from configs.runs import pairs_dir
 from configs.schema import Config, Generate
 from generate.directions import EditDirection, edit_direction
 from generate.editors import Editor
@@ -22,7 +23,8 @@ from generate.inversion import noise_statistics
 from generate.shards import Pair, write_shard
 from generate.sources import InputImage, InputSource, Unreadable
 from models.devices import pick_device
-from models.teacher import Teacher, to_levels
+from models.pictures import images_of
+from models.teacher import Teacher
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # beyond them an H100 has been busy for long
 CPU_BATCH = 16
@@ -70,7 +72,7 @@ def write_shards(
 def _editor(config: Config, for_timing: bool = False) -> Editor:
     """for_timing: with a direction of nothing, which takes no sentences and writes no cache."""
     settings = config.generate
-    teacher = Teacher(config.teacher, pick_device(settings.device), settings.dtype, compiled=settings.compile)
+    teacher = Teacher(config.teacher, pick_device(config.device), settings.dtype, compiled=settings.compile)
     if for_timing:
         return Editor(teacher, EditDirection(0 * teacher.embed([""]), "", ""), config)
     return Editor(
@@ -154,7 +156,7 @@ class PairMaker:
             if name != "reconstruction" and self.config.safety_checker
         ]
         flags = [self.editor.teacher.flagged(picture) for picture in made]
-        levels = {name: to_levels(picture) for name, picture in edited.pictures.items()}
+        levels = {name: images_of(picture) for name, picture in edited.pictures.items()}
         latents = {
             f"{name}_latent": latent.cpu().numpy()
             for name, latent in edited.latents.items()
@@ -165,7 +167,7 @@ class PairMaker:
             if any(flagged[row] for flagged in flags):
                 left_out.append(
                     {
-                        "id": str(item.about["id"]),
+                        "id": str(item.source["id"]),
                         "why": "flagged",
                         "reason": "by the teacher's safety checker",
                     }
@@ -173,7 +175,7 @@ class PairMaker:
                 continue
             noise = {name: rows[row] for name, rows in statistics.items()}
             record = {
-                "source": item.about,
+                "source": item.source,
                 "caption": caption,
                 "caption_from": caption_from,
                 "noise": noise,

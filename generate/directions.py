@@ -9,10 +9,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from configs.errors import UserError
-from configs.loader import digest
+from configs.files import digest, whole_file, write_json
 from configs.schema import Direction, Task
 from generate.banks import task_banks
-from generate.shards import whole_file, write_json
 from models.teacher import Teacher
 
 FEW_SENTENCES = 0.9  # cosine between the halves of the banks below which the direction is still noise

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
-from configs.loader import digest, scorer_files
+from configs.files import digest, whole_file, write_json
+from configs.runs import scorer_files
 from configs.schema import Config
-from generate.shards import whole_file, write_json
 from generate.sources import InputImage, InputSource, Unreadable
 from models.clip_scorer import ClipScorer
 from models.devices import pick_device
@@ -64,7 +64,7 @@ def nearest(source: InputSource, config: Config) -> InputSource:
 
     def load(place: int) -> InputImage:
         item = source.load(kept[place])
-        return replace(item, about=item.about | {"similarity": rows[place]["similarity"]})
+        return replace(item, source=item.source | {"similarity": rows[place]["similarity"]})
 
     return InputSource([source.names[index] for index in kept], load)
 
@@ -78,7 +78,7 @@ def _aesthetics(metadata: dict[str, Any]) -> float:
 
 def _similarity(source: InputSource, config: Config, folder: Path) -> np.ndarray:
     """Cosine of every image and the source words, N; NaN where it cannot be read."""
-    scorer = ClipScorer(config.scorer, pick_device(config.generate.device))
+    scorer = ClipScorer(config.scorer, pick_device(config.device))
     text_D = scorer.text_features([config.task.source])[0].cpu().numpy()
     count, parts = len(source.names), []
     for start in range(0, count, CHUNK):

@@ -19,10 +19,12 @@ from typing import Any
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import digest, model_files, pairs_dir, scorer_files, to_yaml
+from configs.files import digest, exclusive, model_files, write_json
+from configs.loader import to_yaml
+from configs.runs import pairs_dir, scorer_files
 from configs.schema import Config
 from generate.banks import task_banks
-from generate.shards import exclusive, is_finished, read_manifest, write_json
+from generate.shards import is_finished, read_manifest
 from generate.sources import InputSource, open_source
 from models.devices import process_group
 

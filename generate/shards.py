@@ -8,11 +8,8 @@ taken up again ends with the same files as one that was not. What is torn, chang
 """
 
 import contextlib
-import fcntl
-import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 import warnings
@@ -26,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from configs.errors import UserError
+from configs.files import fingerprint, whole_file, write_json
 
 FORMAT = 1
 KEY = re.compile(r"[a-z0-9_-]+")
@@ -209,47 +207,3 @@ def open_image(file: Path | IO[bytes], formats: list[str]) -> Iterator[Image.Ima
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=formats) as image:
             yield image
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A stream of bytes that are the file at `path` once the block has ended without an error: whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    with whole_file(path) as stream:
-        stream.write(json.dumps(content, indent=1, sort_keys=True).encode())
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """'bytes' and 'sha256' of a file."""
-    hasher = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):  # hashlib.file_digest is Python 3.11's
-            hasher.update(block)
-    return {"bytes": path.stat().st_size, "sha256": hasher.hexdigest()}
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path, name: str) -> Iterator[None]:
-    """Hold the folder's writer lock `name`; UserError where another process has it. The system frees it when the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f".{name}.lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: another process writes here; wait for it, or choose another generate.out= or runs_dir="
-            ) from error
-        yield

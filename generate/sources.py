@@ -41,7 +41,7 @@ class InputImage:
     image: np.ndarray
     caption: str
     caption_from: str
-    about: dict[str, Any]
+    source: dict[str, Any]
 
 
 @dataclass(frozen=True)

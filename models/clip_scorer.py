@@ -17,7 +17,7 @@ from torch.nn import functional
 from torchvision.transforms.functional import InterpolationMode, center_crop, normalize, resize
 
 from configs.errors import UserError
-from configs.loader import find_file
+from configs.files import find_file
 from configs.schema import Scorer
 
 LOCAL = "local-dir:"

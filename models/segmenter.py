@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from configs.errors import UserError
-from configs.loader import find_file
+from configs.files import find_file
 from configs.schema import Segmenter as Settings
 from models.clip_scorer import ClipScorer
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from configs.errors import UserError
-from configs.loader import find_file
+from configs.files import find_file
 from configs.schema import Segmenter as Settings
 
 EXAMPLES = {"detector": "IDEA-Research/grounding-dino-base", "model": "facebook/sam2.1-hiera-large"}

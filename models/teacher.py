@@ -8,14 +8,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from configs.errors import UserError
-from configs.loader import find_file
+from configs.files import find_file
 from configs.schema import Teacher as TeacherConfig
+from models.pictures import images_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FINGERPRINT_WEIGHTS = 64  # of each tensor
@@ -172,7 +172,7 @@ class Teacher:
         """Which images in [-1, 1] the teacher's safety checker objects to; none where it has none."""
         if self._safety_checker is None:
             return [False] * len(image_BCHW)
-        extracted = self._feature_extractor(list(to_levels(image_BCHW)), return_tensors="pt")
+        extracted = self._feature_extractor(list(images_of(image_BCHW)), return_tensors="pt")
         pixels, blackened = (
             extracted.pixel_values.to(self.device, self.dtype),
             torch.zeros(len(image_BCHW), 1),
@@ -208,11 +208,6 @@ class Teacher:
             self.unet(sample, timestep, encoder_hidden_states=text, return_dict=False)
         self._attention.maps = None
         return maps
-
-
-def to_levels(image_BCHW: Tensor) -> np.ndarray:
-    """RGB uint8 B x H x W x 3 of images in [-1, 1]."""
-    return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def precision(name: str) -> torch.dtype:

@@ -9,7 +9,7 @@
       distill.compile=true distill.workers=8 json=FILE                     on a GPU
 
 Prints a Markdown table: seconds and memory a pair, pairs an hour, share of the machine's own matrix product rate, and the ratio to the
-plain loop (scripts/plain.py); of infer, the ratio to the teacher and to the generator in eager float32. json=FILE
+plain loop (scripts/measure/plain.py); of infer, the ratio to the teacher and to the generator in eager float32. json=FILE
 writes the same with the headline as `ratio`.
 """
 
@@ -85,7 +85,7 @@ def benchmark(config: Config, name: str) -> None:
 
     import torch
 
-    from generate.shards import write_json
+    from configs.files import write_json
 
     settings, device, rows, headline = getattr(import_module(f"scripts.{module}"), f"benchmark_{name}")(
         config

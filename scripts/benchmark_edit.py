@@ -23,18 +23,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from configs.errors import UserError
-from configs.loader import find_file, run_dir
+from configs.files import find_file
+from configs.runs import run_dir
 from configs.schema import Config
 from distill.formats import Edit, Picture, read, write
-from distill.translate import Translator
 from generate.batches import largest_batch
 from generate.directions import EditDirection
 from generate.editors import Editor
 from models.comodgan import CoModGenerator
 from models.devices import pick_device
 from models.teacher import Teacher, load_pipeline, precision
-from scripts.plain import PlainPix2PixZero
-from scripts.timing import Found, measure, product_rate, say
+from models.translator import Translator
+from scripts.measure.plain import PlainPix2PixZero
+from scripts.measure.timing import Found, measure, product_rate, say
 
 CAPTION = "a photo of a tree in summer"
 WARM_STEPS = 4  # of an edit that only loads, chooses and compiles kernels, or counts operations
@@ -44,7 +45,7 @@ ROUNDS = 5  # of calls of each runtime, after one that does not count
 
 def benchmark_generate(config: Config) -> Found:
     """The plain loop against the editor, in the paper's and in the reference code's form."""
-    device, settings = pick_device(config.generate.device), config.benchmark
+    device, settings = pick_device(config.device), config.benchmark
     say("networks")
     pipeline = _pipeline(config, device).to(device)
     side, count = 512 if settings.architecture else config.teacher.resolution, settings.pairs
@@ -141,7 +142,7 @@ def benchmark_infer(config: Config) -> Found:
     Pictures come from the CPU's memory and go there, but for the rows that say otherwise. With benchmark.pairs=0 there is no teacher, and
     `ratio` is to the eager float32.
     """
-    device, settings = pick_device(config.generate.device), config.benchmark
+    device, settings = pick_device(config.device), config.benchmark
     on_gpu, count = device.type == "cuda", settings.images_at_once
     generator, about = _generator(config)
     side = about["resolution"]

@@ -27,7 +27,7 @@ from models.devices import pick_device
 from models.miniature.scenes import Look, render, scene
 from models.perceptual import Perceptual, perceptual_loss
 from models.segmenter import Segmenter, masked_crop
-from scripts.timing import Found, measure
+from scripts.measure.timing import Found, measure
 
 SIDE = 512  # of the pictures at the real size
 MASKS_WANTED = 100  # a picture, at the real size: about what the real weights propose for a photograph
@@ -41,7 +41,7 @@ def benchmark_filter(config: Config) -> Found:
     if not config.task.source_noun:
         config = replace(config, task=replace(config.task, source_noun=NOUN, target_noun=NOUN))
     device, count, of_plain = (
-        pick_device(config.filter.device),
+        pick_device(config.device),
         config.benchmark.pairs,
         config.benchmark.plain_pairs,
     )

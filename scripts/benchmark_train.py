@@ -19,15 +19,16 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.loader import pairs_dir, run_dir
+from configs.files import write_json
+from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
 from distill import pairs
 from distill.state import TrainingState
 from distill.train import PRECISIONS, train_step
-from generate.shards import Pair, write_json, write_shard
+from generate.shards import Pair, write_shard
 from models.comodgan import CoModGenerator
 from models.perceptual import perceptual_loss
-from scripts.timing import Found, measure, product_rate
+from scripts.measure.timing import Found, measure, product_rate
 
 PAIRS = 64  # in the shards, read again and again
 Seconds = Generator[float, None, None]  # what each step's data took

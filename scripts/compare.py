@@ -33,12 +33,14 @@ import yaml
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import load, pairs_dir, run_dir, to_yaml
+from configs.files import write_json
+from configs.loader import load, to_yaml
+from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
-from distill.log import read_metrics
-from generate.shards import write_json
+from distill.runlog import read_metrics
 from generate.sources import InputImage, open_source
-from scripts.evaluate import averaged, picture_grid, print_columns, trained_on, true_edit
+from scripts.evaluate import averaged, picture_grid, print_columns, trained_on
+from scripts.measure.truth import true_edit
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("task", "teacher", "generator", "augment", "distill", "evaluate", "compare")
@@ -224,10 +226,10 @@ def _measure(
     """'images', 'measured_by' and 'rows' of table.json, and the columns of grid.png."""
     from models.devices import pick_device
     from models.perceptual import perceptual_loss
-    from scripts import metrics
+    from scripts.measure import metrics
 
-    truth = np.stack([true_edit(config, one.about, config.teacher.resolution) for one in scenes])
-    device = pick_device(config.generate.device)
+    truth = np.stack([true_edit(config, one.source, config.teacher.resolution) for one in scenes])
+    device = pick_device(config.device)
     perceptual = perceptual_loss(device)
     network, name = metrics.set_network(config.evaluate.inception, perceptual)
     features, pictures, rows = (

@@ -16,16 +16,18 @@ import numpy as np
 from PIL import Image
 
 from configs.cli import entry
-from configs.loader import run_dir
+from configs.files import write_json
+from configs.runs import run_dir
 from configs.schema import Config, Source
 from distill.export import export
 from distill.train import train
-from distill.translate import Translator
 from filter.run import print_summary, score_and_select
 from generate import run as generate_run
-from generate.shards import Pair, read_pairs, write_json
+from generate.shards import Pair, read_pairs
 from generate.sources import open_source
-from scripts.evaluate import generator_seconds, true_edit
+from models.translator import Translator
+from scripts.evaluate import generator_seconds
+from scripts.measure.truth import true_edit
 from scripts.report import write_report
 
 SECTIONS = ("task", "teacher", "generate", "distill", "demo")
@@ -111,7 +113,7 @@ def edit_held_out(config: Config, name: str, source: Source) -> list[Pair]:
 def distances(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:
     """What is COMPARED, its mean PSNR (dB) and its mean LPIPS, over the rows that have a true edit."""
     from models.perceptual import perceptual_loss
-    from scripts.metrics import lpips_distance, psnr
+    from scripts.measure.metrics import lpips_distance, psnr
 
     with_truth = [row["images"] for row in rows if "truth" in row["images"]]
     if not with_truth:

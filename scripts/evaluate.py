@@ -26,14 +26,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import find_file, pairs_dir, run_dir
+from configs.files import find_file, write_json
+from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
-from distill.translate import Translator
 from generate.run import generate
-from generate.shards import is_finished, read_manifest, read_pairs, write_json
+from generate.shards import is_finished, read_manifest, read_pairs
 from generate.sources import photo_key
 from models.devices import pick_device
-from models.miniature.scenes import Look, render, scene
+from models.translator import Translator
+from scripts.measure.truth import true_edit
 
 SECTIONS = (
     "task",
@@ -195,13 +196,13 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
 
     Also written as table.json, table.csv and grid.png. UserError where weights are missing, before any edit is made.
     """
-    from scripts.judges import Judges
-    from scripts.metrics import psnr
+    from scripts.measure.judges import Judges
+    from scripts.measure.metrics import psnr
 
     wanted = variants(config, table)
     if not wanted:
         raise UserError("evaluate.methods is empty: name the methods to sweep")
-    judges = Judges(config, pick_device(config.generate.device), masks=table != "sweep")
+    judges = Judges(config, pick_device(config.device), masks=table != "sweep")
     images: dict[str, np.ndarray] = {}
     rows: dict[str, dict[str, np.ndarray]] = {}
     for name, variant in wanted.items():
@@ -247,7 +248,7 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
 
 def averaged(config: Config, row: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Mean and interval of each column over its finite values; a column without any is left out."""
-    from scripts.metrics import interval
+    from scripts.measure.metrics import interval
 
     cells = {}
     for column, values in row.items():
@@ -256,12 +257,6 @@ def averaged(config: Config, row: Mapping[str, np.ndarray]) -> dict[str, dict[st
             low, high = interval(finite, config.evaluate.bootstrap, config.seed)
             cells[column] = {"mean": float(finite.mean()), "low": low, "high": high, "images": finite.size}
     return cells
-
-
-def true_edit(config: Config, about: Mapping[str, Any], side: int) -> np.ndarray:
-    """The true edit of a rendered scene (`about`: its record's source), RGB uint8 side x side x 3."""
-    picture = render(scene(about["scene_seed"]), Look(**config.task.scene_truth))
-    return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS))
 
 
 def generators(config: Config, keys: Set[str], side: int) -> dict[str, Translator]:

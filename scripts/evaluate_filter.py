@@ -15,13 +15,14 @@ import numpy as np
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import pairs_dir, run_dir
+from configs.files import write_json
+from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
 from filter.score_table import read_scores
 from filter.selection import Criteria, criteria, select
-from generate.shards import read_pairs, write_json
+from generate.shards import read_pairs
 from models.devices import pick_device
-from scripts.evaluate import true_edit
+from scripts.measure.truth import true_edit
 
 SECTIONS = ("task", "teacher", "generate", "scorer", "segmenter", "filter")
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.3)  # of the best by CLIP gain
@@ -90,9 +91,9 @@ def evaluate_filter(config: Config) -> dict[str, Any]:
 def _distances_to_truth(config: Config) -> np.ndarray:
     """To each pair's true edit: LPIPS of the edit and of the input, PSNR of the edit in dB; 3 x N. UserError for pairs of photographs."""
     from models.perceptual import perceptual_loss
-    from scripts.metrics import lpips_distance, psnr
+    from scripts.measure.metrics import lpips_distance, psnr
 
-    perceptual = perceptual_loss(pick_device(config.filter.device))
+    perceptual = perceptual_loss(pick_device(config.device))
     rows = []
     for pair in read_pairs(pairs_dir(config)):
         if "scene_seed" not in pair.record["source"]:

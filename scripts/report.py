@@ -18,12 +18,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import pairs_dir, run_dir, to_yaml
+from configs.files import whole_file
+from configs.loader import to_yaml
+from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
-from distill.log import read_metrics
+from distill.runlog import read_metrics
 from filter.report import data_url
 from filter.score_table import SAYS, read_scores
-from generate.shards import read_pair, whole_file
+from generate.shards import read_pair
 
 SECTIONS = ("task", "generate", "scorer")
 COLUMNS = {

@@ -66,7 +66,7 @@ def write_banks(folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    from models.miniature.training.loop import Options, parse
+    from scripts.miniature.loop import Options, parse
 
     stage, *assignments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if stage in ("-h", "--help", "help"):
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         for name in [name for name in STAGES if name != "check"] if stage == "all" else [stage]:
             module, function, values = STAGES[name]
-            action = getattr(importlib.import_module(f"models.miniature.training.{module}"), function)
+            action = getattr(importlib.import_module(f"scripts.miniature.{module}"), function)
             options = parse(Options(**values), assignments)
             action(options)
             for path in Path(options.out).rglob("*.safetensors"):

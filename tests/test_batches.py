@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from configs.loader import load, pairs_dir
+from configs.loader import load
+from configs.runs import pairs_dir
 from configs.schema import Generate, Guidance
 from generate import batches, run
 from generate.batches import PairMaker, largest_batch, seconds_a_pair

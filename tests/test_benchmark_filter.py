@@ -16,10 +16,9 @@ from models.perceptual import perceptual_loss
 from models.segmenter import Segmenter
 from scripts import benchmark, benchmark_filter
 from scripts.benchmark_filter import PlainScorer, scene_pairs
-from tests.test_scorer import make_scorer_folder
-from tests.test_segmenter import tiny_sam
+from tests.helpers import make_scorer_folder, tiny_sam
 
-SMALL = ["segmenter.points_per_side=5", "benchmark.pairs=2", "filter.batch=2", "filter.device=cpu"]
+SMALL = ["segmenter.points_per_side=5", "benchmark.pairs=2", "filter.batch=2", "device=cpu"]
 
 
 def test_the_plain_scores_are_the_filters() -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 from configs.errors import UserError
 from configs.schema import Export
 from distill import browser, formats
-from distill.translate import Translator
 from models.comodgan import CoModGenerator
+from models.translator import Translator
 
 SIDE = 32
 PIXELS = "name => Array.from(document.getElementById(name).getContext('2d').getImageData(0, 0, 32, 32).data)"

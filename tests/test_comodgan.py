@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.errors import UserError
 from configs.loader import load
 from distill.formats import Edit, Picture, read
-from distill.translate import Translator
 from models.comodgan import (
     EPSILON,
     Blur,
@@ -24,10 +23,11 @@ from models.comodgan import (
     Upsample,
 )
 from models.miniature.scenes import Look, render, scene
+from models.translator import Translator
+from tests.helpers import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TINY = {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "code_dim": 16, "mapping_layers": 2}
 LITE = {**TINY, "separable": True, "width": 0.5}
 
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from configs.files import write_json
 from configs.loader import load
 from distill.pairs import selected_keys, split
-from generate.shards import Pair, write_json, write_shard
+from generate.shards import Pair, write_shard
 from generate.sources import open_source
-from scripts import compare, evaluate, metrics
-from tests.test_distill_train import TINY
-from tests.test_evaluate import mean, printed_tables
-from tests.test_filter import laplacian_variance
+from scripts import compare
+from scripts.measure import metrics
+from scripts.measure.truth import true_edit
+from tests.helpers import TINY_TRAINING, laplacian_variance, mean, printed_tables
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def asked(tmp_path, monkeypatch):
     arguments = [
         "task=tree2winter",
         "runs_dir=runs",
-        *TINY,
+        "teacher.resolution=16",
+        *TINY_TRAINING,
         "distill.images=8",
         "distill.validation_share=0.3",
         "evaluate.scenes=3",
@@ -38,8 +40,8 @@ def asked(tmp_path, monkeypatch):
     pairs = [
         Pair(
             one.key,
-            {"input": one.image, "edit": evaluate.true_edit(config, one.about, 16)},
-            {"source": one.about},
+            {"input": one.image, "edit": true_edit(config, one.source, 16)},
+            {"source": one.source},
         )
         for one in scenes
     ]
@@ -95,7 +97,7 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     config = load([*asked, f"runs_dir={folder}/l1", "source.first_seed=3000000"])
     loaded = [open_source(config.source, config.task, 16, 3).load(place) for place in range(3)]
     edits, _ = compare.edit(config, np.stack([one.image for one in loaded]), torch.device("cpu"))
-    truth = np.stack([evaluate.true_edit(config, one.about, 16) for one in loaded])
+    truth = np.stack([true_edit(config, one.source, 16) for one in loaded])
     assert mean(table["L1"]["PSNR to truth, dB"]) == pytest.approx(
         metrics.psnr(edits, truth).mean(), abs=0.006
     )
@@ -114,7 +116,7 @@ def test_edits_and_counts_are_those_of_export_and_training(asked, tmp_path, caps
     """With a sampled latent, too: the one that export fixes; and with adapters, whose weights are merged."""
     from distill.export import export
     from distill.train import train
-    from distill.translate import Translator
+    from models.translator import Translator
 
     config = load([*compare.BASE, *asked, "distill.latent=sampled", "export.formats=[]"])
     train(config)

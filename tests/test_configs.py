@@ -9,7 +9,9 @@ import pytest
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.loader import available, digest, known_keys, load, run_dir, to_yaml
+from configs.files import digest
+from configs.loader import available, known_keys, load, to_yaml
+from configs.runs import run_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRY_POINTS = (

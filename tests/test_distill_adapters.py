@@ -10,15 +10,13 @@ from configs.loader import load
 from distill.adapters import adapt, merged
 from distill.train import train
 from models.comodgan import CoModGenerator
-from tests.test_comodgan import TINY as NETWORK
-from tests.test_distill_pairs import make_pairs
-from tests.test_distill_train import arguments
+from tests.helpers import TINY, make_selected_pairs, tiny_training
 
 
 def networks(rank: int, moved: bool) -> tuple[CoModGenerator, CoModGenerator]:
     """A network and the same with adapters, whose weights are then `moved` by chance."""
     torch.manual_seed(0)
-    plain, adapted = CoModGenerator(16, **NETWORK).eval(), CoModGenerator(16, **NETWORK).eval()
+    plain, adapted = CoModGenerator(16, **TINY).eval(), CoModGenerator(16, **TINY).eval()
     adapted.load_state_dict(plain.state_dict())
     adapt(adapted, rank)
     if moved:
@@ -83,7 +81,7 @@ def test_training_moves_the_adapters_alone_and_resumes_bit_for_bit(init, tmp_pat
     results = []
     for name, lengths in (("whole", [16]), ("halves", [8, 16])):
         run = tmp_path / name / "tree2winter" / "miniature"
-        make_pairs(run)
+        make_selected_pairs(run)
         for images in lengths:
             options = [
                 f"distill.images={images}",
@@ -91,7 +89,7 @@ def test_training_moves_the_adapters_alone_and_resumes_bit_for_bit(init, tmp_pat
                 f"distill.init={init}",
                 "distill.adapter_rank=2",
             ]
-            path = train(load(arguments(run, *options)))
+            path = train(load(tiny_training(run, *options)))
         results.append(
             {part: load_file(path / f"{part}.safetensors") for part in ("generator", "ema", "adam")}
         )
@@ -113,10 +111,10 @@ def test_training_moves_the_adapters_alone_and_resumes_bit_for_bit(init, tmp_pat
 def test_the_average_is_of_merged_weights(init, tmp_path):
     """One step: 2^-20 of the first weights is left in the average."""
     run = tmp_path / "tree2winter" / "miniature"
-    make_pairs(run)
+    make_selected_pairs(run)
     path = train(
         load(
-            arguments(
+            tiny_training(
                 run, "distill.images=4", "distill.lpips=0", f"distill.init={init}", "distill.adapter_rank=2"
             )
         )

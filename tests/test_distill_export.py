@@ -26,10 +26,9 @@ from distill.export import main as export_main
 from distill.state import TrainingState
 from distill.train import main as train_main
 from distill.train import train
-from distill.translate import TranslateError, Translator
 from models.comodgan import CoModGenerator
-from tests.test_distill_pairs import make_pairs
-from tests.test_distill_train import arguments
+from models.translator import TranslateError, Translator
+from tests.helpers import make_selected_pairs, tiny_training
 
 SHORT = ("distill.images=8", "distill.lpips=0")
 NONE_ELSE = "export.formats=[]"
@@ -39,9 +38,9 @@ EXACT = {"generator.safetensors", "generator.onnx", "generator-float.onnx", "gen
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = tmp_path_factory.mktemp("export") / "tree2winter" / "miniature"
-    make_pairs(run)
-    train(load(arguments(run, *SHORT)))
-    assert export_main(arguments(run, *SHORT)) == 0
+    make_selected_pairs(run)
+    train(load(tiny_training(run, *SHORT)))
+    assert export_main(tiny_training(run, *SHORT)) == 0
     return run
 
 
@@ -134,18 +133,18 @@ def test_files_say_what_they_are(run):
 def test_the_latent_is_the_training_s_whatever_export_is_told(tmp_path):
     """The one that validation used, drawn from the seed of the training."""
     other = tmp_path / "tree2winter" / "miniature"
-    make_pairs(other)
-    train(load(arguments(other, *SHORT, "distill.latent=sampled", "seed=5")))
-    assert export_main(arguments(other, NONE_ELSE)) == 0
+    make_selected_pairs(other)
+    train(load(tiny_training(other, *SHORT, "distill.latent=sampled", "seed=5")))
+    assert export_main(tiny_training(other, NONE_ELSE)) == 0
     z_1D = torch.randn(1, 8, generator=torch.Generator().manual_seed(5))
     assert json.loads((other / "export" / "config.json").read_text())["z"] == z_1D[0].tolist()
 
 
 def test_training_starts_from_an_exported_generator(run, tmp_path, capsys):
     other = tmp_path / "tree2winter" / "miniature"
-    make_pairs(other)
+    make_selected_pairs(other)
     init = f"distill.init={run / 'export' / 'generator.safetensors'}"
-    path = train(load(arguments(other, "distill.images=4", "distill.lpips=0", "distill.lr=0", init)))
+    path = train(load(tiny_training(other, "distill.images=4", "distill.lpips=0", "distill.lr=0", init)))
     with (
         safe_open(path / "generator.safetensors", "np") as now,
         safe_open(run / "export" / "generator.safetensors", "np") as before,
@@ -156,8 +155,8 @@ def test_training_starts_from_an_exported_generator(run, tmp_path, capsys):
 def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
     """distill.labels: its edits stand in the place of the pairs' own, in every decoding process; held-out pairs keep theirs."""
     learner, onnx_file = tmp_path / "tree2winter" / "miniature", run / "export" / "generator.onnx"
-    images = {pair.key: pair.images for pair in make_pairs(learner)}
-    config = load(arguments(learner, *SHORT, f"distill.labels={onnx_file}"))
+    images = {pair.key: pair.images for pair in make_selected_pairs(learner)}
+    config = load(tiny_training(learner, *SHORT, f"distill.labels={onnx_file}"))
     state, translator = (
         TrainingState(config, Accelerator(cpu=True), tmp_path),
         Translator(onnx_file, threads=1),
@@ -175,7 +174,7 @@ def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
                 assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
     for file, workers in (("missing.onnx", 0), (str(learner / "selection.json"), 2)):
         assert (
-            train_main(arguments(learner, *SHORT, f"distill.labels={file}", f"distill.workers={workers}"))
+            train_main(tiny_training(learner, *SHORT, f"distill.labels={file}", f"distill.workers={workers}"))
             == 2
         )
         said = capsys.readouterr().err.strip()
@@ -185,7 +184,7 @@ def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
 def test_a_format_that_differs_is_not_kept(run, monkeypatch, capsys):
     before = (run / "export" / "generator.onnx").read_bytes()
     monkeypatch.setattr(Translator, "__call__", lambda self, images: 255 - images)
-    assert export_main(arguments(run, *SHORT, NONE_ELSE)) == 2
+    assert export_main(tiny_training(run, *SHORT, NONE_ELSE)) == 2
     assert "generator.onnx differs from PyTorch" in capsys.readouterr().err
     assert (run / "export" / "generator.onnx").read_bytes() == before
     assert not list(run.rglob(".making.*"))
@@ -195,22 +194,22 @@ def test_formats_not_asked_for_go_and_unknown_ones_are_refused(run, tmp_path, ca
     other = tmp_path / "tree2winter" / "miniature"
     shutil.copytree(run, other)
     (other / "export" / ".making.killed").mkdir()
-    assert export_main(arguments(other, *SHORT, NONE_ELSE)) == 0
+    assert export_main(tiny_training(other, *SHORT, NONE_ELSE)) == 0
     assert not (other / "export" / ".making.killed").exists()
     assert {path.name for path in (other / "export").glob("generator*")} == {
         "generator.safetensors",
         "generator.onnx",
     }
-    assert export_main(arguments(other, *SHORT, "export.formats=[int4]")) == 2
+    assert export_main(tiny_training(other, *SHORT, "export.formats=[int4]")) == 2
     assert "no 'int4'. There are: float, fp16, int8, pt2, page" in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_it_says_so(tmp_path, capsys):
     run = tmp_path / "tree2winter" / "miniature"
-    make_pairs(run)
-    assert export_main(arguments(run)) == 2
+    make_selected_pairs(run)
+    assert export_main(tiny_training(run)) == 2
     assert "run distill/train.py" in capsys.readouterr().err
-    assert export_module.plan(load(arguments(run)))["checkpoint"].startswith("none yet")
+    assert export_module.plan(load(tiny_training(run)))["checkpoint"].startswith("none yet")
 
 
 def test_the_kind_that_goes_in_comes_out(translator):

@@ -14,30 +14,13 @@ from distill import pairs
 from distill.formats import Picture
 from distill.losses import distillation_loss, window_starts
 from distill.pairs import PairAugment
-from generate.shards import Pair, write_json, write_shard
+from tests.helpers import make_selected_pairs
 
 STILL = Augment(flip=0, crop=1, brightness=0, contrast=0, saturation=0, hue=0, noise=0)
 
 
-def make_pairs(run, count=12, side=16, an_input=2, seed=0):
-    """`count` random pairs in two shards, `an_input` pairs a source image, all selected; the edit is the input's negative."""
-    (run / "pairs").mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    made = []
-    for number in range(count):
-        image_HWC = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(side // 4, 0).repeat(side // 4, 1)
-        record = {"source": {"id": f"photo-{number // an_input}"}}
-        made.append(Pair(f"k{number:03d}", {"input": image_HWC, "edit": 255 - image_HWC}, record))
-    write_shard(run / "pairs", 0, made[: count // 2], {})
-    write_shard(run / "pairs", 1, made[count // 2 :], {})
-    write_json(
-        run / "selection.json", {"thresholds": {}, "kept": [pair.key for pair in made], "total": count}
-    )
-    return made
-
-
 def test_random_access_gives_the_written_pictures(tmp_path):
-    made = make_pairs(tmp_path)
+    made = make_selected_pairs(tmp_path)
     keys = pairs.selected_keys(tmp_path)[::-1]
     dataset = pairs.PairDataset(pairs.find_pairs(tmp_path / "pairs", keys), 16)
     input_CHW, edit_CHW = dataset[0]
@@ -49,7 +32,7 @@ def test_random_access_gives_the_written_pictures(tmp_path):
 @pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (2, "spawn")])
 def test_a_second_epoch_reads_no_file_and_gives_the_same_bits(tmp_path, workers, context):
     """Whoever decoded them: the second epoch's pairs are dealt to the workers in another order."""
-    made = make_pairs(tmp_path)
+    made = make_selected_pairs(tmp_path)
     dataset = pairs.PairDataset(
         pairs.find_pairs(tmp_path / "pairs", [pair.key for pair in made]),
         16,
@@ -73,7 +56,7 @@ def test_a_second_epoch_reads_no_file_and_gives_the_same_bits(tmp_path, workers,
 
 
 def test_what_is_above_the_limit_is_decoded_each_time(tmp_path):
-    make_pairs(tmp_path)
+    make_selected_pairs(tmp_path)
     dataset = pairs.PairDataset(
         pairs.find_pairs(tmp_path / "pairs", ["k000"]), 16, cache_gb=(2 * 3 * 16 * 16 - 1) / 1e9
     )
@@ -95,7 +78,7 @@ def test_missing_or_wrong_selection_names_the_next_action(tmp_path):
 
 
 def test_selected_keys_without_pairs_and_wrong_sizes_are_refused(tmp_path):
-    make_pairs(tmp_path)
+    make_selected_pairs(tmp_path)
     with pytest.raises(UserError, match="lacks 1 of the 2"):
         pairs.find_pairs(tmp_path / "pairs", ["k000", "gone"])
     with pytest.raises(UserError, match=r"k000.input.png is \(16, 16, 3\), teacher.resolution=32"):

@@ -18,27 +18,18 @@ from safetensors.torch import load_file
 from configs.loader import load
 from distill import checkpoints
 from distill import train as train_module
-from distill.log import read_metrics
+from distill.runlog import read_metrics
 from distill.state import TrainingState
 from distill.train import main, train
-from tests.test_distill_pairs import make_pairs
+from tests.helpers import make_selected_pairs, tiny_training
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "teacher.resolution=16", "generator.channel_base=64", "generator.channel_max=8", "generator.z_dim=8", "generator.w_dim=8",
-    "generator.code_dim=16", "generator.mapping_layers=2", "generator.separable=false", "distill.batch=4", "distill.workers=0",
-    "distill.validation_share=0.1", "distill.warmup_images=8", "distill.ema_half_life_images=16", "distill.lpips_crop=0",
-]  # fmt: skip
 
 
 @pytest.fixture
 def run(tmp_path):
-    make_pairs(tmp_path / "tree2winter" / "miniature")
+    make_selected_pairs(tmp_path / "tree2winter" / "miniature")
     return tmp_path / "tree2winter" / "miniature"
-
-
-def arguments(run: Path, *more: str) -> list[str]:
-    return [f"runs_dir={run.parents[1]}", "distill.init=", "distill.lr=0.001", *TINY, *more]
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -62,9 +53,11 @@ def test_half_and_resume_equal_the_whole_bit_for_bit(tmp_path, options):
     results = []
     for name, lengths in (("whole", [32]), ("halves", [16, 32])):
         run = tmp_path / name / "tree2winter" / "miniature"
-        make_pairs(run)
+        make_selected_pairs(run)
         for images in lengths:
-            path = train(load(arguments(run, f"distill.images={images}", "distill.lpips_crop=16", *options)))
+            path = train(
+                load(tiny_training(run, f"distill.images={images}", "distill.lpips_crop=16", *options))
+            )
         results.append(weights(path))
         assert any(key.startswith("discriminator/") for key in results[-1]) == (options is ADVERSARY)
         assert path.name == "000000032"
@@ -78,7 +71,7 @@ def test_half_and_resume_equal_the_whole_bit_for_bit(tmp_path, options):
 )
 def test_it_learns_and_shows_what(run, more):
     simple = ["distill.lr=0.01", "distill.lpips=0", "augment.crop=1", "augment.flip=0", *more]
-    assert main(arguments(run, *simple, "distill.images=160", "distill.save_every_images=80")) == 0
+    assert main(tiny_training(run, *simple, "distill.images=160", "distill.save_every_images=80")) == 0
     logged = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
     first, last = (line for line in logged if line["kind"] == "validation")
     assert last["l1"] < first["l1"] and last["psnr"] > first["psnr"]
@@ -88,7 +81,7 @@ def test_it_learns_and_shows_what(run, more):
     ) == (ADVERSARY[1] in more)
     with Image.open(run / "train" / "samples" / "000000160.png") as sheet:
         assert sheet.width == 3 * 16
-    assert "channel_base: 64" in (run / "train" / "config.yaml").read_text()
+    assert "channel_base: 128" in (run / "train" / "config.yaml").read_text()
     assert [path.name for path in checkpoints.saved(run / "train" / "checkpoints")] == [
         "000000080",
         "000000160",
@@ -97,7 +90,7 @@ def test_it_learns_and_shows_what(run, more):
 
 def test_the_average_follows_the_weights(run):
     """One step: the half-life is a twentieth of the 4 images seen, so 2^-20 of the first weights is left."""
-    path = train(load(arguments(run, "distill.images=4")))
+    path = train(load(tiny_training(run, "distill.images=4")))
     ema, generator = (load_file(path / f"{name}.safetensors") for name in ("ema", "generator"))
     for name, value in generator.items():
         torch.testing.assert_close(ema[name], value, rtol=1e-4, atol=1e-5)
@@ -107,9 +100,9 @@ def test_the_average_follows_the_weights(run):
 def test_not_finite_stops_before_the_update(run, capsys, wrong):
     """Wherever it comes from: the generator's loss, or the discriminator's alone."""
     options = [*ADVERSARY, "distill.r1_every=2"]
-    path = train(load(arguments(run, "distill.images=8", *options)))
+    path = train(load(tiny_training(run, "distill.images=8", *options)))
     before = weights(path)
-    assert main(arguments(run, "distill.images=16", *options, wrong, "force=true")) == 2
+    assert main(tiny_training(run, "distill.images=16", *options, wrong, "force=true")) == 2
     assert "step 2: the loss or its gradient is not finite" in capsys.readouterr().err
     assert_same(weights(checkpoints.newest(path.parent).path), before)
     found = json.loads((run / "train" / "nonfinite.json").read_text())
@@ -122,10 +115,10 @@ def test_not_finite_stops_before_the_update(run, capsys, wrong):
 
 
 def test_other_pictures_under_the_same_keys_are_another_selection(run, capsys):
-    assert main(arguments(run, "distill.images=4", "distill.lpips=0")) == 0
+    assert main(tiny_training(run, "distill.images=4", "distill.lpips=0")) == 0
     shutil.rmtree(run / "pairs")
-    make_pairs(run, seed=1)
-    assert main(arguments(run, "distill.images=4", "distill.lpips=0")) == 2
+    make_selected_pairs(run, seed=1)
+    assert main(tiny_training(run, "distill.images=4", "distill.lpips=0")) == 2
     assert "with other settings: pairs: " in capsys.readouterr().err
 
 
@@ -135,7 +128,7 @@ def test_a_damaged_picture_is_named(run, capsys):
     at = data.find(b"IDAT") + 20
     data[at] ^= 255
     shard.write_bytes(data)
-    assert main(arguments(run, "distill.images=12", "distill.lpips=0")) == 2
+    assert main(tiny_training(run, "distill.images=12", "distill.lpips=0")) == 2
     said = capsys.readouterr().err
     assert (
         f"error: {shard}: pair k006 cannot be read" in said
@@ -145,10 +138,10 @@ def test_a_damaged_picture_is_named(run, capsys):
 
 
 def test_a_changed_configuration_is_refused_unless_forced(run, capsys):
-    assert main(arguments(run, "distill.images=4")) == 0
-    assert main(arguments(run, "distill.images=8", "distill.lr=0.5")) == 2
+    assert main(tiny_training(run, "distill.images=4")) == 0
+    assert main(tiny_training(run, "distill.images=8", "distill.lr=0.5")) == 2
     assert "distill.lr: 0.001 -> 0.5" in capsys.readouterr().err
-    assert main(arguments(run, "distill.images=8", "distill.lr=0.5", "force=true")) == 0
+    assert main(tiny_training(run, "distill.images=8", "distill.lr=0.5", "force=true")) == 0
     assert "distill.lr: 0.001 -> 0.5" in capsys.readouterr().err
 
 
@@ -174,7 +167,7 @@ def test_a_changed_configuration_is_refused_unless_forced(run, capsys):
     ],
 )
 def test_wrong_values_say_so(run, capsys, wrong, said):
-    assert main(arguments(run, "distill.images=4", wrong)) == 2
+    assert main(tiny_training(run, "distill.images=4", wrong)) == 2
     assert said in capsys.readouterr().err
 
 
@@ -184,7 +177,7 @@ def test_dry_run_tells_the_plan_and_writes_nothing(run, capsys):
         assert (
             main(
                 [
-                    *arguments(run),
+                    *tiny_training(run),
                     *options,
                     "generator.channel_base=16384",
                     "generator.channel_max=512",
@@ -221,8 +214,8 @@ def test_two_processes_equal_one(tmp_path):
         ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
     ):
         run = tmp_path / name / "tree2winter" / "miniature"
-        make_pairs(run)
-        command = [sys.executable, *launcher, str(script), *arguments(run, *common, *ADVERSARY)]
+        make_selected_pairs(run)
+        command = [sys.executable, *launcher, str(script), *tiny_training(run, *common, *ADVERSARY)]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -273,7 +266,7 @@ def test_a_tracker_is_told_what_metrics_jsonl_is(run, monkeypatch):
 
     recorder = Recorder()
     monkeypatch.setattr(train_module, "_trackers", lambda name: [recorder])
-    train(load(arguments(run, "distill.images=8", "distill.lpips=0")))
+    train(load(tiny_training(run, "distill.images=8", "distill.lpips=0")))
     logged = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
     assert len(recorder.seen) == len(logged) == 2
     for (step, values), line in zip(recorder.seen, logged, strict=True):
@@ -281,12 +274,12 @@ def test_a_tracker_is_told_what_metrics_jsonl_is(run, monkeypatch):
 
 
 def test_a_log_torn_by_a_kill_is_taken_up(run):
-    train(load(arguments(run, "distill.images=4", "distill.lpips=0")))
+    train(load(tiny_training(run, "distill.images=4", "distill.lpips=0")))
     file = run / "train" / "metrics.jsonl"
     whole = file.read_text()
     file.write_text(whole + '{"images": 8, "kind": "tr')
     assert read_metrics(file) == [json.loads(line) for line in whole.splitlines()]
-    train(load(arguments(run, "distill.images=8", "distill.lpips=0")))
+    train(load(tiny_training(run, "distill.images=8", "distill.lpips=0")))
     assert file.read_text().startswith(whole)
     logged = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["images"], line["kind"]) for line in logged] == [
@@ -298,7 +291,7 @@ def test_sigterm_leaves_nothing_torn(run):
     command = [
         sys.executable,
         str(ROOT / "distill" / "train.py"),
-        *arguments(run, "distill.images=100000", "distill.save_every_images=4"),
+        *tiny_training(run, "distill.images=100000", "distill.save_every_images=4"),
     ]
     process = subprocess.Popen(
         command,
@@ -323,7 +316,7 @@ def test_sigterm_leaves_nothing_torn(run):
 def state(run):
     def make(*more: str) -> TrainingState:
         (run / "train").mkdir(exist_ok=True)
-        return TrainingState(load(arguments(run, *more)), Accelerator(cpu=True), run / "train")
+        return TrainingState(load(tiny_training(run, *more)), Accelerator(cpu=True), run / "train")
 
     return make
 
@@ -387,7 +380,7 @@ def test_every_step_and_process_draws_anew_and_again_the_same(state):
 
 
 def test_losses_are_averaged_from_one_checkpoint_to_the_next(run):
-    train(load(arguments(run, "distill.images=24", "distill.save_every_images=8", "distill.lpips=0")))
+    train(load(tiny_training(run, "distill.images=24", "distill.save_every_images=8", "distill.lpips=0")))
     logged = read_metrics(run / "train" / "metrics.jsonl")
     assert [line["images"] for line in logged if line["kind"] == "train"] == [8, 16, 24]
 
@@ -401,7 +394,7 @@ def test_bfloat16_trains_and_is_not_float32(run, tmp_path):
         command = [
             sys.executable,
             str(ROOT / "distill" / "train.py"),
-            *arguments(made, "distill.images=8", f"distill.dtype={dtype}"),
+            *tiny_training(made, "distill.images=8", f"distill.dtype={dtype}"),
         ]
         environment = {
             **os.environ,

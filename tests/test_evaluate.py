@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from scripts import evaluate, metrics
+from scripts import evaluate
+from scripts.measure import metrics
+from scripts.measure.truth import true_edit
+from tests.helpers import mean, printed_tables
 
 
 @pytest.fixture
@@ -152,7 +155,7 @@ def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
     assert generate_stage.main(arguments) == 0 and filter_stage.main(arguments) == 0
     config = load(arguments)
     pairs = list(read_pairs(evaluate_filter.pairs_dir(config)))
-    truths = np.stack([evaluate.true_edit(config, pair.record["source"], 32) for pair in pairs])
+    truths = np.stack([true_edit(config, pair.record["source"], 32) for pair in pairs])
     everyone = metrics.psnr(np.stack([pair.images["edit"] for pair in pairs]), truths)
     perceptual = perceptual_loss()
     looked_at = (np.stack([pair.images[name] for pair in pairs]) for name in ("edit", "input"))
@@ -306,7 +309,7 @@ def test_inceptions_file_is_named_and_never_executed(tmp_path, monkeypatch):
 
 def test_scene_masks_are_the_renderers():
     from models.miniature.scenes import Look, mask, scene
-    from scripts.judges import scene_masks
+    from scripts.measure.judges import scene_masks
 
     found = scene_masks(
         [{"scene_seed": 3_000_000}, {"scene_seed": 3_000_001}], {"season": "winter"}, 64, "tree"
@@ -352,23 +355,6 @@ def identity_generator(run):
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
         run / "export" / "generator.onnx",
     )
-
-
-def printed_tables(text):
-    """The cells of each printed Markdown table, by row name and column title."""
-    tables = []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split("|")[1:-1]]
-        if line.startswith("| | "):
-            tables.append({})
-            titles = cells[1:]
-        elif line.startswith("| "):
-            tables[-1][cells[0]] = dict(zip(titles, cells[1:], strict=True))
-    return tables
-
-
-def mean(cell):
-    return float(cell.split()[0])
 
 
 def test_table1_end_to_end(tiny_run, tmp_path, capsys, monkeypatch):

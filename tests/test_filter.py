@@ -18,6 +18,7 @@ from filter.score_table import CLIP_SCORES, PICTURE_SCORES, flags_of
 from filter.scores import clip_scores, overlap_scores, picture_scores
 from filter.selection import Criteria, criteria, select, selection_of
 from models.perceptual import perceptual_loss
+from tests.helpers import laplacian_variance
 
 
 def unit(*values: float) -> np.ndarray:
@@ -91,17 +92,6 @@ def smooth_pictures(count: int, side: int = 32) -> list[np.ndarray]:
     generator = np.random.default_rng(3)
     coarse = [Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(count)]
     return [np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)) for image in coarse]
-
-
-def laplacian_variance(image: np.ndarray) -> float:
-    """By a loop over pixels, float64."""
-    grey = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    high, wide = grey.shape
-    inner = [(y, x) for y in range(1, high - 1) for x in range(1, wide - 1)]
-    values = [
-        grey[y - 1, x] + grey[y + 1, x] + grey[y, x - 1] + grey[y, x + 1] - 4 * grey[y, x] for y, x in inner
-    ]
-    return float(np.mean(np.square(values)) - np.mean(values) ** 2)
 
 
 def test_picture_scores_against_the_lpips_package_and_a_loop() -> None:

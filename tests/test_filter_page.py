@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.loader import load, run_dir
+from configs.loader import load
+from configs.runs import run_dir
 from configs.schema import Config
 from filter.report import choose, write_page
 from filter.score_table import SCORES

@@ -23,22 +23,9 @@ from filter.score_table import SCORES, is_current, read_scores, write_scores
 from filter.selection import Criteria, select
 from generate.shards import Pair, manifest_path, write_shard
 from models.clip_scorer import ClipScorer
-from tests.test_filter import laplacian_variance
-from tests.test_scorer import make_scorer_folder
+from tests.helpers import laplacian_variance, make_pairs, make_scorer_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def make_pairs(folder: Path, counts: tuple[int, ...] = (5, 3)) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
-    for index, count in enumerate(counts):
-        images = generator.integers(0, 256, (count, 2, 16, 16, 3), dtype=np.uint8)
-        pairs = [
-            Pair(f"s{index}_{n}", {"input": a, "edit": b}, {"caption": "a tree"})
-            for n, (a, b) in enumerate(images)
-        ]
-        write_shard(folder, index, pairs, {})
 
 
 @pytest.fixture
@@ -48,7 +35,7 @@ def arguments(tmp_path: Path) -> list[str]:
     return [
         f"runs_dir={tmp_path / 'runs'}",
         f"scorer.model=local-dir:{scorer}",
-        "filter.device=cpu",
+        "device=cpu",
         "filter.batch=2",
         "task.clip_gain=0.0",
     ]
@@ -307,7 +294,7 @@ def test_wrong_inputs_are_named(arguments: list[str], run: Path, capsys: pytest.
 
 
 def with_lock(arguments: list[str], run: Path) -> str:
-    from generate.shards import exclusive
+    from configs.files import exclusive
 
     with exclusive(run / "scores", "process-0"):
         return config_error(load(arguments))

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from configs.errors import UserError
-from configs.loader import load, pairs_dir
+from configs.loader import load
+from configs.runs import pairs_dir
 from generate import batches, run
 from generate.directions import edit_direction
 from generate.editors import swap_words

@@ -220,7 +220,7 @@ def test_the_models_are_small_enough_to_ship():
 
 
 def test_training_resumes_as_if_it_had_not_stopped(tmp_path):
-    from models.miniature.training.loop import Options, fit
+    from scripts.miniature.loop import Options, fit
 
     def trained(folder, *steps):
         for budget in steps:
@@ -243,7 +243,7 @@ def test_training_resumes_as_if_it_had_not_stopped(tmp_path):
 
 
 def test_a_stage_takes_the_options_it_knows_and_names_them_for_any_other():
-    from models.miniature.training.loop import Options, parse
+    from scripts.miniature.loop import Options, parse
 
     told = parse(Options(batch=8, lr=0.1), ["lr=1e-2", "compile=1", "minutes=3", "out=some/where"])
     assert (told.batch, told.lr, told.compile, told.minutes, told.out) == (8, 0.01, True, 3.0, "some/where")
@@ -253,8 +253,8 @@ def test_a_stage_takes_the_options_it_knows_and_names_them_for_any_other():
 
 
 def test_training_pictures_are_kept_on_disk(tmp_path):
-    from models.miniature.training.data import training_look, training_pictures
-    from models.miniature.training.loop import Options
+    from scripts.miniature.data import training_look, training_pictures
+    from scripts.miniature.loop import Options
 
     options = Options(work=str(tmp_path), images=3, first_seed=7, workers=1)
     made = training_pictures(options)
@@ -268,7 +268,7 @@ def test_training_pictures_are_kept_on_disk(tmp_path):
 
 
 def test_training_stops_at_a_loss_that_is_not_finite_before_the_update(tmp_path):
-    from models.miniature.training.loop import Options, fit
+    from scripts.miniature.loop import Options, fit
 
     layer = torch.nn.Linear(4, 1)
     before = layer.weight.detach().clone()
@@ -287,8 +287,8 @@ def test_training_from_scratch_starts_from_the_same_tokenizer_and_weights_each_t
     from diffusers import UNet2DConditionModel
     from transformers import PreTrainedTokenizerFast
 
-    from models.miniature.training.loop import untrained
-    from models.miniature.training.scorer import make_tokenizer
+    from scripts.miniature.loop import untrained
+    from scripts.miniature.scorer import make_tokenizer
 
     texts = captions.bank(Look("any"), 100)
     sizes = [make_tokenizer(texts, tmp_path / name) for name in ("first", "second", "third")]

@@ -1,4 +1,4 @@
-"""edit.mode=official against the reference code's loop, written out in scripts/plain.py. In float32, from the command line's pairs."""
+"""edit.mode=official against the reference code's loop, written out in scripts/measure/plain.py. In float32, from the command line's pairs."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from configs.loader import load, pairs_dir
+from configs.loader import load
+from configs.runs import pairs_dir
 from generate import run
 from generate.shards import IMAGES, finished_shards, locate, read_pair
-from scripts.plain import PlainPix2PixZero
+from scripts.measure.plain import PlainPix2PixZero
 
 STEPS, AMOUNT, SCALE, KL = 6, 2.0, 5.0, 20.0
 CAPTION = "a photo of a tree in summer"

@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 
 from configs.errors import UserError
-from configs.loader import load, run_dir
+from configs.files import write_json
+from configs.loader import load
+from configs.runs import run_dir
 from configs.schema import Config
-from distill.log import read_metrics
+from distill.runlog import read_metrics
 from filter.score_table import SCORES, read_scores, scores_path, write_scores
 from filter.selection import Criteria, selection_of
-from generate.shards import Pair, write_json, write_shard
+from generate.shards import Pair, write_shard
 from scripts.report import Series, histogram, line_chart, main, smoothed, spread, ticks, write_report
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"

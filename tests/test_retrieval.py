@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.loader import load, pairs_dir
+from configs.loader import load
+from configs.runs import pairs_dir
 from generate import run
 from generate.run import input_source
 from generate.shards import read_pairs
@@ -45,7 +46,7 @@ def test_the_nearest_to_the_source_words_are_kept(many, tmp_path, capsys):
     cosines = {name: float(scorer.image_features([image])[0] @ text) for name, image in images.items()}
     best = sorted(cosines, key=lambda name: -cosines[name])
     assert list(found.names) == best[:3]
-    assert found.load(0).about["similarity"] == pytest.approx(cosines[best[0]], abs=1e-3)
+    assert found.load(0).source["similarity"] == pytest.approx(cosines[best[0]], abs=1e-3)
     (listing,) = (tmp_path / "retrieval").rglob("nearest-*.json")
     assert [row["id"] for row in json.loads(listing.read_text())["nearest"]] == best[:3]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,39 +10,13 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from configs.errors import UserError
 from configs.schema import Scorer
 from models import devices
 from models.clip_scorer import ClipScorer
 from models.devices import pick_device
-
-MODEL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
-
-def make_scorer_folder(folder: Path, seed: int = 0, resize_mode: str = "shortest") -> Path:
-    """An open_clip local-dir with random weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    preprocess = {
-        "mean": [0.4, 0.5, 0.6],
-        "std": [0.2, 0.25, 0.3],
-        "interpolation": "bicubic",
-        "resize_mode": resize_mode,
-    }
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": MODEL, "preprocess_cfg": preprocess})
-    )
-    torch.manual_seed(seed)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**MODEL).state_dict().items()},
-        folder / "open_clip_model.safetensors",
-    )
-    return folder
+from tests.helpers import make_scorer_folder
 
 
 @pytest.fixture

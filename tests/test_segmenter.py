@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.modeling import Sam
 from segment_anything.utils.amg import batched_mask_to_box
 
 import models.segmenter as module
@@ -25,27 +24,10 @@ from configs.schema import Segmenter as Settings
 from models.clip_scorer import ClipScorer
 from models.miniature.scenes import Look, render
 from models.miniature.scenes import scene as scene_of
-from models.segmenter import Segmenter, build_sam, load_sam, masked_crop
+from models.segmenter import Segmenter, load_sam, masked_crop
+from tests.helpers import TINY_SAM, tiny_sam
 
-TINY = {
-    "image_size": 64,
-    "patch_size": 16,
-    "prompt_embed_dim": 16,
-    "mask_in_chans": 4,
-    "encoder": {"embed_dim": 32, "depth": 1, "num_heads": 2, "use_rel_pos": True, "window_size": 0},
-    "decoder": {
-        "num_multimask_outputs": 3,
-        "iou_head_hidden_dim": 16,
-        "transformer": {"depth": 1, "num_heads": 2, "mlp_dim": 32},
-    },
-}
 COLOURS = {"red square": (1.0, 0.0, 0.0), "blue square": (0.0, 0.0, 1.0), "grass": (0.0, 1.0, 0.0)}
-
-
-def tiny_sam(checkpoint: None = None) -> Sam:
-    """A Sam with random weights, 64 pixels a side."""
-    torch.manual_seed(0)
-    return build_sam(TINY)
 
 
 class ColourScorer:
@@ -63,7 +45,7 @@ class ColourScorer:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A segmenter folder with the tiny Sam."""
-    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    (tmp_path / "config.json").write_text(json.dumps(TINY_SAM))
     state = {name: tensor.contiguous() for name, tensor in tiny_sam().state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
     return tmp_path

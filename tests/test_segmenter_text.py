@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 import filter.run as stage
 from configs.errors import UserError
-from configs.loader import load, run_dir
+from configs.loader import load
+from configs.runs import run_dir
 from configs.schema import Segmenter as Settings
 from filter.score_table import read_scores
 from models.segmenter_text import TextSegmenter
-from tests.test_filter_run import make_pairs
-from tests.test_scorer import make_scorer_folder
+from tests.helpers import make_pairs, make_scorer_folder
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "tree", "snowy"]
 

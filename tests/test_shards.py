@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
+from configs.files import exclusive
 from generate.shards import (
     Pair,
-    exclusive,
     finished_shards,
     locate,
     manifest_path,

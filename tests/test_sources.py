@@ -153,7 +153,7 @@ def test_tars_of_img2dataset(tmp_path, pattern):
     assert [item.caption for item in loaded[:2]] == ["from json 0", "from txt 1"]
     assert [item.caption_from for item in loaded[:2]] == ["json", "txt"]
     assert len({item.key for item in loaded}) == 6 and all(KEY.fullmatch(item.key) for item in loaded)
-    assert loaded[4].about == {"id": "00001.tar/000010001"}
+    assert loaded[4].source == {"id": "00001.tar/000010001"}
     assert len(open_source(Source(images=f"{tmp_path}/{pattern}"), TASK, 16, 4).names) == 4
 
 

@@ -4,21 +4,13 @@ import numpy as np
 from PIL import Image
 
 from scripts import demo
+from tests.helpers import TINY_TRAINING
 
-TINY_GENERATOR = [
-    "generator.channel_base=64",
-    "generator.channel_max=8",
-    "generator.z_dim=8",
-    "generator.w_dim=8",
-    "generator.code_dim=8",
-    "generator.mapping_layers=1",
+TINY_WAY = [
+    *TINY_TRAINING,
     "distill.images=8",
-    "distill.batch=4",
     "distill.save_every_images=4",
     "distill.validation_share=0.4",
-    "distill.lpips_crop=0",
-    "distill.workers=0",
-    "distill.init=",
     "export.formats=[]",
 ]
 
@@ -27,7 +19,7 @@ def test_the_whole_way_and_again(tiny_run, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.effect_noise((70, 50), 60).convert("RGB").save(photos / "noise.jpg")
-    arguments = [*tiny_run, *TINY_GENERATOR, "task.clip_gain=-2", "demo.scenes=2", f"demo.photos={photos}"]
+    arguments = [*tiny_run, *TINY_WAY, "task.clip_gain=-2", "demo.scenes=2", f"demo.photos={photos}"]
     assert demo.main([*arguments, "--dry-run"]) == 0 and not (tmp_path / "runs").exists()
     assert demo.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -53,7 +45,7 @@ def test_the_exported_generator_edits_a_folder(tiny_run, tmp_path):
     from filter import run as filter_run
     from generate import run as generate_run
 
-    arguments = [*tiny_run, *TINY_GENERATOR, "task.clip_gain=-2"]
+    arguments = [*tiny_run, *TINY_WAY, "task.clip_gain=-2"]
     for stage in (generate_run, filter_run, train, export):
         assert stage.main(arguments) == 0
     pictures = tmp_path / "pictures"

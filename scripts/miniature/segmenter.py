@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from models.devices import pick_device
 from models.miniature.scenes import SIZE, instances, render, scene
-from models.miniature.training.data import rendered, varied_look
-from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, write_weights
 from models.segmenter import build_sam
+from scripts.miniature.data import rendered, varied_look
+from scripts.miniature.loop import SHIPPED, Options, autocast, fit, log, write_weights
 
 SMALLEST_OBJECT = 24  # px
 TREE = 128  # added to the label of a tree

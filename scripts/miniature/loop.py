@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-SHIPPED = (
-    Path(__file__).resolve().parent.parent
-)  # the configurations in it are where the models' architectures are written
+from configs.files import ROOT
+
+# the models' folders: their configurations are where the architectures are written
+SHIPPED = ROOT / "models" / "miniature"
 
 
 @dataclass

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from models.miniature.captions import caption
 from models.miniature.scenes import Look, render, scene
-from models.miniature.training.loop import Options, log, write_whole
+from scripts.miniature.loop import Options, log, write_whole
 
 SEASON_NAMED_SHARE = 0.88  # of the captions; the others must leave the season open
 CAPTIONS = 4  # wordings per training picture

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from models.devices import pick_device
-from models.miniature.training import data
-from models.miniature.training.data import CAPTIONS
-from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, untrained
 from models.perceptual import perceptual_loss
+from scripts.miniature import data
+from scripts.miniature.data import CAPTIONS
+from scripts.miniature.loop import SHIPPED, Options, autocast, fit, log, untrained
 
 L1_WEIGHT, L2_WEIGHT, KL_WEIGHT = 3.0, 20.0, 2e-3
 PERCEPTUAL_CROP = 64  # px; VGG on a crop costs a quarter of VGG on the picture

@@ -18,9 +18,9 @@ from models.miniature.captions import caption, with_articles
 from models.miniature.plants import SPECIES
 from models.miniature.scenes import SEASONS, STYLES, Look, Scene, instances, render, scene, shown
 from models.miniature.terrain import DISTANT_NOUNS, THINGS
-from models.miniature.training import data
-from models.miniature.training.loop import SHIPPED, Options, autocast, fit, log, write_weights
 from models.segmenter import masked_crop
+from scripts.miniature import data
+from scripts.miniature.loop import SHIPPED, Options, autocast, fit, log, write_weights
 
 IMAGE_SIZE = 64
 VOCABULARY = 640

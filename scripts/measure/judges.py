@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from configs.loader import digest, model_files, scorer_files
+from configs.files import digest, model_files, whole_file
+from configs.runs import scorer_files
 from configs.schema import Config
 from generate.banks import task_banks
-from generate.shards import whole_file
 from models.clip_scorer import ClipScorer
 from models.dino import dino_keys, load_dino
 from models.miniature.scenes import Look, mask, scene
 from models.perceptual import perceptual_loss
 from models.segmenter import open_segmenter
-from scripts import metrics
+from scripts.measure import metrics
 
 SCENE_NOUN = "tree"  # every rendered scene has one: whose mask is compared where the task names no foreground
 

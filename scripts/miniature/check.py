@@ -12,10 +12,10 @@ from models.clip_scorer import ClipScorer
 from models.devices import pick_device
 from models.miniature.captions import bank, with_articles
 from models.miniature.scenes import SEASONS, STYLES, Look, instances, mask, scene
-from models.miniature.training import data, scorer, segmenter, teacher
-from models.miniature.training.loop import Options, log
 from models.perceptual import perceptual_loss
 from models.segmenter import load_sam
+from scripts.miniature import data, scorer, segmenter, teacher
+from scripts.miniature.loop import Options, log
 
 TEST_SEED = 3_000_000
 TEACHER_SCENES, SCORER_SCENES, SEGMENTER_SCENES, AUTOMATIC_SCENES = 64, 200, 60, 12

@@ -1,0 +1,143 @@
+"""What several test files build: pairs, tiny networks, the arguments that make a run tiny, and what a page or table says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import save_file
+from segment_anything.modeling import Sam
+
+from configs.files import write_json
+from generate.shards import Pair, write_shard
+from models.segmenter import build_sam
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "channel_base": 128,
+    "channel_max": 8,
+    "z_dim": 8,
+    "w_dim": 8,
+    "code_dim": 16,
+    "mapping_layers": 2,
+}  # a CoModGenerator
+TINY_TRAINING = [
+    *(f"generator.{name}={value}" for name, value in TINY.items()),
+    "generator.separable=false",
+    "distill.init=",
+    "distill.lr=0.001",
+    "distill.batch=4",
+    "distill.workers=0",
+    "distill.validation_share=0.1",
+    "distill.warmup_images=8",
+    "distill.ema_half_life_images=16",
+    "distill.lpips_crop=0",
+]
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+TINY_SAM = {
+    "image_size": 64,
+    "patch_size": 16,
+    "prompt_embed_dim": 16,
+    "mask_in_chans": 4,
+    "encoder": {"embed_dim": 32, "depth": 1, "num_heads": 2, "use_rel_pos": True, "window_size": 0},
+    "decoder": {
+        "num_multimask_outputs": 3,
+        "iou_head_hidden_dim": 16,
+        "transformer": {"depth": 1, "num_heads": 2, "mlp_dim": 32},
+    },
+}
+
+
+def make_selected_pairs(run, count=12, side=16, an_input=2, seed=0):
+    """`count` random pairs in two shards, `an_input` pairs a source image, all selected; the edit is the input's negative."""
+    (run / "pairs").mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        image_HWC = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(side // 4, 0).repeat(side // 4, 1)
+        record = {"source": {"id": f"photo-{number // an_input}"}}
+        made.append(Pair(f"k{number:03d}", {"input": image_HWC, "edit": 255 - image_HWC}, record))
+    write_shard(run / "pairs", 0, made[: count // 2], {})
+    write_shard(run / "pairs", 1, made[count // 2 :], {})
+    write_json(
+        run / "selection.json", {"thresholds": {}, "kept": [pair.key for pair in made], "total": count}
+    )
+    return made
+
+
+def tiny_training(run: Path, *more: str) -> list[str]:
+    """The arguments of a training of this run (<runs_dir>/tree2winter/miniature) that takes a second."""
+    return [f"runs_dir={run.parents[1]}", "teacher.resolution=16", *TINY_TRAINING, *more]
+
+
+def make_pairs(folder: Path, counts: tuple[int, ...] = (5, 3)) -> None:
+    """Random pairs in shards of so many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for index, count in enumerate(counts):
+        images = generator.integers(0, 256, (count, 2, 16, 16, 3), dtype=np.uint8)
+        pairs = [
+            Pair(f"s{index}_{n}", {"input": a, "edit": b}, {"caption": "a tree"})
+            for n, (a, b) in enumerate(images)
+        ]
+        write_shard(folder, index, pairs, {})
+
+
+def make_scorer_folder(folder: Path, seed: int = 0, resize_mode: str = "shortest") -> Path:
+    """An open_clip local-dir with random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.25, 0.3],
+        "interpolation": "bicubic",
+        "resize_mode": resize_mode,
+    }
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": preprocess})
+    )
+    torch.manual_seed(seed)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**TINY_CLIP).state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
+    return folder
+
+
+def tiny_sam(checkpoint: None = None) -> Sam:
+    """A Sam with random weights, 64 pixels a side."""
+    torch.manual_seed(0)
+    return build_sam(TINY_SAM)
+
+
+def laplacian_variance(image: np.ndarray) -> float:
+    """By a loop over pixels, float64."""
+    grey = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    high, wide = grey.shape
+    inner = [(y, x) for y in range(1, high - 1) for x in range(1, wide - 1)]
+    values = [
+        grey[y - 1, x] + grey[y + 1, x] + grey[y, x - 1] + grey[y, x + 1] - 4 * grey[y, x] for y, x in inner
+    ]
+    return float(np.mean(np.square(values)) - np.mean(values) ** 2)
+
+
+def printed_tables(text):
+    """The cells of each printed Markdown table, by row name and column title."""
+    tables = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if line.startswith("| | "):
+            tables.append({})
+            titles = cells[1:]
+        elif line.startswith("| "):
+            tables[-1][cells[0]] = dict(zip(titles, cells[1:], strict=True))
+    return tables
+
+
+def mean(cell):
+    """The mean in a cell '0.123 [0.1, 0.2]'."""
+    return float(cell.split()[0])
