@@ -1,4 +1,4 @@
-"""What every entry point shares: --help, --list, --dry-run, one-line errors, exit codes, a clean stop on SIGTERM."""
+"""What every entry point shares: --help, --list, --dry-run, errors of one line, exit codes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from configs.loader import CHOICES, available, known_keys, load, to_yaml
 from configs.schema import Config
 
 OPTIONS = """options:
-  task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them; preset=paper,fast: both)
+  task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them)
+                                       preset=paper,fast takes both, the later one on top
   generator=NAME                       comodgan, or comodgan_lite for CPUs, phones and browsers
   section.key=value                    any key below
-  --dry-run                            print the resolved configuration and the plan, make nothing (the time of pairs is by a few steps)
+  --dry-run                            print the resolved configuration and the plan, make nothing
+                                       (a few of the teacher's steps are timed for it)
   --list                               the tasks, teachers, presets and generators there are
   --help                               this text; with other arguments, the values they give the keys
 
@@ -33,8 +35,10 @@ def entry(
 ) -> int:
     """Run one entry point; returns its exit code.
 
-    doc: the module's docstring, printed by --help before the keys of `sections`. plan: what --dry-run prints under the configuration.
-    Exit codes: 0 done; 2 a UserError, printed as one line; 130 Ctrl-C; 143 SIGTERM. Any other exception is a bug and shows its traceback.
+    doc: the module's docstring, printed by --help before the keys of `sections`.
+    work: does what the command is for. plan: gives what --dry-run prints under the configuration.
+    Exit codes: 0 done; 2 a UserError, printed as one line; 130 Ctrl-C; 143 SIGTERM.
+    Any other exception is a bug and shows its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:

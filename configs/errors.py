@@ -2,4 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file or key and the next action. Entry points print it and exit with 2."""
+    """Something the user can mend. The message names the file or key and the next action.
+
+    Entry points print it as one line and exit with code 2.
+    """

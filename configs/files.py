@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,11 +15,15 @@ from configs.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_BYTES = 1 << 20  # read at either end of a model's file
+BLOCK_BYTES = 1 << 20  # hashed at a time
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A stream of bytes that are the file at `path` once the block has ended without an error: whole, or not at all."""
+    """A stream of bytes that become the file at `path` when the block ends without an error.
+
+    Whoever reads the path sees the old file or the new one, never a part of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,38 +37,47 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write a JSON file, whole or not at all."""
     with whole_file(path) as stream:
         stream.write(json.dumps(content, indent=1, sort_keys=True).encode())
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """'bytes' and 'sha256' of a file."""
+    """The size ('bytes') and the hash ('sha256') of a file."""
     hasher = hashlib.sha256()
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):  # hashlib.file_digest is Python 3.11's
+        for block in iter(partial(stream.read, BLOCK_BYTES), b""):  # hashlib.file_digest is Python 3.11's
             hasher.update(block)
     return {"bytes": path.stat().st_size, "sha256": hasher.hexdigest()}
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path, name: str) -> Iterator[None]:
-    """Hold the folder's writer lock `name`; UserError where another process has it. The system frees it when the process ends."""
+    """Hold the folder's writer lock `name` inside the block. UserError where another process holds it.
+
+    The operating system frees it when the process ends, however it ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f".{name}.lock", "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"{folder}: another process writes here; wait for it, or choose another generate.out= or runs_dir="
+                f"{folder}: another process writes here; "
+                "wait for it, or choose another generate.out= or runs_dir="
             ) from error
         yield
 
 
 def find_file(path: str) -> str:
-    """A path as given if it is there, else below the project's root if it is there, else as given (a hub name, or an error to come)."""
+    """Where a path of the configuration lies: seen from here, else seen from the project's root.
+
+    What is in neither place comes back as it is: it may be a hub name, and if not, who opens it says so.
+    """
     below_root = ROOT / path
-    return str(below_root) if not Path(path).exists() and below_root.exists() else path
+    if not Path(path).exists() and below_root.exists():
+        return str(below_root)
+    return path
 
 
 def digest(*parts: Any) -> str:
@@ -72,19 +86,29 @@ def digest(*parts: Any) -> str:
 
 
 def model_files(path: str) -> dict[str, str]:
-    """Relative name -> hash of every file of a local model (a folder or a file), {} for a hub name: a model trained anew under its old
-    name is another model. Only the two ends of a large file are read: a whole ViT-H would take seconds.
+    """Relative name -> hash of every file of a local model, which is a folder or a file; {} for a hub name.
+
+    It tells a model that was trained anew under its old name. Only the two ends of a large file are read:
+    all of a ViT-H would take seconds.
     """
     if not path:
         return {}
     root = Path(find_file(path))
-    folder, files = (root, sorted(root.rglob("*"))) if root.is_dir() else (root.parent, [root])
-    return {file.relative_to(folder).as_posix(): _ends_hash(file) for file in files if file.is_file()}
+    folder = root if root.is_dir() else root.parent
+    candidates = sorted(root.rglob("*")) if root.is_dir() else [root]
+    hashes = {}
+    for file in candidates:
+        if file.is_file():
+            hashes[file.relative_to(folder).as_posix()] = _ends_hash(file)
+    return hashes
 
 
 def _ends_hash(path: Path) -> str:
+    """16 hex digits of the size, the first and the last SAMPLE_BYTES of a file."""
     size = path.stat().st_size
+    hasher = hashlib.sha256(f"{size} ".encode())
     with open(path, "rb") as stream:
-        start = stream.read(SAMPLE_BYTES)
+        hasher.update(stream.read(SAMPLE_BYTES))
         stream.seek(max(size - SAMPLE_BYTES, 0))
-        return hashlib.sha256(f"{size} ".encode() + start + stream.read()).hexdigest()[:16]
+        hasher.update(stream.read())
+    return hasher.hexdigest()[:16]

@@ -61,7 +61,8 @@ def option(
 ) -> Any:
     """A field with its help text and its limits, which configs/loader.py checks and --help shows.
 
-    The limits hold for a number, for each of a list and, where there is one, for an optional one. Mutable defaults are copied per instance.
+    The limits hold for a number or text, and for every one in a list; None is always allowed where the type
+    allows it. A mutable default is copied for each instance.
     """
     limits = Limits(at_least, above, at_most, below, tuple(choices))
     return field(default_factory=lambda: copy(default), metadata={"help": text, "limits": limits})

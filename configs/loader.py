@@ -1,6 +1,7 @@
 """Configuration from the command line: dotted overrides over yaml fragments over the schema.
 
-Order, later wins: configs/schema.py < preset < teacher < task < the teacher's own values for that task < generator < the command line.
+Later layers win: the schema's defaults, the preset, the teacher, the task, the teacher's own values for that
+task, the generator, the command line.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -45,56 +46,148 @@ def known_keys(schema: type = Config, prefix: str = "") -> dict[str, Any]:
         default = item.default_factory() if callable(item.default_factory) else None
         if is_dataclass(default):
             keys.update(known_keys(type(default), f"{prefix}{item.name}."))
-        else:
+        elif "help" in item.metadata:  # else the loader fills it in
             keys[prefix + item.name] = item
     return keys
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some keys with their values, and where they come from, for the messages."""
+
+    origin: str
+    values: Any
 
 
 def load(argv: Sequence[str]) -> Config:
     """The resolved configuration of `name=choice` and `section.key=value` arguments.
 
-    Raises UserError for an unknown choice or key (naming the nearest right ones) and for a value of the wrong type.
+    Raises UserError for an unknown choice or key, naming the nearest right ones, and for a value that its key
+    does not take.
     """
+    overrides: list[tuple[str, str]] = []
+    chosen: dict[str, str] = {}
     for argument in argv:
-        if "=" not in argument:
+        key, equals, value = argument.partition("=")
+        if not equals:
             raise UserError(f"'{argument}' is not key=value: see --help for the keys")
-    given = [argument.split("=", 1) for argument in argv]
-    chosen = {key: value for key, value in given if key in CHOICES}
-    names = DEFAULT_CHOICE | chosen
-    presets = {name: _fragment("preset", name) for name in names["preset"].split(",")}
-    if not any(
-        "choose" in preset for preset in presets.values()
-    ):  # one that sets no scale goes on top of the default's
-        presets = {DEFAULT_CHOICE["preset"]: _fragment("preset", DEFAULT_CHOICE["preset"])} | presets
+        if key in CHOICES:
+            chosen[key] = value
+        else:
+            overrides.append((key, value))
+
+    presets = _presets(chosen.get("preset", DEFAULT_CHOICE["preset"]))
+    names = dict(DEFAULT_CHOICE)
     for preset in presets.values():
         names |= preset.pop("choose", {})
     names |= chosen
-    teacher = _fragment("teacher", names["teacher"])
-    per_task = teacher.pop("tasks", {})
-    config = _merged(
-        *((f"configs/preset/{name}.yaml", preset) for name, preset in presets.items()),
-        (f"configs/teacher/{names['teacher']}.yaml", teacher),
-        (f"configs/task/{names['task']}.yaml", _fragment("task", names["task"])),
-        (f"configs/teacher/{names['teacher']}.yaml, tasks.{names['task']}", per_task.get(names["task"], {})),
-        (f"configs/generator/{names['generator']}.yaml", _fragment("generator", names["generator"])),
-        *((f"'{key}={value}'", _override(key, value)) for key, value in given if key not in CHOICES),
-    )
-    if not config.teacher.path:
-        raise UserError(
-            f"teacher={names['teacher']}: set teacher.path=, a {known_keys()['teacher.path'].metadata['help']}"
-        )
-    if not (config.task.source and config.task.target):
-        raise UserError(
-            f"task={names['task']}: set task.source= and task.target=, what the input shows and what the edit shows"
-        )
-    task_name = (
-        f"{config.task.source}-to-{config.task.target}" if names["task"] == "custom" else names["task"]
-    )
-    config.task.name = re.sub(r"[^a-z0-9_-]+", "-", (config.task.name or task_name).lower()).strip("-")
-    config.teacher.name = names["teacher"]
-    config.teacher.resolution = config.teacher.resolution or _own_resolution(config.teacher.path)
+
+    layers = [Layer(f"configs/preset/{name}.yaml", preset) for name, preset in presets.items()]
+    layers += _teacher_and_task(names["teacher"], names["task"])
+    layers.append(_fragment("generator", names["generator"]))
+    for key, value in overrides:
+        layers.append(Layer(f"'{key}={value}'", _override(key, value)))
+    config = _merged(layers)
+    _complete(config, names)
     _check_limits(config)
     return config
+
+
+def _presets(names: str) -> dict[str, dict[str, Any]]:
+    """The presets of 'paper' or 'paper,fast' by name, below them the default one where none sets a scale."""
+    presets = {name: _fragment("preset", name).values for name in names.split(",")}
+    if any("choose" in preset for preset in presets.values()):
+        return presets
+    default = DEFAULT_CHOICE["preset"]
+    return {default: _fragment("preset", default).values} | presets
+
+
+def _teacher_and_task(teacher: str, task: str) -> list[Layer]:
+    """The teacher's values, the task's, and those that the teacher has for this task."""
+    general = _fragment("teacher", teacher)
+    per_task = general.values.pop("tasks", {})
+    return [
+        general,
+        _fragment("task", task),
+        Layer(f"{general.origin}, tasks.{task}", per_task.get(task, {})),
+    ]
+
+
+def _fragment(kind: str, name: str) -> Layer:
+    """The yaml file of a choice. UserError where there is none of this name."""
+    names = available(kind)
+    if name not in names:
+        raise UserError(f"no {kind} '{name}'{nearest(name, names)} There are: {', '.join(names)}")
+    values = yaml.safe_load((HERE / kind / f"{name}.yaml").read_text())
+    return Layer(f"configs/{kind}/{name}.yaml", values or {})
+
+
+def _override(key: str, value: str) -> DictConfig:
+    """One argument of the command line as a layer's values."""
+    known = known_keys()
+    if key in REMOVED:
+        raise UserError(f"there is no {key}= any more: {REMOVED[key]}")
+    if not any(key == name or key.startswith(f"{name}.") for name in known):
+        raise UserError(f"no key '{key}'{nearest(key, list(known))} See --help for the keys")
+    values = OmegaConf.create({})
+    try:
+        if key in known and known[key].type == "str":  # as it is: yaml would take 'a cat: asleep' apart
+            OmegaConf.update(values, key, value)
+        else:
+            values.merge_with_dotlist([f"{key}={value}"])
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"'{key}={value}' is no value: {str(error).splitlines()[0]}") from error
+    return values
+
+
+def _merged(layers: Sequence[Layer]) -> Config:
+    """The schema's defaults with the layers over them, in order. UserError for an unknown key or wrong type."""
+    config = OmegaConf.structured(Config)
+    for layer in layers:
+        try:
+            config = OmegaConf.merge(config, layer.values)
+        except ConfigKeyError as error:
+            key = str(error.full_key)
+            raise UserError(f"{layer.origin}: no key '{key}'{nearest(key, list(known_keys()))}") from error
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{layer.origin}: {reason} (key '{error.full_key}')") from error
+    return OmegaConf.to_object(config)  # type: ignore[return-value]
+
+
+def _complete(config: Config, names: Mapping[str, str]) -> None:
+    """Fill in what follows from the choices: the names of task and teacher, the teacher's resolution.
+
+    UserError where the teacher has no path, the task no words, or the resolution is nowhere.
+    """
+    task = names["task"]
+    teacher = names["teacher"]
+    if not config.teacher.path:
+        meaning = known_keys()["teacher.path"].metadata["help"]
+        raise UserError(f"teacher={teacher}: set teacher.path=, a {meaning}")
+    if not (config.task.source and config.task.target):
+        raise UserError(
+            f"task={task}: set task.source= and task.target=, what the input shows and what the edit shows"
+        )
+    if not config.task.name:
+        config.task.name = f"{config.task.source}-to-{config.task.target}" if task == "custom" else task
+    config.task.name = re.sub(r"[^a-z0-9_-]+", "-", config.task.name.lower()).strip("-")
+    config.teacher.name = teacher
+    if not config.teacher.resolution:
+        config.teacher.resolution = _own_resolution(config.teacher.path)
+
+
+def _own_resolution(path: str) -> int:
+    """The side in pixels that a diffusers folder's UNet was made for: its latents' side x the VAE's factor."""
+    folder = Path(find_file(path))
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text())
+        vae = json.loads((folder / "vae" / "config.json").read_text())
+        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"teacher.path={path} is no folder that says its resolution ({error}): set teacher.resolution="
+        ) from error
 
 
 def _check_limits(config: Config) -> None:
@@ -104,54 +197,6 @@ def _check_limits(config: Config) -> None:
         limits = item.metadata["limits"]
         if not limits.allow(value):
             raise UserError(f"{key}={value}: it is {limits}")
-
-
-def _own_resolution(path: str) -> int:
-    """The side in pixels that a diffusers folder's UNet was made for: its latents' side times the autoencoder's factor."""
-    folder = Path(find_file(path))
-    try:
-        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"teacher.path={path} is no folder that says its resolution ({error}): set teacher.resolution="
-        ) from error
-
-
-def _fragment(kind: str, name: str) -> dict[str, Any]:
-    names = available(kind)
-    if name not in names:
-        raise UserError(f"no {kind} '{name}'{nearest(name, names)} There are: {', '.join(names)}")
-    return yaml.safe_load((HERE / kind / f"{name}.yaml").read_text()) or {}
-
-
-def _override(key: str, value: str) -> DictConfig:
-    known, part = known_keys(), OmegaConf.create({})
-    if key in REMOVED and key not in known:
-        raise UserError(f"{key}= is no more: {REMOVED[key]}")
-    if not any(key == k or key.startswith(k + ".") for k in known):
-        raise UserError(f"no key '{key}'{nearest(key, list(known))} See --help for the keys")
-    try:
-        if key in known and known[key].type == "str":  # as it is: yaml would take 'a cat: asleep' apart
-            OmegaConf.update(part, key, value)
-        else:
-            part.merge_with_dotlist([f"{key}={value}"])
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"'{key}={value}' is no value: {str(error).splitlines()[0]}") from error
-    return part
-
-
-def _merged(*layers: tuple[str, Any]) -> Config:
-    config = OmegaConf.structured(Config)
-    for origin, layer in layers:
-        try:
-            config = OmegaConf.merge(config, layer)
-        except ConfigKeyError as error:
-            key = str(error.full_key)
-            raise UserError(f"{origin}: no key '{key}'{nearest(key, list(known_keys()))}") from error
-        except OmegaConfBaseException as error:
-            raise UserError(f"{origin}: {str(error).splitlines()[0]} (key '{error.full_key}')") from error
-    return OmegaConf.to_object(config)  # type: ignore[return-value]
 
 
 def to_yaml(config: Config) -> str:

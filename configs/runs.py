@@ -1,4 +1,4 @@
-"""Run folders, and the one scheme that says what a folder was made with: every key counts unless it is listed as free."""
+"""Run folders, and the one scheme that says what a folder was made with."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -22,9 +22,10 @@ def pairs_dir(config: Config) -> Path:
 
 
 def settings_of(config: Config, free: Collection[str]) -> dict[str, Any]:
-    """The value of every key, as JSON has it, but of those that `free` names: keys ('task.overlap') and whole sections ('filter').
+    """Every key of the configuration with its value, as JSON has it, but those that `free` names.
 
-    A stage writes it beside what it made. A key that is new in the schema counts until somebody lists it as free.
+    free: keys ('task.overlap') and whole sections ('filter') that do not change what the stage makes. A stage
+    writes the others beside what it made. A new key of the schema counts until somebody lists it as free.
     """
     settings = {}
     for key in known_keys():
@@ -34,7 +35,10 @@ def settings_of(config: Config, free: Collection[str]) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two such settings, a text 'key: before -> now' each, sorted by key; a key that one lacks is None there."""
+    """The differences between two such settings, as texts 'key: before -> now', sorted by key.
+
+    A key that only one of them has is None in the other.
+    """
     texts = []
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):

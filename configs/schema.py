@@ -1,7 +1,8 @@
 """The typed configuration: every key there is, its type, its default and what it means.
 
-A stage gets its own section, never the whole. Defaults are the paper's (Parmar et al. 2023) where it states one, else the reference code's;
-presets, teachers and tasks (yaml fragments beside this file) override them, and the command line overrides all.
+A stage gets its own section. Defaults are the paper's (Parmar et al. 2023) where it states one, else the reference
+code's; presets, teachers and tasks (yaml fragments beside this file) override them, and the command line overrides
+all. A key that no user has a reason to touch is a constant in the file that uses it, not a key.
 """
 
 from __future__ import annotations
@@ -537,8 +538,8 @@ REMOVED = {  # keys there were, and what took their place: the end of an error m
     "direction.source_embedding": "direction.files={TARGET.pt: 1, SOURCE.pt: -1} is the same direction",
     "direction.target_embedding": "direction.files={TARGET.pt: 1, SOURCE.pt: -1} is the same direction",
     "direction.plus": "name all files with their weights in direction.files={FILE: 0.5}",
-    "direction.language_model": "scripts/write_bank.py writes the sentences; name its file as task.source_bank= or task.target_bank=",
-    "direction.endpoint": "scripts/write_bank.py asks the service; name its file as task.source_bank= or task.target_bank=",
+    "direction.language_model": "scripts/write_bank.py writes the sentences into a file for task.source_bank=",
+    "direction.endpoint": "scripts/write_bank.py asks the service; its file is for task.source_bank= or target_bank=",
     "inversion.steps": "the inversion has as many steps as the edit: edit.steps=",
     "inversion.outer_iterations": "it is the paper's 5 (generate/inversion.py)",
     "inversion.inner_iterations": "it is the reference code's 5 (generate/inversion.py)",
@@ -574,7 +575,7 @@ REMOVED = {  # keys there were, and what took their place: the end of an error m
     "distill.max_validation_pairs": "it is a constant (distill/validation.py)",
     "distill.keep_checkpoints": "it is 2 (distill/checkpoints.py)",
     "distill.cache_gb": "it is a constant (distill/pairs.py)",
-    "distill.adapter_rank": "distill.init= alone trains all weights, which needs as few images as adapters did",
+    "distill.adapter_rank": "distill.init= trains all weights, which takes no more images than adapters did",
     "export.onnxruntime_web": "put the package's .tgz into the cache folder that docs/distill.md names",
     "evaluate.bootstrap": "it is 1000 resamples (scripts/measure/metrics.py)",
     "evaluate.sdedit_strengths": "they are the paper's 0.5 to 0.8 (scripts/evaluate.py)",

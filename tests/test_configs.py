@@ -1,5 +1,6 @@
 """The command line: every task loads, layers override in order, and what is wrong is named with what is nearly right."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,8 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.files import digest
 from configs.loader import available, known_keys, load, to_yaml
-from configs.runs import run_dir
+from configs.runs import changes, run_dir, settings_of
+from configs.schema import REMOVED
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRY_POINTS = (
@@ -83,19 +85,14 @@ def test_a_folder_that_says_no_resolution_is_refused():
 def test_later_layers_win():
     assert load([]).generate.pairs == 48
     paper = load(["preset=paper"])
-    assert (paper.teacher.name, paper.generate.pairs, paper.edit.steps, paper.teacher.resolution) == (
-        "sd14",
-        15_000,
-        100,
-        512,
-    )
+    assert (paper.teacher.name, paper.teacher.resolution) == ("sd14", 512)
+    assert (paper.generate.pairs, paper.edit.steps) == (15_000, 100)
     assert load(["generate.pairs=7", "task.clip_gain=null"]).generate.pairs == 7
     assert load(["distill.init="]).distill.init == ""
-    fast = load(["preset=fast"]), load(["preset=paper,fast"])
-    assert [(one.teacher.name, one.edit.steps, one.guidance.until) for one in fast] == [
-        ("miniature", 20, 0.5),
-        ("sd14", 100, 0.5),
-    ]
+    fast = load(["preset=fast"])
+    assert (fast.teacher.name, fast.edit.steps, fast.guidance.until) == ("miniature", 20, 0.5)
+    paper_fast = load(["preset=paper,fast"])
+    assert (paper_fast.teacher.name, paper_fast.edit.steps, paper_fast.guidance.until) == ("sd14", 100, 0.5)
     assert str(run_dir(load(["runs_dir=/r", "task=tree2fall"]))) == "/r/tree2fall/miniature"
 
 
@@ -145,6 +142,58 @@ def test_wrong_arguments_name_the_right_ones(argument, says):
     with pytest.raises(UserError) as error:
         load([argument])
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("edit.steps=0", "edit.steps=0: it is 1 or more"),
+        ("edit.method=magic", "it is sdedit, prompt-to-prompt, A, B, C, D or pix2pix-zero"),
+        ("augment.crop=0", "augment.crop=0.0: it is above 0, to 1"),
+        ("generator.dropout=1", "it is from 0 to below 1"),
+        ("guidance.until=1.5", "it is from 0 to 1"),
+        ("export.formats=[float,int4]", "it is float, fp16, int8, pt2 or page"),
+    ],
+)
+def test_a_value_beyond_its_limits_is_refused_at_once(argument, says):
+    with pytest.raises(UserError) as error:
+        load([argument])
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_says_what_took_its_place(key):
+    with pytest.raises(UserError, match=f"there is no {key}= any more: .") as error:
+        load([f"{key}=1"])
+    for name in re.findall(r"([a-z]+\.[a-z_]+)=", REMOVED[key]):  # what it sends the user to is there
+        assert name in known_keys(), str(error.value)
+    for path in re.findall(r"[a-z]+/[a-z_/]+\.(?:py|md)", REMOVED[key]):
+        assert (ROOT / path).is_file(), str(error.value)
+
+
+def test_keys_are_few_and_none_came_back():
+    assert len(known_keys()) <= 110
+    assert not known_keys().keys() & REMOVED.keys()
+
+
+def test_help_tells_the_limits(capsys):
+    assert entry("doc", ("guidance",), lambda config: None, lambda config: {}, ["--help"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "guidance.until=" in line]
+    assert line.endswith("(from 0 to 1)")
+
+
+def test_every_key_counts_unless_it_is_free():
+    before = settings_of(load([]), free=("task.overlap", "filter"))
+    assert (
+        changes(before, settings_of(load(["filter.batch=3", "task.overlap=0.5"]), ("task.overlap", "filter")))
+        == []
+    )
+    after = settings_of(load(["edit.steps=7", "source.retrieve.k=2"]), ("task.overlap", "filter"))
+    assert changes(before, after) == ["edit.steps: 20 -> 7", "source.retrieve.k: 0 -> 2"]
+    assert before.keys() == {
+        key for key in known_keys() if key != "task.overlap" and not key.startswith("filter.")
+    }
+    assert changes({"a": 1}, {}) == ["a: 1 -> None"]
 
 
 def test_errors_end_with_2_and_one_line(capsys):
