@@ -110,11 +110,9 @@ class Editor:
     ) -> Edited:
         """Edit images B x 3 x H x W in [-1, 1], or with None images that the captions make.
 
-        keys: every draw derives from the run's seed and the image's key, so that a result does not
-        depend on its batch. reconstruct: give the reconstruction too; of an image that its caption
-        makes, the reference is the image itself and always there.
+        keys: draws derive from the run's seed and an image's key, so no result depends on its batch.
+        reconstruct: give the reconstruction too; where captions make the images it is always there.
         """
-        teacher = self.teacher
         synthetic = image_BCHW is None
         follow_reference = reconstruct or synthetic
 
@@ -123,7 +121,7 @@ class Editor:
         texts = self._texts(captions, swapped, synthetic)
 
         # 2. Noise to start from: the image's, inverted or noised; without an image drawn.
-        input_BChw = None if image_BCHW is None else teacher.encode(image_BCHW)
+        input_BChw = None if image_BCHW is None else self.teacher.encode(image_BCHW)
         generators = [torch.Generator().manual_seed(sample_seed(self.config.seed, key)) for key in keys]
         if input_BChw is not None and self.method.noise in ("ddim", "regularised"):
             start = self._invert(input_BChw, texts.caption, generators)
@@ -133,26 +131,26 @@ class Editor:
         # 3. Two trajectories from there: the reference, which reconstructs the input, and the edit.
         noise_BChw = start.inverted_BCHW
         if self.method.replaced:
-            alignment = align_tokens(teacher, captions, swapped)
+            alignment = align_tokens(self.teacher, captions, swapped)
             reference_BChw, edit_BChw = edit_by_replacing(
-                teacher, self.schedule, noise_BChw, texts, self.guidance.scale, alignment
+                self.teacher, self.schedule, noise_BChw, texts, self.guidance.scale, alignment
             )
         elif self.official:
             reference_BChw, edit_BChw = edit_as_published(
-                teacher, self.schedule, noise_BChw, texts, self.guidance, follow_reference
+                self.teacher, self.schedule, noise_BChw, texts, self.guidance, follow_reference
             )
         else:
             reference_BChw, edit_BChw = edit_in_lockstep(
-                teacher, self.schedule, noise_BChw, texts, self.guidance, follow_reference, start.maps
+                self.teacher, self.schedule, noise_BChw, texts, self.guidance, follow_reference, start.maps
             )
 
         # 4. Pictures of the latents.
         made = {"edit": edit_BChw}
         if follow_reference:
             made["input" if synthetic else "reconstruction"] = reference_BChw
-        pictures = {name: teacher.decode(latent_BChw) for name, latent_BChw in made.items()}
-        given = {} if input_BChw is None else {"input": input_BChw}
-        return Edited(pictures, given | {"inverted": noise_BChw} | made, start.noises())
+        pictures = {name: self.teacher.decode(latent_BChw) for name, latent_BChw in made.items()}
+        latents = {} if input_BChw is None else {"input": input_BChw}
+        return Edited(pictures, latents | {"inverted": noise_BChw} | made, start.noises())
 
     def _texts(self, captions: Sequence[str], swapped: Sequence[str], synthetic: bool) -> Texts:
         """The text embeddings of an edit. synthetic: the captions make the images."""

@@ -1,6 +1,6 @@
 """The attention of a UNet's layers, with its probabilities open to who records or changes them.
 
-Shapes: B rows of a batch, P pixels, W channels of a layer; K keys, which are text tokens in
+Shapes: B rows of a batch, P pixels, D channels of a layer; K keys, which are text tokens in
 cross-attention and pixels in self-attention.
 """
 
@@ -46,10 +46,10 @@ class Attention:
         **__: Any,
     ) -> Tensor:
         is_cross = encoder_hidden_states is not None
-        context = encoder_hidden_states if is_cross else hidden_states  # B x K x W
+        context = encoder_hidden_states if is_cross else hidden_states  # B x K x D
         batch, pixels = hidden_states.shape[:2]
-        query = _split_heads(attn.to_q(hidden_states), attn.heads)  # B x heads x P x W/heads
-        key = _split_heads(attn.to_k(context), attn.heads)  # B x heads x K x W/heads
+        query = _split_heads(attn.to_q(hidden_states), attn.heads)  # B x heads x P x D/heads
+        key = _split_heads(attn.to_k(context), attn.heads)  # B x heads x K x D/heads
         value = _split_heads(attn.to_v(context), attn.heads)
         maps = self.maps if is_cross else None
         change = self.control(is_cross, pixels) if self.control else None
@@ -67,13 +67,13 @@ class Attention:
                     raise AllMapsRecorded
             if change is not None:
                 probabilities = change(probabilities)
-            mixed = probabilities @ value  # B x heads x P x W/heads
-        joined = mixed.transpose(1, 2).reshape(batch, pixels, -1)  # B x P x W
+            mixed = probabilities @ value  # B x heads x P x D/heads
+        joined = mixed.transpose(1, 2).reshape(batch, pixels, -1)  # B x P x D
         project, dropout = attn.to_out
         return dropout(project(joined))
 
 
-def _split_heads(x_BPW: Tensor, heads: int) -> Tensor:
-    """B x heads x P x W/heads of B x P x W."""
-    batch, _, width = x_BPW.shape
-    return x_BPW.view(batch, -1, heads, width // heads).transpose(1, 2)
+def _split_heads(x_BPD: Tensor, heads: int) -> Tensor:
+    """B x heads x P x D/heads of B x P x D."""
+    batch, _, width = x_BPD.shape
+    return x_BPD.view(batch, -1, heads, width // heads).transpose(1, 2)
