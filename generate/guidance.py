@@ -106,9 +106,12 @@ def reference_noise(
 
 def edit_step(teacher: Teacher, edit_BCHW: Tensor, step: Step, texts: Texts, scale: float) -> Tensor:
     """One DDIM step of the edit with classifier-free guidance: its next latent, B x C x H x W."""
+    rows_BCHW = edit_BCHW.repeat(2, 1, 1, 1)  # 2B
     both_BTD = torch.cat([texts.negative, texts.edited])  # 2B x T x D
-    both_BCHW = teacher.noise(edit_BCHW.repeat(2, 1, 1, 1), step.timestep, both_BTD)
-    return ddim_step(edit_BCHW, classifier_free(both_BCHW, scale), step.alpha, step.alpha_next)
+    noise_BCHW = classifier_free(teacher.noise(rows_BCHW, step.timestep, both_BTD), scale)
+    # The first B rows are the edit again, in contiguous memory whatever its layout was: the autoencoder
+    # rounds differently for another layout.
+    return ddim_step(rows_BCHW[: len(edit_BCHW)], noise_BCHW, step.alpha, step.alpha_next)
 
 
 def attention_gradient(
