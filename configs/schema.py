@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from configs.limits import option
 
-# of generate/editors.py, where each is put together; listed here because torch must not be loaded for --help
+# The entries of generate.editors.METHODS; named here because --help must not load torch.
 METHODS = ("sdedit", "prompt-to-prompt", "A", "B", "C", "D", "pix2pix-zero")
 
 
@@ -135,13 +135,10 @@ class Direction:
 
 @dataclass
 class Inversion:
-    """Regularised DDIM inversion (Parmar et al. 2023, section 3.2)."""
+    """Regularised DDIM inversion (Parmar et al. 2023, section 3.2), in as many steps as the edit has."""
 
-    steps: int | None = option(None, "DDIM steps from the image to noise; null: edit.steps", at_least=1)
-    lambda_ac: float = option(20.0, "weight of the auto-correlation term", at_least=0)
-    lambda_kl: float = option(20.0, "weight of the KL term", at_least=0)
-    outer_iterations: int = option(5, "regularisation rounds a step", at_least=0)
-    inner_iterations: int = option(5, "auto-correlation updates a round; one KL update ends it", at_least=1)
+    lambda_ac: float = option(20.0, "weight of the auto-correlation term; 0: without it", at_least=0)
+    lambda_kl: float = option(20.0, "weight of the KL term; 0: without it", at_least=0)
     pool_gain: float = option(
         1.0, "factor after each pooling: 1 as the reference code, 2 keeps unit variance as the paper says"
     )
@@ -149,25 +146,20 @@ class Inversion:
 
 @dataclass
 class Edit:
-    """Which edit, and for how many steps."""
+    """Which edit, and in how many steps."""
 
     method: str = option(
         "pix2pix-zero",
-        "pix2pix-zero (the paper's E), its A, B, C, D, sdedit (Meng et al. 2022), or prompt-to-prompt",
+        "pix2pix-zero, which is E of the paper's Table 2, the A to D of that table, and two other papers' methods",
         choices=METHODS,
     )
-    steps: int = option(100, "DDIM steps of the reference and the edit trajectory", at_least=1)
+    steps: int = option(100, "DDIM steps of the inversion, the reference and the edit", at_least=1)
     strength: float = option(
-        0.75, "sdedit: how far towards noise the image is taken, 0 to 1", above=0, at_most=1
-    )
-    solver: str = option(
-        "ddim",
-        "ddim, or multistep: DPM-Solver++(2M), no better on the miniature (docs/results.md)",
-        choices=("ddim", "multistep"),
+        0.75, "sdedit: how far towards noise the image is taken, as a share of the steps", above=0, at_most=1
     )
     mode: str = option(
         "paper",
-        "paper: one x_t, one gradient; official: as the reference code, value by value (docs/generate.md)",
+        "paper: as the paper has it; official: as the reference code, value by value (docs/generate.md)",
         choices=("paper", "official"),
     )
 
@@ -178,13 +170,13 @@ class Guidance:
 
     amount: float = option(
         0.10,
-        "step size on x_t along the gradient of the attention distance; 0.1 real images, 0.15 synthetic",
+        "step size on x_t down the gradient of the attention distance; 0.15 where prompts make the inputs",
         at_least=0,
     )
     scale: float = option(5.0, "classifier-free guidance scale")
     negative: str = option(
         "auto",
-        "negative prompt: caption, empty, or auto: the caption of an image, empty where a prompt makes the input",
+        "negative prompt: caption, empty, or auto: an image's caption, empty where a prompt makes the input",
         choices=("auto", "caption", "empty"),
     )
     until: float = option(
@@ -195,20 +187,9 @@ class Guidance:
     )
     maps: str = option(
         "reference",
-        "whose maps: reference, a pass of its own, or inversion: those of the way up, which are held until then",
+        "reference: maps of a reference pass; inversion: those of the inversion, kept in memory, without a pass",
         choices=("reference", "inversion"),
     )
-
-
-@dataclass
-class PromptToPrompt:
-    """The baseline edit.method=prompt-to-prompt (Hertz et al. 2022)."""
-
-    cross_replace: float = option(
-        0.8, "share of the steps in which the words' maps are taken over", at_least=0, at_most=1
-    )
-    self_replace: float = option(0.4, "share of the steps in which self-attention is", at_least=0, at_most=1)
-    self_side: int = option(16, "in layers of at most so many latent cells a side")
 
 
 @dataclass
@@ -512,7 +493,6 @@ class Config:
     inversion: Inversion = field(default_factory=Inversion)
     edit: Edit = field(default_factory=Edit)
     guidance: Guidance = field(default_factory=Guidance)
-    prompt_to_prompt: PromptToPrompt = field(default_factory=PromptToPrompt)
     generate: Generate = field(default_factory=Generate)
     scorer: Scorer = field(default_factory=Scorer)
     segmenter: Segmenter = field(default_factory=Segmenter)

@@ -1,11 +1,16 @@
-"""An editor: images and captions in, edited images out, by pix2pix-zero or one of the configurations of the paper's Table 2."""
+"""An editor: images and captions in, edited images out, by pix2pix-zero or a method it is compared with.
+
+A method is an entry of METHODS, and Editor.__call__ shows what happens for it. A new method is a file
+of its own, an entry and a branch here, and a name in configs/schema.py.
+
+Shapes: B images, H W pixels, C h w latent channels and cells, T text tokens, D text width.
+"""
 
 import hashlib
 import re
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -13,43 +18,52 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.schema import Config, Task
 from generate.directions import EditDirection
-from generate.guidance import Lockstep, Texts, align_tokens, edit_by_replacing, edit_in_lockstep, guided
-from generate.inversion import ddim_step, invert, official_steps_upwards, steps_upwards
+from generate.guidance import Texts, count_guided, edit_in_lockstep
+from generate.inversion import Inverted, invert, steps_upwards
+from generate.official import edit_as_published, official_steps_upwards
+from generate.prompt_to_prompt import align_tokens, edit_by_replacing
 from models.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method is made of: how the image becomes noise, how the text changes, what attention does to the edit."""
+    """What a method is made of.
 
-    noise: str  # stochastic, partial (stochastic, edit.strength of the way), ddim or regularised
-    text: str  # swap or direction
-    guided: bool = False  # by the reference's attention maps
-    replaced: bool = False  # attention, by the reference's
+    noise: how the image becomes the noise that the edit starts from. 'stochastic': random noise is
+    added to it, to the noisiest level; 'partial': to edit.strength of the steps; 'ddim': DDIM
+    inversion; 'regularised': DDIM inversion with the paper's regularisation.
+    text: how the caption becomes the edit's text, by a 'swap' of words or by the edit 'direction'.
+    guided: whether the reference's attention maps guide the edit. replaced: whether they take the
+    place of the edit's.
+    """
+
+    noise: str
+    text: str
+    guided: bool = False
+    replaced: bool = False
 
 
 METHODS = {
-    "sdedit": Method("partial", "swap"),
-    "prompt-to-prompt": Method("ddim", "swap", replaced=True),
-    "A": Method("stochastic", "swap"),
+    "sdedit": Method("partial", "swap"),  # Meng et al. 2022
+    "prompt-to-prompt": Method("ddim", "swap", replaced=True),  # Hertz et al. 2022
+    "A": Method("stochastic", "swap"),  # A to D: the configurations of the paper's Table 2
     "B": Method("ddim", "swap"),
     "C": Method("regularised", "swap"),
     "D": Method("regularised", "direction"),
     "pix2pix-zero": Method("regularised", "direction", guided=True),
 }
-CHOICES = {
-    "edit.method": tuple(METHODS),
-    "edit.mode": ("paper", "official"),
-    "edit.solver": ("ddim", "multistep"),
-    "guidance.negative": ("auto", "caption", "empty"),
-    "guidance.maps": ("reference", "inversion"),
-}
 
 
 @dataclass(frozen=True)
 class Edited:
-    """Pictures, B x 3 x H x W in [-1, 1]: 'edit' and, where asked for, 'reconstruction', which of a prompt alone is the 'input'; latents,
-    B x C x h x w, of these, of the 'input' and of 'inverted', the noise they start from; noises as invert gives them.
+    """What an edit gives, each by name.
+
+    pictures: B x 3 x H x W in [-1, 1]. 'edit'; 'reconstruction' where it was asked for; 'input' where
+    the captions made it.
+    latents: B x C x h x w. Those of the pictures; 'input' of images that were given; 'inverted', the
+    noise that the trajectories start from.
+    noises: B x C x h x w. 'inverted' again; of an inversion also 'predicted' and 'regularised', the
+    noise of its last step before and after the regularisation.
     """
 
     pictures: dict[str, Tensor]
@@ -58,113 +72,144 @@ class Edited:
 
 
 class Editor:
-    """One method with one teacher and one direction. UserError for a method, mode or solver that there is not."""
+    """One method with one teacher and one direction. UserError where keys do not go together."""
 
     def __init__(self, teacher: Teacher, direction: EditDirection, config: Config) -> None:
-        for key, known in CHOICES.items():
-            if (value := attrgetter(key)(config)) not in known:
-                raise UserError(f"{key}={value}: there are {', '.join(known)}")
-        edit, steps = config.edit, config.inversion.steps or config.edit.steps
-        self.teacher, self.direction, self.config, self.method = (
-            teacher,
-            direction,
-            config,
-            METHODS[edit.method],
-        )
-        self.guidance = config.guidance if self.method.guided else replace(config.guidance, amount=0.0)
-        plain = replace(config.inversion, lambda_ac=0.0, lambda_kl=0.0)
-        self.inversion = config.inversion if self.method.noise == "regularised" else plain
-        self.official = edit.mode == "official"
-        self.inversion_steps = (
-            official_steps_upwards(teacher, steps)
-            if self.official
-            else steps_upwards(teacher.schedule(steps))
-        )
-        self.schedule = teacher.schedule(edit.steps)
-        if self.official and edit.solver != "ddim":
-            raise UserError(f"edit.solver={edit.solver}: edit.mode=official is DDIM's")
-        if not 0 <= self.guidance.until <= 1:
-            raise UserError(f"guidance.until={self.guidance.until}: a share of the steps, 0 to 1")
-        if self.guidance.maps == "inversion" and (self.official or steps != edit.steps):
-            raise UserError(
-                "guidance.maps=inversion: needs edit.mode=paper, and inversion.steps equal to edit.steps"
-            )
+        self.teacher = teacher
+        self.direction = direction
+        self.config = config
+        self.method = METHODS[config.edit.method]
+        self.official = config.edit.mode == "official"
+        self.guidance = config.guidance
+        if not self.method.guided:
+            self.guidance = replace(config.guidance, amount=0.0)
+        self.inversion = config.inversion
+        if self.method.noise != "regularised":
+            self.inversion = replace(config.inversion, lambda_ac=0.0, lambda_kl=0.0)
+        if self.official and config.guidance.maps == "inversion":
+            raise UserError("guidance.maps=inversion: needs edit.mode=paper: official has a reference pass")
+        self.schedule = teacher.schedule(config.edit.steps)
+        if self.official:
+            self.inversion_steps = official_steps_upwards(teacher, config.edit.steps)
+        else:
+            self.inversion_steps = steps_upwards(self.schedule)
         if self.method.noise == "partial":
-            if not 0 < edit.strength <= 1:
-                raise UserError(f"edit.strength={edit.strength}: above 0, at most 1")
-            self.schedule = self.schedule[-max(1, round(edit.strength * edit.steps)) :]
+            steps = max(1, round(config.edit.strength * config.edit.steps))
+            self.schedule = self.schedule[-steps:]
 
     def shortened(self, steps: int) -> "Editor":
-        """The same with the noisiest `steps` steps of each pass alone: as much memory, and a share of the work."""
+        """The same with the noisiest `steps` steps of each pass: as much memory, a share of the work."""
         short = copy(self)
-        short.schedule, short.inversion_steps = self.schedule[:steps], self.inversion_steps[-steps:]
+        short.schedule = self.schedule[:steps]
+        short.inversion_steps = self.inversion_steps[-steps:]
         return short
 
     @torch.no_grad()
     def __call__(
         self, image_BCHW: Tensor | None, captions: Sequence[str], keys: Sequence[str], reconstruct: bool
     ) -> Edited:
-        """Edit images in [-1, 1], or with None the images that the captions themselves give. Every draw derives from the seed and a
-        sample's key, so a result does not depend on its batch.
-        """
-        generators = [torch.Generator().manual_seed(sample_seed(self.config.seed, key)) for key in keys]
-        synthetic, caption_BTD = image_BCHW is None, self.teacher.embed(captions)
-        swapped = [swap_words(caption, self.config.task) for caption in captions]
-        empty = self.guidance.negative == "empty" or (self.guidance.negative == "auto" and synthetic)
-        texts = Texts(
-            caption_BTD,
-            caption_BTD + self.direction.value_1TD
-            if self.method.text == "direction"
-            else self.teacher.embed(swapped),
-            self.teacher.embed([""] * len(captions)) if empty else caption_BTD,
-        )
-        latents = {} if image_BCHW is None else {"input": self.teacher.encode(image_BCHW)}
-        noises, maps = self._start(latents.get("input"), caption_BTD, generators)
-        common, solver, follow = (
-            (self.teacher, self.schedule, noises["inverted"], texts),
-            self.config.edit.solver,
-            reconstruct or synthetic,
-        )
-        if self.method.replaced:
-            way = (
-                self.guidance.scale,
-                align_tokens(self.teacher, captions, swapped),
-                self.config.prompt_to_prompt,
-                solver,
-            )
-            reference_BCHW, edit_BCHW = edit_by_replacing(*common, *way)
-        else:
-            lockstep = Lockstep(follow, empty and (self.official or synthetic), self.official, solver, maps)
-            reference_BCHW, edit_BCHW = edit_in_lockstep(*common, self.guidance, lockstep)
-        made = {"edit": edit_BCHW} | (
-            {"input" if synthetic else "reconstruction": reference_BCHW} if follow else {}
-        )
-        pictures = {name: self.teacher.decode(latent) for name, latent in made.items()}
-        return Edited(pictures, latents | {"inverted": noises["inverted"]} | made, noises)
+        """Edit images B x 3 x H x W in [-1, 1], or with None images that the captions make.
 
-    def _start(
-        self, input_BCHW: Tensor | None, caption_BTD: Tensor, generators: list[torch.Generator]
-    ) -> tuple[dict, dict]:
-        """As invert gives them: the noise that the trajectories leave from, drawn or the input's, and maps."""
-        if input_BCHW is not None and self.method.noise in ("ddim", "regularised"):
-            kept = guided(len(self.schedule), self.guidance) - 1 if self.guidance.maps == "inversion" else 0
-            way = generators, self.inversion, self.config.edit.solver, max(kept, 0)
-            return invert(self.teacher, self.inversion_steps, input_BCHW, caption_BTD, *way)
-        drawn = [torch.randn(self.teacher.latent_shape, generator=generator) for generator in generators]
-        drawn_BCHW = torch.stack(drawn).to(self.teacher.device)
-        return {
-            "inverted": drawn_BCHW
-            if input_BCHW is None
-            else ddim_step(input_BCHW, drawn_BCHW, 1.0, self.schedule[0].alpha)
-        }, {}
+        keys: draws derive from the run's seed and an image's key, so no result depends on its batch.
+        reconstruct: give the reconstruction too; where captions make the images it is always there.
+        """
+        synthetic = image_BCHW is None
+        follow_reference = reconstruct or synthetic
+
+        # 1. Texts: of the input, of the edit, and what classifier-free guidance leads away from.
+        swapped = [swap_words(caption, self.config.task) for caption in captions]
+        texts = self._texts(captions, swapped, synthetic)
+
+        # 2. Noise to start from: the image's, inverted or noised; without an image drawn.
+        input_BChw = None if image_BCHW is None else self.teacher.encode(image_BCHW)
+        generators = [torch.Generator().manual_seed(sample_seed(self.config.seed, key)) for key in keys]
+        if input_BChw is not None and self.method.noise in ("ddim", "regularised"):
+            start = self._invert(input_BChw, texts.caption, generators)
+        else:
+            start = self._draw(input_BChw, generators)
+
+        # 3. Two trajectories from there: the reference, which reconstructs the input, and the edit.
+        noise_BChw = start.inverted_BCHW
+        if self.method.replaced:
+            alignment = align_tokens(self.teacher, captions, swapped)
+            reference_BChw, edit_BChw = edit_by_replacing(
+                self.teacher, self.schedule, noise_BChw, texts, self.guidance.scale, alignment
+            )
+        elif self.official:
+            reference_BChw, edit_BChw = edit_as_published(
+                self.teacher, self.schedule, noise_BChw, texts, self.guidance, follow_reference
+            )
+        else:
+            reference_BChw, edit_BChw = edit_in_lockstep(
+                self.teacher, self.schedule, noise_BChw, texts, self.guidance, follow_reference, start.maps
+            )
+
+        # 4. Pictures of the latents.
+        made = {"edit": edit_BChw}
+        if follow_reference:
+            made["input" if synthetic else "reconstruction"] = reference_BChw
+        pictures = {name: self.teacher.decode(latent_BChw) for name, latent_BChw in made.items()}
+        latents = {} if input_BChw is None else {"input": input_BChw}
+        return Edited(pictures, latents | {"inverted": noise_BChw} | made, start.noises())
+
+    def _texts(self, captions: Sequence[str], swapped: Sequence[str], synthetic: bool) -> Texts:
+        """The text embeddings of an edit. synthetic: the captions make the images."""
+        caption_BTD = self.teacher.embed(captions)
+        if self.method.text == "direction":
+            edited_BTD = caption_BTD + self.direction.value_1TD
+        else:
+            edited_BTD = self.teacher.embed(swapped)
+        negative = self.guidance.negative
+        if negative == "auto":
+            negative = "empty" if synthetic else "caption"
+        if negative == "caption":
+            return Texts(caption_BTD, edited_BTD, caption_BTD)
+        empty_BTD = self.teacher.embed([""] * len(captions))
+        if synthetic or self.official:
+            return Texts(caption_BTD, edited_BTD, empty_BTD, reference_negative=empty_BTD)
+        # The reference of an image undoes an inversion without guidance: it follows the caption alone.
+        return Texts(caption_BTD, edited_BTD, empty_BTD)
+
+    def _invert(
+        self, input_BChw: Tensor, caption_BTD: Tensor, generators: Sequence[torch.Generator]
+    ) -> Inverted:
+        """The noise of latents by inversion, with guidance.maps=inversion also maps to guide by.
+
+        Those of all guided steps but the first: the inversion ends at its level, and predicts its last
+        noise one level below.
+        """
+        map_steps = 0
+        if self.guidance.maps == "inversion":
+            map_steps = max(count_guided(len(self.schedule), self.guidance) - 1, 0)
+        steps = self.inversion_steps
+        return invert(self.teacher, steps, input_BChw, caption_BTD, generators, self.inversion, map_steps)
+
+    def _draw(self, input_BChw: Tensor | None, generators: Sequence[torch.Generator]) -> Inverted:
+        """White noise, drawn for each image; or with latents these, noised to the first step's level.
+
+        Noised as by Ho et al. 2020 (DDPM), eq. 4.
+        """
+        draws = [torch.randn(self.teacher.latent_shape, generator=generator) for generator in generators]
+        white_BChw = torch.stack(draws).to(self.teacher.device)
+        if input_BChw is None:
+            return Inverted(white_BChw)
+        alpha = self.schedule[0].alpha
+        return Inverted(alpha**0.5 * input_BChw + (1 - alpha) ** 0.5 * white_BChw)
 
 
 def swap_words(caption: str, task: Task) -> str:
-    """The caption with the task's source words replaced by its target words; the target is appended where it holds none of them."""
+    """The caption with the task's source words replaced by its target words (task.swap).
+
+    Where that changes nothing, the caption with the target appended.
+    """
     swapped = caption
     if task.swap:
-        words = re.compile(r"\b(" + "|".join(map(re.escape, task.swap)) + r")\b", re.IGNORECASE)
-        swapped = words.sub(lambda match: task.swap[match[0].lower()], caption)
+        words = "|".join(map(re.escape, task.swap))
+
+        def target_word(match: re.Match) -> str:
+            return task.swap[match[0].lower()]
+
+        swapped = re.sub(rf"\b({words})\b", target_word, caption, flags=re.IGNORECASE)
     return swapped if swapped != caption else f"{caption}, {task.target}"
 
 

@@ -28,7 +28,7 @@ from generate.shards import is_finished, read_manifest
 from generate.sources import InputSource, open_source
 from models.devices import process_group
 
-IDENTITY = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt")
+IDENTITY = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance")
 SECTIONS = (*IDENTITY, "generate", "scorer")
 LEFT_OUT = {"unreadable": "images could not be read", "flagged": "edits were flagged by the safety checker"}
 

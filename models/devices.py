@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device called 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'cuda:N'. With `accelerate launch`, 'auto' and 'cuda' are
-    the process's own GPU, shared where there are more processes. UserError for another name or a GPU that is not there.
+    """The torch device called 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'cuda:N'.
+
+    With `accelerate launch`, 'auto' and 'cuda' are the process's own GPU, shared where there are more
+    processes than GPUs. UserError for another name or a GPU that is not there.
     """
     import torch
 
@@ -29,43 +31,51 @@ def pick_device(name: str) -> torch.device:
         _tell_of_idle_cores()
         return torch.device("cpu")
     if not count:
-        raise UserError(
-            f"device '{name}': PyTorch sees no GPU here; use auto or cpu, or install a CUDA build of PyTorch"
-        )
-    index = int(name.partition(":")[2] or int(os.environ.get("LOCAL_RANK", 0)) % count)
+        advice = "use auto or cpu, or install a CUDA build of PyTorch"
+        raise UserError(f"device '{name}': PyTorch sees no GPU here; {advice}")
+    _, _, number = name.partition(":")
+    index = int(number or int(os.environ.get("LOCAL_RANK", 0)) % count)
     if index >= count:
-        raise UserError(
-            f"device '{name}': GPU {index} is not there; PyTorch sees {count} (cuda:0 to cuda:{count - 1})"
-        )
+        present = f"PyTorch sees {count} (cuda:0 to cuda:{count - 1})"
+        raise UserError(f"device '{name}': GPU {index} is not there; {present}")
     return torch.device("cuda", index)
 
 
-@cache  # once
+@cache  # told once
 def _tell_of_idle_cores() -> None:
-    """On a CPU `accelerate launch` starts one process, whatever --num_processes says, and allows it one thread unless told otherwise."""
+    """Tell on standard error where `accelerate launch` leaves CPU cores idle.
+
+    On a CPU it starts one process, whatever --num_processes says, and allows it one thread unless told
+    otherwise.
+    """
     import torch
 
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    if threads < cores and "ACCELERATE_USE_CPU" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        advice = f"`accelerate launch --num_cpu_threads_per_process {cores}`, or python in its place, uses them all"
-        print(
-            f"note: accelerate launch lets this process use {threads} of {cores} CPU cores; {advice}",
-            file=sys.stderr,
-        )
+    cores = os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    launched_alone = "ACCELERATE_USE_CPU" in os.environ and _process_count() == 1
+    if launched_alone and threads < cores:
+        note = f"note: accelerate launch lets this process use {threads} of {cores} CPU cores"
+        launch = f"`accelerate launch --num_cpu_threads_per_process {cores}`"
+        print(f"{note}; {launch}, or python in its place, uses them all", file=sys.stderr)
 
 
 def process_group() -> PartialState:
-    """This process's place among those that `accelerate launch` or torchrun started. They only wait for each other, over gloo, on the CPU:
-    two may then share a GPU.
+    """This process's place among those that `accelerate launch` or torchrun started.
+
+    They only wait for each other, over gloo and on the CPU, so that two may share a GPU.
     """
     import torch
     from accelerate import PartialState
 
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    # Shards take unlike times: the processes done first wait longer than the minutes that are allowed by default.
+    several = _process_count() > 1
+    # Shards take unlike times: the processes done first wait longer than the default's minutes.
     state = PartialState(cpu=several or not torch.cuda.is_available(), timeout=timedelta(days=1))
     if several:
-        state.wait_for_everyone = (
-            torch.distributed.barrier
-        )  # accelerate's own asks for a GPU of each process's number
+        # Accelerate's own asks for a GPU of each process's number.
+        state.wait_for_everyone = torch.distributed.barrier
     return state
+
+
+def _process_count() -> int:
+    """How many processes were started together."""
+    return int(os.environ.get("WORLD_SIZE", 1))

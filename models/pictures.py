@@ -1,6 +1,6 @@
-"""The one home of the two forms of a picture: levels (uint8, 0 to 255) and signed values (float, [-1, 1]), which networks take and give.
+"""The two forms of a picture: levels (uint8, 0 to 255), and the signed values that networks take and give.
 
-B batch, C channels, H W pixels.
+Signed values are float, from -1 (black) to 1 (white). Shapes: B batch, C channels, H W pixels.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ from generate.directions import EditDirection
 from generate.editors import Editor
 from models.comodgan import CoModGenerator
 from models.devices import pick_device
-from models.teacher import Teacher, load_pipeline, precision
+from models.teacher import DTYPES, Teacher, load_pipeline
 from models.translator import Translator
 from scripts.measure.plain import PlainPix2PixZero
 from scripts.measure.timing import Found, measure, product_rate, say
@@ -106,9 +106,7 @@ def _operations(teacher: Teacher, config: Config, image_1CHW: torch.Tensor, reco
     """Floating point operations of one pair: a part of their own plus as many for each step, so two short edits tell."""
     counts = []
     for steps in (WARM_STEPS, 2 * WARM_STEPS):
-        short = replace(
-            config, edit=replace(config.edit, steps=steps), inversion=replace(config.inversion, steps=None)
-        )
+        short = replace(config, edit=replace(config.edit, steps=steps))
         with FlopCounterMode(display=False) as counter:
             _edit(_editor(teacher, short), image_1CHW, 1, reconstruct)
         counts.append(counter.get_total_flops())
@@ -234,7 +232,7 @@ def _pipeline(config: Config, device: torch.device) -> Any:
     """
     if not config.benchmark.architecture:
         return load_pipeline(config.teacher.path, config.generate.dtype)
-    dtype = precision(config.generate.dtype)
+    dtype = DTYPES[config.generate.dtype]
     folder, levels = Path(find_file("models/miniature/teacher")), (128, 256, 512, 512)
     down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     text = CLIPTextConfig(

@@ -1,4 +1,4 @@
-"""edit.mode=official against the reference code's loop, written out in scripts/measure/plain.py. In float32, from the command line's pairs."""
+"""edit.mode=official, through the command line in float32, against the loop of scripts/measure/plain.py."""
 
 import numpy as np
 import pytest
@@ -10,24 +10,30 @@ from configs.loader import load
 from configs.runs import pairs_dir
 from generate import run
 from generate.shards import IMAGES, finished_shards, locate, read_pair
+from models.pictures import batch_of
 from scripts.measure.plain import PlainPix2PixZero
 
-STEPS, AMOUNT, SCALE, KL = 6, 2.0, 5.0, 20.0
+STEPS = 6
+AMOUNT = 2.0
+SCALE = 5.0
+KL = 20.0
 CAPTION = "a photo of a tree in summer"
 
 
 def reference_edit(folder, image, direction, negative):
-    """(inverted, reconstruction, edit) latents, 1 x 4 x 8 x 8."""
+    """Latents 1 x 4 x 8 x 8 of the plain loop: 'inverted', 'reconstruction' and 'edit'."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
     plain = PlainPix2PixZero(pipeline, STEPS)
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    vae = pipeline.vae
     with torch.no_grad():
-        latent = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
+        latent = vae.encode(batch_of([image])).latent_dist.mode() * vae.config.scaling_factor
     text = plain.embed(CAPTION)
     inverted = plain.invert(latent, text, 0.0, KL)
-    return inverted, *plain.edit(inverted, torch.cat([plain.embed(negative), text]), direction, AMOUNT, SCALE)
+    texts = torch.cat([plain.embed(negative), text])
+    reconstruction, edit = plain.edit(inverted, texts, direction, AMOUNT, SCALE)
+    return {"inverted": inverted, "reconstruction": reconstruction, "edit": edit}
 
 
 @pytest.mark.parametrize("negative", ["caption", "empty"])
@@ -59,11 +65,12 @@ def test_the_command_line_equals_the_reference_loop(tiny_teacher_folder, tmp_pat
     assert run.main(arguments) == 0
     (shard,) = finished_shards(pairs_dir(load(arguments)))
     pair = read_pair(locate(shard)[0], (*IMAGES, "inverted_latent", "reconstruction_latent", "edit_latent"))
-    assert set(pair.images) == {"input", "edit", "reconstruction"} and (pair.images["input"] == image).all()
+    assert set(pair.images) == {"input", "edit", "reconstruction"}
+    assert (pair.images["input"] == image).all()
     expected = reference_edit(tiny_teacher_folder, image, direction, CAPTION if negative == "caption" else "")
-    for name, latent in zip(("inverted", "reconstruction", "edit"), expected, strict=True):
-        found = pair.arrays[f"{name}_latent"]
-        assert found.dtype == np.float32
+    for name, latent in expected.items():
+        written = pair.arrays[f"{name}_latent"]
+        assert written.dtype == np.float32
         scale = float(latent.abs().max())
-        np.testing.assert_allclose(found, latent[0].detach().numpy(), atol=2e-5 * scale, err_msg=name)
+        np.testing.assert_allclose(written, latent[0].detach().numpy(), atol=2e-5 * scale, err_msg=name)
     assert np.abs(pair.arrays["edit_latent"] - pair.arrays["reconstruction_latent"]).max() > 0.05

@@ -1,7 +1,10 @@
-"""pix2pix-zero as the reference code structures it, written plainly: the baseline of scripts/benchmark.py and the truth of a test.
+"""pix2pix-zero as the reference code structures it: the baseline of a benchmark and the truth of a test.
 
-One image at a time, explicit attention everywhere, two rows in every pass, the maps of all steps kept in CPU memory, the regulariser
-through autograd, gradients of the cross-attention weights computed and thrown away. Nothing here is shared with generate/.
+It is written plainly: one image at a time, explicit attention everywhere, two rows in every pass, the
+maps of all steps kept in CPU memory, the regulariser through autograd, gradients of the
+cross-attention weights computed and thrown away. Nothing here is shared with generate/.
+
+Shapes: C latent channels, H W latent cells, T text tokens, D text width.
 """
 
 from __future__ import annotations
@@ -13,9 +16,16 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+OUTER_ITERATIONS = 5  # the reference code's num_reg_steps
+INNER_ITERATIONS = 5  # its num_ac_rolls
+SMALLEST_LEVEL = 8  # cells a side of the pyramid's last level
+
 
 class RecordingAttention:
-    """Attention written out; keeps the probabilities (rows x heads) x pixels x tokens of the cross-attention layers, in order."""
+    """Attention written out, with the probabilities of the cross-attention layers kept in order.
+
+    They are (rows x heads) x pixels x tokens.
+    """
 
     def __init__(self) -> None:
         self.maps: list[Tensor] = []
@@ -24,21 +34,24 @@ class RecordingAttention:
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
     ) -> Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            attn.head_to_batch_dim(part)
-            for part in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
-        )
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(context))
+        value = attn.head_to_batch_dim(attn.to_v(context))
         probabilities = attn.get_attention_scores(query, key, None)
         if encoder_hidden_states is not None:
             self.maps.append(probabilities)
-        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(torch.bmm(probabilities, value))))
+        mixed = attn.batch_to_head_dim(torch.bmm(probabilities, value))
+        project, dropout = attn.to_out
+        return dropout(project(mixed))
 
 
 class PlainPix2PixZero:
-    """A diffusers StableDiffusionPipeline's modules in the reference code's loops. Guidance and step counts are arguments."""
+    """The networks of a diffusers StableDiffusionPipeline in the reference code's loops."""
 
     def __init__(self, pipeline: Any, steps: int) -> None:
-        self.pipeline, self.unet, self.attention = pipeline, pipeline.unet, RecordingAttention()
+        self.pipeline = pipeline
+        self.unet = pipeline.unet
+        self.attention = RecordingAttention()
         self.unet.set_attn_processor(self.attention)
         self.unet.requires_grad_(False)
         for name, weight in self.unet.named_parameters():
@@ -48,45 +61,55 @@ class PlainPix2PixZero:
         self.stride = self.scheduler.config.num_train_timesteps // steps
 
     def embed(self, text: str) -> Tensor:
-        """1 x T x D."""
+        """The text's embedding, 1 x T x D."""
         with torch.no_grad():
-            return self.pipeline.encode_prompt(text, self.unet.device, 1, False)[0]
+            embedding, _ = self.pipeline.encode_prompt(text, self.unet.device, 1, False)
+        return embedding
 
     def invert(self, latent: Tensor, text: Tensor, lambda_ac: float, lambda_kl: float) -> Tensor:
-        """The regularised inversion of a latent 1 x C x H x W, by the inverse schedule that leaves out the first and the last timestep."""
+        """The regularised inversion of a latent 1 x C x H x W under a text 1 x T x D.
+
+        The inverse schedule leaves out the first and the last timestep.
+        """
         alphas = self.scheduler.alphas_cumprod
         for t in self.scheduler.timesteps.flip(0)[1:-1]:
             with torch.no_grad():
                 noise = self._predict(latent, t, text)
             noise = regularise_by_autograd(noise.float(), lambda_ac, lambda_kl).to(latent.dtype)
-            before, after = alphas[t - 1], alphas[t + self.stride - 1]
-            latent = (
-                after.sqrt() * (latent - (1 - before).sqrt() * noise) / before.sqrt()
-                + (1 - after).sqrt() * noise
-            )
+            before = alphas[t - 1]
+            after = alphas[t + self.stride - 1]
+            scaled_clean = latent - (1 - before).sqrt() * noise
+            latent = after.sqrt() * scaled_clean / before.sqrt() + (1 - after).sqrt() * noise
         return latent
 
     def edit(
         self, inverted: Tensor, texts: Tensor, direction: Tensor, amount: float, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """(reconstruction, edit) latents. texts: 2 x T x D, negative and caption; direction: 1 x T x D, added to the caption's row."""
-        references: dict[int, list[Tensor]] = {}
+        """Latents (reconstruction, edit), each 1 x C x H x W, of inverted noise.
+
+        texts: 2 x T x D, negative and caption. direction: 1 x T x D, added to the caption's row.
+        amount: step size of the attention guidance. scale: that of classifier-free guidance.
+        """
+        # 1. The reconstruction, and its maps of every step.
+        reference_maps: dict[int, list[Tensor]] = {}
         latent = inverted
         for t in self.scheduler.timesteps:
             with torch.no_grad():
                 noise = self._predict(torch.cat([latent] * 2), t, texts)
-            references[int(t)] = [layer.cpu() for layer in self.attention.maps]
+            reference_maps[int(t)] = [layer.cpu() for layer in self.attention.maps]
             latent = self._step(noise, t, latent, scale)
-        reconstruction, latent = latent, inverted
+        reconstruction = latent
+
+        # 2. The edit: a gradient step on both rows, then a DDIM step.
+        latent = inverted
         edited = torch.cat([texts[:1], texts[1:] + direction])
         for t in self.scheduler.timesteps:
             rows = torch.cat([latent] * 2).detach().requires_grad_()
             optimizer = torch.optim.SGD([rows], lr=amount)
             self._predict(rows, t, edited)
-            distances = [
-                (a - b.to(a.device)).square().sum((1, 2)).mean(0)
-                for a, b in zip(self.attention.maps, references[int(t)], strict=True)
-            ]
+            distances = []
+            for layer, reference in zip(self.attention.maps, reference_maps[int(t)], strict=True):
+                distances.append((layer - reference.to(layer.device)).square().sum((1, 2)).mean(0))
             torch.stack(distances).sum().backward()
             optimizer.step()
             with torch.no_grad():
@@ -95,42 +118,44 @@ class PlainPix2PixZero:
         return reconstruction, latent
 
     def _predict(self, latent: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """The UNet's prediction; the maps of the call before are forgotten."""
         self.attention.maps.clear()
         return self.unet(latent, t, encoder_hidden_states=text).sample
 
     def _step(self, noise: Tensor, t: Tensor, latent: Tensor, scale: float) -> Tensor:
+        """A DDIM step with classifier-free guidance of two rows' noise."""
         unconditional, conditional = noise.chunk(2)
-        return self.scheduler.step(
-            unconditional + scale * (conditional - unconditional), t, latent
-        ).prev_sample
+        guided = unconditional + scale * (conditional - unconditional)
+        return self.scheduler.step(guided, t, latent).prev_sample
 
 
 def regularise_by_autograd(noise: Tensor, lambda_ac: float, lambda_kl: float) -> Tensor:
-    """Five rounds of five auto-correlation steps and one KL step on a noise 1 x C x H x W."""
-    for _ in range(5):
-        for _ in range(5 if lambda_ac else 0):
-            variable = noise.detach().clone().requires_grad_()
-            noise = noise - lambda_ac / 5 * torch.autograd.grad(_auto_correlation(variable), variable)[0]
+    """Rounds of auto-correlation steps and one KL step on a noise 1 x C x H x W."""
+    for _ in range(OUTER_ITERATIONS):
+        if lambda_ac:
+            for _ in range(INNER_ITERATIONS):
+                variable = noise.detach().clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(_auto_correlation(variable), variable)
+                noise = noise - lambda_ac / INNER_ITERATIONS * gradient
         if lambda_kl:
             variable = noise.detach().clone().requires_grad_()
             variance = variable.var()
             divergence = variance + variable.mean() ** 2 - 1 - torch.log(variance + 1e-7)
-            noise = noise - lambda_kl * torch.autograd.grad(divergence, variable)[0]
+            (gradient,) = torch.autograd.grad(divergence, variable)
+            noise = noise - lambda_kl * gradient
     return noise.detach()
 
 
 def _auto_correlation(noise: Tensor) -> Tensor:
+    """The sum over channels, pyramid levels and both axes of mean(n * roll(n, r))^2 at random shifts r."""
     total = noise.new_zeros(())
     for channel in range(noise.shape[1]):
         level = noise[:, channel : channel + 1]
         while True:
             shift = int(torch.randint(1, max(level.shape[2] // 2, 2), ()))
-            total = (
-                total
-                + (level * level.roll(shift, 2)).mean() ** 2
-                + (level * level.roll(shift, 3)).mean() ** 2
-            )
-            if level.shape[2] <= 8:
+            for axis in (2, 3):
+                total = total + (level * level.roll(shift, axis)).mean() ** 2
+            if level.shape[2] <= SMALLEST_LEVEL:
                 break
             level = F.avg_pool2d(level, 2)
     return total
