@@ -3,21 +3,74 @@
 
     python scripts/train_miniature.py STAGE [key=value ...]
 
-STAGE is vae, text, unet, scorer, segmenter, all (these five in order), banks (write configs/banks) or check (measure everything). The
-defaults fit one GPU in about 25 minutes; a CPU needs smaller budgets, e.g. images=8000 batch=16 minutes=30. To resume, run the same command
-again; to start anew, remove its checkpoint from the `work` folder. init=FOLDER continues from existing weights.
+STAGE is vae, text, unet, scorer, segmenter, all (these five in order), banks (write configs/banks)
+or check (measure everything). The defaults fit one GPU in about 25 minutes; a CPU needs smaller
+budgets, e.g. images=8000 batch=16 minutes=30. To resume, run the same command again; to start anew,
+remove its checkpoint from the `work` folder. init=FOLDER continues from existing weights.
 """
 
 import importlib
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))  # works in a clone that is not installed
+from configs.files import ROOT
+from scripts.miniature.options import Options, parse
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`function` of scripts/miniature/`module`, and the defaults of its options, which fit a GPU.
+
+    The module is imported when the stage runs: torch takes seconds.
+    """
+
+    module: str
+    function: str
+    defaults: Options
+
+    def run(self, assignments: list[str]) -> None:
+        """Run the stage with key=value assignments, and let everybody read the weights that it wrote."""
+        options = parse(self.defaults, assignments)
+        module = importlib.import_module(f"scripts.miniature.{self.module}")
+        getattr(module, self.function)(options)
+        for path in Path(options.out).rglob("*.safetensors"):
+            path.chmod(0o644)  # diffusers and transformers write for the owner alone
+
+
+STAGES = {
+    "vae": Stage(
+        "teacher",
+        "train_vae",
+        Options(minutes=5.0, lr=8e-4, weight_decay=0.0, ema=0.998),
+    ),
+    "text": Stage(
+        "teacher",
+        "train_text",
+        Options(batch=1024, minutes=1.5, lr=1e-3, weight_decay=0.05, warmup=150),
+    ),
+    "unet": Stage(
+        "teacher",
+        "train_unet",
+        Options(batch=512, minutes=9.0, lr=6e-4, warmup=400, ema=0.9995),
+    ),
+    "scorer": Stage(
+        "scorer",
+        "train_scorer",
+        Options(batch=512, minutes=2.5, lr=1e-3, images=20_000, first_seed=300_000, ema=0.995),
+    ),
+    "segmenter": Stage(
+        "segmenter",
+        "train_segmenter",
+        Options(batch=32, minutes=4.0, lr=1e-3, images=20_000, first_seed=400_000),
+    ),
+    "check": Stage("check", "check", Options()),
+}
+TRAININGS = ("vae", "text", "unet", "scorer", "segmenter")  # in this order: the UNet needs vae and text
 
 BANK_SENTENCES = 200
-BANK_LOOKS = {
+BANK_LOOKS = {  # file name -> arguments of a Look
     "tree_summer": {"season": "summer"},
     "tree_autumn": {"season": "autumn"},
     "tree_winter": {"season": "winter"},
@@ -26,31 +79,40 @@ BANK_LOOKS = {
     "photo": {"season": "any"},
     "sketch": {"season": "any", "style": "sketch"},
 }
-# module and function of a stage (imported when asked for: torch takes seconds), and what it has other than the common defaults, for a GPU
-STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "vae": ("teacher", "train_vae", {"minutes": 5.0, "lr": 8e-4, "weight_decay": 0.0, "ema": 0.998}),
-    "text": (
-        "teacher",
-        "train_text",
-        {"batch": 1024, "minutes": 1.5, "lr": 1e-3, "weight_decay": 0.05, "warmup": 150},
-    ),
-    "unet": (
-        "teacher",
-        "train_unet",
-        {"batch": 512, "minutes": 9.0, "lr": 6e-4, "warmup": 400, "ema": 0.9995},
-    ),
-    "scorer": (
-        "scorer",
-        "train_scorer",
-        {"batch": 512, "minutes": 2.5, "lr": 1e-3, "images": 20_000, "first_seed": 300_000, "ema": 0.995},
-    ),
-    "segmenter": (
-        "segmenter",
-        "train_segmenter",
-        {"batch": 32, "minutes": 4.0, "lr": 1e-3, "images": 20_000, "first_seed": 400_000},
-    ),
-    "check": ("check", "check", {}),
-}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print_help()
+        return 0
+    stage = arguments[0]
+    assignments = arguments[1:]
+    if stage == "all":
+        for name in TRAININGS:
+            STAGES[name].run(assignments)
+    elif stage == "banks":
+        write_banks(ROOT / "configs" / "banks")
+    elif stage in STAGES:
+        STAGES[stage].run(assignments)
+    else:
+        raise SystemExit(f"unknown stage {stage!r}: one of {', '.join((*STAGES, 'all', 'banks'))}")
+    return 0
+
+
+def print_help() -> None:
+    """Print what the command does, the keys with their common defaults, and the defaults of each stage."""
+    common = vars(Options())
+    print(f"{__doc__}\nkeys and their common defaults:")
+    for key, value in common.items():
+        print(f"  {key}={value}")
+    for name, stage in STAGES.items():
+        own = []
+        for key, value in vars(stage.defaults).items():
+            if value != common[key]:
+                own.append(f"{key}={value}")
+        print(f"{name}: {' '.join(own)}")
 
 
 def write_banks(folder: Path) -> None:
@@ -60,34 +122,9 @@ def write_banks(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, look in BANK_LOOKS.items():
-        (folder / f"{name}.txt").write_text("\n".join(bank(Look(**look), BANK_SENTENCES)) + "\n")
-        print(f"wrote {folder / name}.txt")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    from scripts.miniature.loop import Options, parse
-
-    stage, *assignments = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if stage in ("-h", "--help", "help"):
-        print(f"{__doc__}\nkeys and their common defaults:")
-        for key, value in vars(Options()).items():
-            print(f"  {key}={value}")
-        for name, (*_, values) in STAGES.items():
-            print(f"{name}: " + " ".join(f"{key}={value}" for key, value in values.items()))
-    elif stage == "banks":
-        write_banks(REPOSITORY / "configs" / "banks")
-    elif stage not in (*STAGES, "all"):
-        raise SystemExit(f"unknown stage {stage!r}: one of {', '.join((*STAGES, 'all', 'banks'))}")
-    else:
-        for name in [name for name in STAGES if name != "check"] if stage == "all" else [stage]:
-            module, function, values = STAGES[name]
-            action = getattr(importlib.import_module(f"scripts.miniature.{module}"), function)
-            options = parse(Options(**values), assignments)
-            action(options)
-            for path in Path(options.out).rglob("*.safetensors"):
-                path.chmod(0o644)  # safetensors writes for its owner alone
-    return 0
+        path = folder / f"{name}.txt"
+        path.write_text("\n".join(bank(Look(**look), BANK_SENTENCES)) + "\n")
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -220,7 +220,8 @@ def test_the_models_are_small_enough_to_ship():
 
 
 def test_training_resumes_as_if_it_had_not_stopped(tmp_path):
-    from scripts.miniature.loop import Options, fit
+    from scripts.miniature.loop import fit
+    from scripts.miniature.options import Options
 
     def trained(folder, *steps):
         for budget in steps:
@@ -243,7 +244,7 @@ def test_training_resumes_as_if_it_had_not_stopped(tmp_path):
 
 
 def test_a_stage_takes_the_options_it_knows_and_names_them_for_any_other():
-    from scripts.miniature.loop import Options, parse
+    from scripts.miniature.options import Options, parse
 
     told = parse(Options(batch=8, lr=0.1), ["lr=1e-2", "compile=1", "minutes=3", "out=some/where"])
     assert (told.batch, told.lr, told.compile, told.minutes, told.out) == (8, 0.01, True, 3.0, "some/where")
@@ -254,7 +255,7 @@ def test_a_stage_takes_the_options_it_knows_and_names_them_for_any_other():
 
 def test_training_pictures_are_kept_on_disk(tmp_path):
     from scripts.miniature.data import training_look, training_pictures
-    from scripts.miniature.loop import Options
+    from scripts.miniature.options import Options
 
     options = Options(work=str(tmp_path), images=3, first_seed=7, workers=1)
     made = training_pictures(options)
@@ -268,7 +269,8 @@ def test_training_pictures_are_kept_on_disk(tmp_path):
 
 
 def test_training_stops_at_a_loss_that_is_not_finite_before_the_update(tmp_path):
-    from scripts.miniature.loop import Options, fit
+    from scripts.miniature.loop import fit
+    from scripts.miniature.options import Options
 
     layer = torch.nn.Linear(4, 1)
     before = layer.weight.detach().clone()

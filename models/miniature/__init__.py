@@ -1,1 +1,1 @@
-"""A world small enough to train in minutes: rendered scenes, and a diffusion teacher, a scorer and a segmenter of them."""
+"""A world small enough to train in minutes: rendered scenes, with a teacher, a scorer and a segmenter."""
