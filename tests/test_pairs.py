@@ -1,4 +1,4 @@
-"""The largest batch, the time estimate, the safety checker and what is not finite."""
+"""Inputs to pairs: the largest batch, the time estimate, the safety checker, what is not finite, the log."""
 
 from types import SimpleNamespace
 
@@ -10,10 +10,11 @@ from configs.errors import UserError
 from configs.loader import load
 from configs.runs import pairs_dir
 from configs.schema import Generate, Guidance
-from generate import batches, run
-from generate.batches import PairMaker, largest_batch, seconds_a_pair
+from generate import batch_size, run
+from generate.batch_size import largest_batch, seconds_a_pair
 from generate.directions import EditDirection
 from generate.editors import Edited, Editor
+from generate.pairs import PairMaker
 from generate.shards import finished_shards, read_manifest, read_pairs
 from generate.sources import InputImage
 
@@ -22,7 +23,8 @@ class GpuEditor:
     """An editor on a GPU that holds `most` pairs and fills a hundredth of its memory with each."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.tried = most, []
+        self.most = most
+        self.tried = []
         self.teacher = SimpleNamespace(device=torch.device("cuda"), resolution=8)
         self.guidance = Guidance()
 
@@ -58,7 +60,7 @@ def test_memory_that_is_nearly_full_is_too_full(monkeypatch):
 def test_the_estimate_extends_a_few_steps_to_all(monkeypatch):
     """Steps of 2 s after 3 s that every batch takes: (3 + 10 x 2) / 4."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(batches.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(batch_size.time, "perf_counter", lambda: clock.now)
 
     class Timed(GpuEditor):
         steps = 0
