@@ -529,7 +529,7 @@ REMOVED = {  # keys there were, and what took their place: the end of an error m
     "prompt_to_prompt.cross_replace": "it is the paper's 0.8 (generate/prompt_to_prompt.py)",
     "prompt_to_prompt.self_replace": "it is the paper's 0.4 (generate/prompt_to_prompt.py)",
     "prompt_to_prompt.self_side": "it is the paper's 16 (generate/prompt_to_prompt.py)",
-    "source.max_pixels": "it is 100 million pixels (models/translator.py): scale larger images down first",
+    "source.max_pixels": "it is Pillow's limit of 89 million pixels: scale larger images down first",
     "generate.device": "device= is where all networks run",
     "generate.workers": "it is a constant (generate/pairs.py)",
     "scorer.templates": "they are constants (models/clip_scorer.py)",

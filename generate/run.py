@@ -37,7 +37,6 @@ SECTIONS = (
     "inversion",
     "edit",
     "guidance",
-    "prompt_to_prompt",
     "generate",
     "scorer",
 )

@@ -29,7 +29,7 @@ from generate.captions import choose_caption
 from generate.shards import Member, open_image, read_member, tar_members
 from models.miniature.captions import caption as scene_caption
 from models.miniature.scenes import Look, render, scene
-from models.translator import MAX_PIXELS, upright_rgb
+from models.translator import upright_rgb
 
 FORMATS = ["PNG", "JPEG", "WEBP"]  # that Pillow may take a file for, whatever its name
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")  # of the files and tar members that are taken for pictures
@@ -317,14 +317,10 @@ def read_square(file: Path | IO[bytes], side: int) -> np.ndarray:
     """The centre square of an image, upright, as RGB uint8 side x side x 3 (Lanczos).
 
     Transparency lies over white, 16 bit are scaled to 8. Raises Unreadable for anything but a PNG,
-    JPEG or WebP of at most MAX_PIXELS.
+    JPEG or WebP, and before it is decoded for one of more than Pillow's 89 million pixels.
     """
     try:
         with open_image(file, FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Unreadable(
-                    f"{image.width} x {image.height}: more than {MAX_PIXELS} pixels; scale it down"
-                )
             # A JPEG is decoded at a half, a quarter or an eighth of its size, where that is enough.
             image.draft("RGB", (side, side))
             upright = upright_rgb(image)

@@ -100,7 +100,7 @@ def test_an_edit_that_is_not_finite_is_an_error(tiny_teacher):
 
 
 def safe_teacher(folder, threshold):
-    """The tiny teacher with a safety checker, all of whose concepts lie at a cosine above -2 (everything) or 2 (nothing)."""
+    """The tiny teacher with a safety checker that flags all above a cosine: -2 everything, 2 nothing."""
     from diffusers import StableDiffusionPipeline
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
@@ -122,23 +122,21 @@ def safe_teacher(folder, threshold):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "asked", "kept"), [(-2.0, "true", 0), (2.0, "true", 5), (-2.0, "false", 5)]
+    ("threshold", "checked", "kept"), [(-2.0, "true", 0), (2.0, "true", 5), (-2.0, "false", 5)]
 )
 def test_what_the_safety_checker_flags_is_left_out_and_counted(
-    tiny_run, tiny_teacher_folder, tmp_path, capsys, threshold, asked, kept
+    tiny_run, tiny_teacher_folder, tmp_path, capsys, threshold, checked, kept
 ):
     safe_teacher(tiny_teacher_folder, threshold).save_pretrained(tmp_path / "safe")
-    arguments = [*tiny_run, f"teacher.path={tmp_path}/safe", f"generate.safety_checker={asked}"]
+    arguments = [*tiny_run, f"teacher.path={tmp_path}/safe", f"generate.safety_checker={checked}"]
     assert run.main(arguments) == 0  # a flagged edit is no unreadable image: it is never an error
     printed = capsys.readouterr().out
     assert ("5 of 5 edits were flagged by the safety checker and were left out" in printed) == (kept == 0)
     pairs = list(read_pairs(pairs_dir(load(arguments))))
     assert len(pairs) == kept and all(pair.images["edit"].any() for pair in pairs)
-    left_out = [
-        item
-        for shard in finished_shards(pairs_dir(load(arguments)))
-        for item in read_manifest(shard)["left_out"]
-    ]
+    left_out = []
+    for shard in finished_shards(pairs_dir(load(arguments))):
+        left_out += read_manifest(shard)["left_out"]
     assert [item["why"] for item in left_out] == ["flagged"] * (5 - kept)
 
 

@@ -1,4 +1,4 @@
-"""Sentences of a language model: a service of the OpenAI kind on this machine, and a model of random weights."""
+"""Sentences of a language model: a service of the OpenAI kind on this machine, and random weights."""
 
 import json
 import subprocess
@@ -144,7 +144,7 @@ def test_too_few_sentences_are_refused(tmp_path, capsys):
 
 
 def test_a_local_model(tmp_path):
-    """A GPT-2 of random weights over a vocabulary of whole words: what it says means nothing, but it is captions."""
+    """A GPT-2 of random weights over a vocabulary of whole words: captions that mean nothing."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
