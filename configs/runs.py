@@ -1,4 +1,9 @@
-"""Run folders, and the one scheme that says what a folder was made with."""
+"""Run folders, and the one scheme that says what a folder was made with.
+
+Every key of the configuration counts unless a stage lists it as free.
+"""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
@@ -22,23 +27,21 @@ def pairs_dir(config: Config) -> Path:
 
 
 def settings_of(config: Config, free: Collection[str]) -> dict[str, Any]:
-    """Every key of the configuration with its value, as JSON has it, but those that `free` names.
+    """Dotted key -> value, as JSON has it, of every key that is not free.
 
-    free: keys ('task.overlap') and whole sections ('filter') that do not change what the stage makes. A stage
-    writes the others beside what it made. A new key of the schema counts until somebody lists it as free.
+    free: keys ('task.overlap') and whole sections ('filter'). A stage writes the settings beside what
+    it made, with hashes of the files that they name (model_files, scorer_files). A key that is new in
+    the schema counts until a stage lists it as free.
     """
     settings = {}
-    for key in known_keys():
+    for key in known_keys(type(config)):
         if not any(key == name or key.startswith(f"{name}.") for name in free):
             settings[key] = json.loads(json.dumps(attrgetter(key)(config)))
     return settings
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The differences between two such settings, as texts 'key: before -> now', sorted by key.
-
-    A key that only one of them has is None in the other.
-    """
+    """What differs between two settings: a sorted list of 'key: before -> now', None for a missing key."""
     texts = []
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
@@ -47,5 +50,5 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def scorer_files(scorer: Scorer) -> dict[str, str]:
-    """model_files of the CLIP model that judges."""
+    """Relative name -> hash of every file of the CLIP model that judges, {} for one of a hub."""
     return model_files(scorer.model.removeprefix("local-dir:")) | model_files(scorer.pretrained)

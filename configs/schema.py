@@ -19,14 +19,13 @@ METHODS = ("sdedit", "prompt-to-prompt", "A", "B", "C", "D", "pix2pix-zero")
 class Task:
     """One edit direction, and what counts as a good pair for it."""
 
-    name: str = option(
-        "", "name of the task and of its folder; from task=NAME, of task=custom SOURCE-to-TARGET"
-    )
+    name: str = option("", "the task and its folder; from task=NAME, of task=custom SOURCE-to-TARGET")
     source: str = option("", "what the input shows: 'tree in summer'")
     target: str = option("", "what the edit shows: 'tree in winter'")
     source_bank: str = option(
         "",
-        "text file of sentences about the source, one a line (in configs/banks, or a path); empty: a grammar's",
+        "text file of sentences about the source, one a line (a path, or a file in configs/banks); "
+        "empty: a grammar writes them",
     )
     target_bank: str = option("", "the same about the target")
     caption: str = option("a photo of {source}", "caption for an image that brings none")
@@ -58,7 +57,7 @@ class Teacher:
 
 @dataclass
 class Retrieve:
-    """Of a large source, the images nearest to the task's source words by CLIP (Parmar et al. 2023, section 4)."""
+    """Of a large source, the images nearest to the source words by CLIP (Parmar et al. 2023, section 4)."""
 
     k: int = option(
         0, "so many are kept, nearest first (the paper: 250); 0: all, in the source's order", at_least=0
@@ -75,12 +74,14 @@ class Source:
     images: str = option("", "a folder, an image, a .txt of paths, webdataset .tar (glob, {0..9}, address)")
     prompts: str = option(
         "",
-        "or a text file of prompts from which the teacher makes the inputs itself (in configs/banks, or a path)",
+        "or a text file of prompts, from which the teacher makes the inputs itself "
+        "(a path, or a file in configs/banks)",
     )
     scenes: bool = option(False, "where neither is named, render scenes (the miniature teacher's world)")
     caption: str = option(
         "",
-        "one for every image; empty: the image's own (NAME.txt beside it), else captioner, else the task's template",
+        "one for every image; empty: the image's own (NAME.txt beside it), else the captioner's, "
+        "else the task's template",
     )
     captioner: str = option(
         "",
@@ -92,7 +93,6 @@ class Source:
         "seed of the first rendered scene; the miniature was trained on seeds below 1,000,000",
         at_least=0,
     )
-    max_pixels: int = option(100_000_000, "larger images are refused before they are decoded", at_least=1)
     max_unreadable_share: float = option(
         0.05,
         "more unreadable images than this share is an error; fewer are counted and left out",
@@ -106,30 +106,14 @@ class Direction:
     """The edit direction in text-embedding space, 1 x T x D."""
 
     file: str = option(
-        "", "a ready direction (.safetensors or .pt with one 1 x T x D tensor) instead of the sentence banks"
+        "", "a ready direction instead of the sentences: a .safetensors or .pt with one 1 x T x D tensor"
     )
-    source_embedding: str = option(
-        "",
-        "or two mean embeddings as the reference code publishes them: this .pt or .safetensors (cat.pt) ...",
-    )
-    target_embedding: str = option(
-        "", "... and that of the target (dog.pt); their difference is the direction"
+    files: dict[str, float] = option(
+        {}, "or the weighted sum of several such files: {dog.pt: 1, cat.pt: -1} is from cat to dog"
     )
     strength: float = option(1.0, "multiplies the direction")
-    plus: dict[str, float] = option(
-        {}, "further ready directions to add, each with its strength: {FILE: 0.5}"
-    )
     sentences: int = option(
-        1000,
-        "sentences a word that the built-in grammar or the language model makes, where the task names no file",
-        at_least=2,
-    )
-    language_model: str = option(
-        "", "model of transformers that writes the sentences (folder or hub name), or the endpoint's"
-    )
-    endpoint: str = option(
-        "",
-        "base address of an OpenAI-compatible service (https://HOST/v1; key in OPENAI_API_KEY); empty: a local model",
+        1000, "sentences a word that the built-in grammar writes, where the task names no file", at_least=2
     )
 
 
@@ -205,14 +189,13 @@ class Generate:
     )
     dtype: str = option(
         "float16",
-        "float32, float16 or bfloat16 weights and activations",
+        "of the teacher's weights and activations",
         choices=("float32", "float16", "bfloat16"),
     )
     compile: bool = option(
         False, "run the UNet through torch.compile: minutes at the start, less time a pair"
     )
     safety_checker: bool = option(True, "leave out what the teacher's safety checker flags, where it has one")
-    workers: int = option(4, "threads that read images ahead", at_least=1)
     out: str = option("", "folder of the shards; empty: <run>/pairs")
     save_reconstruction: bool = option(False, "keep the reference pass's picture beside the pair")
     save_latents: bool = option(
@@ -527,7 +510,7 @@ REMOVED = {  # keys there were, and what took their place: the end of an error m
     "prompt_to_prompt.cross_replace": "it is the paper's 0.8 (generate/prompt_to_prompt.py)",
     "prompt_to_prompt.self_replace": "it is the paper's 0.4 (generate/prompt_to_prompt.py)",
     "prompt_to_prompt.self_side": "it is the paper's 16 (generate/prompt_to_prompt.py)",
-    "source.max_pixels": "it is 100 million pixels (models/translator.py): scale larger images down first",
+    "source.max_pixels": "it is Pillow's limit of 89 million pixels: scale larger images down first",
     "generate.device": "device= is where all networks run",
     "generate.workers": "it is a constant (generate/pairs.py)",
     "scorer.templates": "they are constants (models/clip_scorer.py)",

@@ -1,4 +1,9 @@
-"""Retrieval (Parmar et al. 2023, section 4): of a large source, the images nearest to the source word by CLIP."""
+"""Retrieval (Parmar et al. 2023, section 4): the images nearest to the source words by CLIP.
+
+N images, D channels of CLIP's common space.
+"""
+
+from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +22,9 @@ from models.clip_scorer import ClipScorer
 from models.devices import pick_device
 
 CHUNK = 1024  # images whose features go into one file: what an interruption can cost
-BATCH = 64  # of which the scorer looks at so many together
+BATCH = 64  # images that the scorer looks at together
+WORKERS = 4  # threads that read images
+# Where LAION's and other data sets' metadata hold the score
 AESTHETICS = (
     "aesthetic",
     "aesthetics",
@@ -29,38 +36,20 @@ AESTHETICS = (
 
 
 def nearest(source: InputSource, config: Config) -> InputSource:
-    """The k images of a source that are nearest to the task's source words, nearest first; a record has its similarity to them.
+    """Of a large source the source.retrieve.k images nearest to the task's source words, nearest first.
 
-    Features are kept below <runs_dir>/retrieval, a file for each CHUNK of images, for this source and this scorer. Images whose metadata
-    has an aesthetics score below source.retrieve.aesthetics are left out, and those that cannot be read.
+    The record of an image has its similarity to the words. Left out are images that cannot be read,
+    and those whose metadata have an aesthetics score below source.retrieve.aesthetics. Features are
+    kept below <runs_dir>/retrieval for this source and this scorer. UserError where none is left.
     """
-    asked = config.source.retrieve
-    folder = (
-        Path(config.runs_dir)
-        / "retrieval"
-        / digest(config.source.images, source.names, config.scorer, scorer_files(config.scorer))
-    )
+    folder = _features_folder(source, config)
     similarity_N = _similarity(source, config, folder)
-    readable_N = np.isfinite(similarity_N)
-    if not readable_N.all():
-        print(
-            f"retrieval: {np.count_nonzero(~readable_N)} of {len(readable_N)} images could not be read and were passed over",
-            flush=True,
-        )
-    by_similarity = np.argsort(-similarity_N, kind="stable")[: np.count_nonzero(readable_N)].tolist()
-    if asked.aesthetics:  # a look into each image's metadata
-        by_similarity = [
-            index for index in by_similarity if _aesthetics(source.metadata(index)) >= asked.aesthetics
-        ]
-    if not by_similarity:
-        raise UserError(
-            f"source.images={config.source.images}: no readable image of aesthetics {asked.aesthetics:g} or more in it"
-        )
-    kept = by_similarity[: min(asked.k, config.generate.pairs)]
-    rows = [{"id": source.names[index], "similarity": round(float(similarity_N[index]), 4)} for index in kept]
-    write_json(
-        folder / f"nearest-{digest(config.task.source)}.json", {"text": config.task.source, "nearest": rows}
-    )
+    kept = _select(source, config, similarity_N)
+    rows = []
+    for index in kept:
+        rows.append({"id": source.names[index], "similarity": round(float(similarity_N[index]), 4)})
+    listing = {"text": config.task.source, "nearest": rows}
+    write_json(folder / f"nearest-{digest(config.task.source)}.json", listing)
 
     def load(place: int) -> InputImage:
         item = source.load(kept[place])
@@ -69,18 +58,54 @@ def nearest(source: InputSource, config: Config) -> InputSource:
     return InputSource([source.names[index] for index in kept], load)
 
 
+def _features_folder(source: InputSource, config: Config) -> Path:
+    """Where the features of this source by this scorer are kept."""
+    made_of = digest(config.source.images, source.names, config.scorer, scorer_files(config.scorer))
+    return Path(config.runs_dir) / "retrieval" / made_of
+
+
+def _select(source: InputSource, config: Config, similarity_N: np.ndarray) -> list[int]:
+    """Indices of the images to keep, the most similar first."""
+    retrieve = config.source.retrieve
+    readable = int(np.count_nonzero(np.isfinite(similarity_N)))
+    unreadable = len(similarity_N) - readable
+    if unreadable:
+        print(
+            f"retrieval: {unreadable} of {len(similarity_N)} images could not be read and were passed over",
+            flush=True,
+        )
+    nearest_first = np.argsort(-similarity_N, kind="stable")[:readable].tolist()  # NaN are sorted to the end
+    if retrieve.aesthetics:  # a look into the metadata of every image
+        candidates = nearest_first
+        nearest_first = []
+        for index in candidates:
+            if _aesthetics(source.metadata(index)) >= retrieve.aesthetics:
+                nearest_first.append(index)
+    if not nearest_first:
+        raise UserError(
+            f"source.images={config.source.images}: "
+            f"no readable image of aesthetics {retrieve.aesthetics:g} or more in it"
+        )
+    return nearest_first[: min(retrieve.k, config.generate.pairs)]
+
+
 def _aesthetics(metadata: dict[str, Any]) -> float:
-    """The score where there is one."""
-    return next(
-        (float(metadata[key]) for key in AESTHETICS if isinstance(metadata.get(key), int | float)), math.inf
-    )
+    """The aesthetics score that an image's metadata hold; infinite where they hold none."""
+    for key in AESTHETICS:
+        if isinstance(metadata.get(key), int | float):
+            return float(metadata[key])
+    return math.inf
 
 
 def _similarity(source: InputSource, config: Config, folder: Path) -> np.ndarray:
-    """Cosine of every image and the source words, N; NaN where it cannot be read."""
+    """Cosine of every image and the task's source words, N; NaN where an image cannot be read.
+
+    Features lie in `folder`, a file for every CHUNK of images; those that are not there are made.
+    """
     scorer = ClipScorer(config.scorer, pick_device(config.device))
     text_D = scorer.text_features([config.task.source])[0].cpu().numpy()
-    count, parts = len(source.names), []
+    count = len(source.names)
+    chunks = []
     for start in range(0, count, CHUNK):
         path = folder / f"{start // CHUNK:06d}.npy"
         if not path.exists():
@@ -88,12 +113,12 @@ def _similarity(source: InputSource, config: Config, folder: Path) -> np.ndarray
             with whole_file(path) as stream:
                 np.save(stream, _features(source, range(start, stop), scorer, len(text_D)))
             print(f"retrieval: {stop} of {count} images looked at", flush=True)
-        parts.append(np.load(path, allow_pickle=False))
-    return np.concatenate(parts) @ text_D
+        chunks.append(np.load(path, allow_pickle=False))
+    return np.concatenate(chunks) @ text_D
 
 
 def _features(source: InputSource, ids: range, scorer: ClipScorer, width: int) -> np.ndarray:
-    """Unit features N x D of these images; NaN where one cannot be read."""
+    """Unit features N x width of the images with these indices; NaN where one cannot be read."""
 
     def read(index: int) -> np.ndarray | None:
         try:
@@ -102,10 +127,14 @@ def _features(source: InputSource, ids: range, scorer: ClipScorer, width: int) -
             return None
 
     features_ND = np.full((len(ids), width), np.nan, np.float32)
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         for start in range(0, len(ids), BATCH):
-            images = dict(enumerate(pool.map(read, ids[start : start + BATCH]), start))
-            readable = {row: image for row, image in images.items() if image is not None}
-            if readable:
-                features_ND[list(readable)] = scorer.image_features(list(readable.values())).cpu().numpy()
+            rows = []
+            images = []
+            for row, image in enumerate(pool.map(read, ids[start : start + BATCH]), start):
+                if image is not None:
+                    rows.append(row)
+                    images.append(image)
+            if images:
+                features_ND[rows] = scorer.image_features(images).cpu().numpy()
     return features_ND

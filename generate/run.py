@@ -3,8 +3,9 @@
   accelerate launch generate/run.py task=tree2winter
   python generate/run.py task=tree2winter source.images=PHOTOS runs_dir=OUT
 
-Reads rendered scenes, photographs, webdataset tars or prompts (source.*), writes pair shards to <runs_dir>/<task>/<teacher>/pairs. Run the
-same command again to go on after an interruption; a larger generate.pairs= adds to what is there.
+Reads rendered scenes, photographs, webdataset tars or prompts (source.*), writes pair shards to
+<runs_dir>/<task>/<teacher>/pairs. Run the same command again to go on after an interruption; a
+larger generate.pairs= adds to what is there.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,61 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.files import digest, exclusive, model_files, write_json
 from configs.loader import to_yaml
-from configs.runs import pairs_dir, scorer_files
-from configs.schema import Config
+from configs.runs import changes, pairs_dir, scorer_files, settings_of
+from configs.schema import Config, Direction, Task
 from generate.banks import task_banks
 from generate.shards import is_finished, read_manifest
 from generate.sources import InputSource, open_source
 from models.devices import process_group
 
-IDENTITY = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance")
-SECTIONS = (*IDENTITY, "generate", "scorer")
+# What --help shows.
+SECTIONS = (
+    "task",
+    "teacher",
+    "source",
+    "direction",
+    "inversion",
+    "edit",
+    "guidance",
+    "generate",
+    "scorer",
+)
+# The keys and sections that do not change a pair. Every other key does, and wants another folder.
+FREE = (
+    # where the pairs lie, how many there are, and how and on what they are made
+    "runs_dir",
+    "device",
+    "json",
+    "force",
+    "generate.pairs",
+    "generate.out",
+    "generate.batch",
+    "generate.compile",
+    # what else is kept or left out beside them
+    "generate.save_reconstruction",
+    "generate.save_latents",
+    "generate.safety_checker",
+    "source.max_unreadable_share",
+    # whether scenes may be rendered: source.images and source.prompts tell whether they are
+    "source.scenes",
+    # the later stages; the scorer's files count where it retrieves images
+    "task.clip_gain",
+    "task.overlap",
+    "scorer",
+    "segmenter",
+    "filter",
+    "generator",
+    "augment",
+    "distill",
+    "export",
+    "evaluate",
+    "compare",
+    "benchmark",
+    "demo",
+)
+# What a shard's manifest says of the inputs that it lacks, and what that means in a message.
 LEFT_OUT = {"unreadable": "images could not be read", "flagged": "edits were flagged by the safety checker"}
+NAMED = 5  # inputs that were left out that a message names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,138 +84,171 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """What a run would do: number of images, pairs and shards, those already there, about how much disk all take, and how long the rest."""
-    from generate.batches import time_for
-
-    source = input_source(config, look=False)
-    shards, missing = _shards(config, source)
-    left, count = sum(map(len, missing.values())), len(source.names)
-    pictures = 2 + (config.generate.save_reconstruction or config.generate.save_latents)
-    size = (
-        count * pictures * 3 * config.teacher.resolution**2
-    )  # a lossless PNG of a photograph is a little smaller than its pixels
+    """What a run would do: pairs, shards, those already there, disk space, and time for the rest."""
+    source = input_source(config, retrieve=False)
+    shards = split_into_shards(len(source.names), config.generate.pairs_per_shard)
+    missing = missing_shards(pairs_dir(config), shards)
     return {
         "writes to": pairs_dir(config),
-        "pairs": count,
+        "pairs": len(source.names),
         "shards": len(shards),
         "shards already there": len(shards) - len(missing),
-        "disk for the pictures, about (GB)": round(size / 1e9, 2),
-        "time for the rest, about": time_for(config, left / int(os.environ.get("WORLD_SIZE", 1)))
-        if left
-        else "none",
+        "disk for the pictures, about (GB)": round(_picture_bytes(config, len(source.names)) / 1e9, 2),
+        "time for the rest, about": _time_for_the_rest(config, missing),
     }
+
+
+def _picture_bytes(config: Config, pairs: int) -> int:
+    """About the size of all pictures: a lossless PNG is a little smaller than its pixels."""
+    has_reconstruction = config.generate.save_reconstruction or config.generate.save_latents
+    pictures = 3 if has_reconstruction else 2
+    return pairs * pictures * 3 * config.teacher.resolution**2
+
+
+def _time_for_the_rest(config: Config, missing: Mapping[int, range]) -> str:
+    """About how long the missing shards take all processes together, in words."""
+    if not missing:
+        return "none"
+    from generate.batch_size import time_for
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return time_for(config, sum(map(len, missing.values())) / processes)
 
 
 def generate(config: Config) -> Path:
     """Make the pairs that are not there yet; returns their folder.
 
-    Raises UserError where the folder was made with another configuration (unless force=true), where another process writes there, and,
-    after all the work is done, where more of the images than source.max_unreadable_share could not be read.
+    Raises UserError where the folder was made with other settings (unless force=true), where
+    another process writes there, and, after all the work is done, where more of the images than
+    source.max_unreadable_share could not be read.
     """
     state = process_group()
+    rank = state.process_index
     folder = pairs_dir(config)
-    with exclusive(folder, f"rank{state.process_index}"):
-        with (
-            state.main_process_first()
-        ):  # its retrieval looks at every image, once: the others read what it found
+    with exclusive(folder, f"rank{rank}"):
+        # Retrieval looks at every image, in the first process: the others read the features it kept.
+        with state.main_process_first():
             if state.is_main_process:
-                _claim(folder, config)
+                claim(folder, config)
             source = input_source(config)
-        count, (shards, missing) = len(source.names), _shards(config, source)
-        mine = dict(list(missing.items())[state.process_index :: state.num_processes])
-        state.wait_for_everyone()  # a shard that another process finished before this one looked would shift the shares
-        if state.is_main_process:
-            print(
-                f"pairs: {count} wanted, {len(shards) - len(missing)} of {len(shards)} shards already in {folder}",
-                flush=True,
-            )
-        if mine:
-            from generate.batches import write_shards
-
-            write_shards(config, source, mine, digest(_identity_values(config)), state.process_index)
+        count = len(source.names)
+        shards = split_into_shards(count, config.generate.pairs_per_shard)
+        missing = missing_shards(folder, shards)
+        mine = list(missing)[rank :: state.num_processes]
+        # A shard that another process finished before this one looked would shift the shares.
         state.wait_for_everyone()
-    left_out = [item for index in shards for item in read_manifest(folder / f"{index:06d}.tar")["left_out"]]
-    for why, meaning in LEFT_OUT.items():
-        if not (found := [item for item in left_out if item["why"] == why]):
-            continue
-        first = "; ".join(f"{item['id']} ({item['reason']})" for item in found[:5])
-        message = f"{len(found)} of {count} {meaning} and were left out: {first}"
-        if why == "unreadable" and len(found) > config.source.max_unreadable_share * count:
-            raise UserError(f"{message}. Mend or remove them, or raise source.max_unreadable_share")
         if state.is_main_process:
-            print(message, flush=True)
+            present = f"{len(shards) - len(missing)} of {len(shards)} shards"
+            print(f"pairs: {count} wanted, {present} already in {folder}", flush=True)
+        if mine:
+            from generate.pairs import write_shards
+
+            my_shards = {index: shards[index] for index in mine}
+            write_shards(config, source, my_shards, digest(made_with(config)), rank)
+        state.wait_for_everyone()
+    _report_left_out(config, folder, shards, printed=state.is_main_process)
     return folder
 
 
-def input_source(config: Config, look: bool = True) -> InputSource:
-    """The run's inputs. look: with source.retrieve.k, look at the images; else it is only a source of as many."""
-    k, limit = config.source.retrieve.k, config.generate.pairs
-    if k and not config.source.images:
+def input_source(config: Config, retrieve: bool = True) -> InputSource:
+    """The run's inputs: of a large source the nearest ones, where source.retrieve.k is set.
+
+    retrieve=False: for a plan, as many as there will be, without a look at the images.
+    """
+    k = config.source.retrieve.k
+    limit = config.generate.pairs
+    resolution = config.teacher.resolution
+    if not k:
+        return open_source(config.source, config.task, resolution, limit)
+    if not config.source.images:
         raise UserError("source.retrieve.k: name the images to choose from with source.images=")
-    if not k or not look:
-        return open_source(config.source, config.task, config.teacher.resolution, min(k or limit, limit))
+    if not retrieve:
+        return open_source(config.source, config.task, resolution, min(k, limit))
     from generate.retrieval import nearest
 
-    return nearest(open_source(config.source, config.task, config.teacher.resolution, sys.maxsize), config)
+    all_images = open_source(config.source, config.task, resolution, sys.maxsize)
+    return nearest(all_images, config)
 
 
-def _shards(config: Config, source: InputSource) -> tuple[dict[int, range], dict[int, range]]:
-    """The inputs of each shard; and of those that are not there, or hold other inputs."""
-    size, ids = config.generate.pairs_per_shard, range(len(source.names))
-    shards = {start // size: ids[start : start + size] for start in range(0, len(ids), size)}
-
-    def is_there(index: int, ids: range) -> bool:
-        path = pairs_dir(config) / f"{index:06d}.tar"
-        return is_finished(path) and read_manifest(path)["ids"] == [ids.start, ids.stop]
-
-    return shards, {index: ids for index, ids in shards.items() if not is_there(index, ids)}
+def split_into_shards(count: int, size: int) -> dict[int, range]:
+    """Number of the shard -> indices of its inputs, `size` a shard."""
+    shards = {}
+    for index, start in enumerate(range(0, count, size)):
+        shards[index] = range(start, min(start + size, count))
+    return shards
 
 
-def _identity_values(config: Config) -> dict[str, Any]:
-    """What decides a pair's pixels; where it lies, how many there are and on what device they are made does not."""
-    asked = config.direction
-    ready = [
-        path for path in (asked.file, asked.source_embedding, asked.target_embedding, *asked.plus) if path
-    ]
-    banks = (
-        ([], [])
-        if asked.file or asked.source_embedding
-        else task_banks(config.task, asked, Path(config.runs_dir) / "banks")
-    )
-    values = {
-        f"{name}.{key}": value for name in IDENTITY for key, value in asdict(getattr(config, name)).items()
-    }
-    for key in ("task.clip_gain", "task.overlap", "source.scenes"):
-        del values[key]
-    return values | {
-        "teacher.files": digest(model_files(config.teacher.path)),
-        "direction.made_of": digest([model_files(path) for path in ready], banks),
-        "source.models": digest(
-            model_files(config.source.captioner),
-            scorer_files(config.scorer) if config.source.retrieve.k else "",
-        ),
-        "seed": config.seed,
-        "generate.dtype": config.generate.dtype,
-        "generate.pairs_per_shard": config.generate.pairs_per_shard,
-    }
+def missing_shards(folder: Path, shards: Mapping[int, range]) -> dict[int, range]:
+    """Those that are not in the folder, or there with other inputs, as a last shard that was not full."""
+    missing = {}
+    for index, ids in shards.items():
+        path = _shard_path(folder, index)
+        if not (is_finished(path) and read_manifest(path)["ids"] == [ids.start, ids.stop]):
+            missing[index] = ids
+    return missing
 
 
-def _claim(folder: Path, config: Config) -> None:
-    """Write the folder's configuration down, or refuse to go on in one whose shards were made with another."""
-    wanted = _identity_values(config)
+def _shard_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.tar"
+
+
+def _report_left_out(config: Config, folder: Path, shards: Mapping[int, range], printed: bool) -> None:
+    """Print what was left out, and why. UserError where too many images could not be read."""
+    count = sum(map(len, shards.values()))
+    left_out = []
+    for index in shards:
+        left_out += read_manifest(_shard_path(folder, index))["left_out"]
+    for why, meaning in LEFT_OUT.items():
+        items = [item for item in left_out if item["why"] == why]
+        if not items:
+            continue
+        first = "; ".join(f"{item['id']} ({item['reason']})" for item in items[:NAMED])
+        message = f"{len(items)} of {count} {meaning} and were left out: {first}"
+        if why == "unreadable" and len(items) > config.source.max_unreadable_share * count:
+            raise UserError(f"{message}. Mend or remove them, or raise source.max_unreadable_share")
+        if printed:
+            print(message, flush=True)
+
+
+def claim(folder: Path, config: Config) -> None:
+    """Write down what the folder is made with; UserError where its shards were made otherwise."""
+    now = made_with(config)
     path = folder / "made_with.json"
-    if path.exists() and not config.force and any(map(is_finished, folder.glob("[0-9]*.tar"))):
-        present = json.loads(path.read_text())
-        changed = [key for key in sorted({*wanted, *present}) if wanted.get(key) != present.get(key)]
-        if changed:
-            rows = "; ".join(f"{key} was {present.get(key)}, now {wanted.get(key)}" for key in changed)
+    has_shards = any(map(is_finished, folder.glob("[0-9]*.tar")))
+    if path.exists() and has_shards and not config.force:
+        rows = changes(json.loads(path.read_text()), now)
+        if rows:
             raise UserError(
-                f"{folder} was made with another configuration: {rows}. Take another runs_dir= or generate.out=, or force=true"
+                f"{folder} was made with another configuration: {'; '.join(rows)}. "
+                "Take another runs_dir= or generate.out=, or force=true"
             )
-    for torn in folder.glob(".*.tmp"):  # of a killed process: nobody writes before the main process is here
+    # Temporary files are a killed process's: no process writes before the main process has been here.
+    for torn in folder.glob(".*.tmp"):
         torn.unlink()
-    write_json(path, wanted)
+    write_json(path, now)
     (folder / "config.yaml").write_text(to_yaml(config))
+
+
+def made_with(config: Config) -> dict[str, Any]:
+    """What decides a pair's pixels, as JSON: all settings but FREE, and hashes of the files they name."""
+    retrieves = config.source.retrieve.k > 0
+    source_models = [
+        model_files(config.source.captioner),
+        scorer_files(config.scorer) if retrieves else "",
+    ]
+    return settings_of(config, FREE) | {
+        "teacher.files": digest(model_files(config.teacher.path)),
+        "direction.made_of": _direction_hash(config.task, config.direction),
+        "source.models": digest(source_models),
+    }
+
+
+def _direction_hash(task: Task, config: Direction) -> str:
+    """A hash of what the direction is made of: its ready files, or the sentences."""
+    files = [path for path in (config.file, *config.files) if path]
+    if files:
+        return digest([model_files(path) for path in files])
+    return digest(task_banks(task, config))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Pair shards: the one home of the format that generate writes and filter and distill read.
 
-    pairs/000000.tar    KEY.input.png KEY.edit.png KEY.json [KEY.reconstruction.png KEY.*_latent.npy], one sample after the other
-    pairs/000000.json   the manifest: keys, byte count and SHA-256 of the tar, what was left out; written last
+    pairs/000000.tar    one sample after the other: KEY.input.png KEY.edit.png KEY.json
+                        and, where they are asked for, KEY.reconstruction.png KEY.*_latent.npy
+    pairs/000000.json   the manifest: keys, bytes and SHA-256 of the tar, what was left out; last
 
-A tar without its manifest is unfinished and is never read. Bytes are deterministic (no times, no users), so an interrupted run that is
-taken up again ends with the same files as one that was not. What is torn, changed or unfinished is a UserError that says how to mend it.
+A tar without its manifest is unfinished and is never read. Bytes are deterministic (no times, no
+users), so an interrupted run that is taken up again ends with the same files as one that was not.
+What is torn, changed or unfinished is a UserError that says how to mend it.
 """
+
+from __future__ import annotations
 
 import contextlib
 import io
@@ -17,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,14 +29,19 @@ from PIL import Image
 from configs.errors import UserError
 from configs.files import fingerprint, whole_file, write_json
 
-FORMAT = 1
+FORMAT = 1  # of the manifest and of what lies in the tar; another number is refused
 KEY = re.compile(r"[a-z0-9_-]+")
 IMAGES = ("input", "edit", "reconstruction")
+PNG_COMPRESSION = 4  # zlib's level: 6 is half a percent smaller and takes half as long again
 
 
 @dataclass
 class Pair:
-    """One sample: a key `[a-z0-9_-]+`, RGB uint8 images H x W x 3 by name (input, edit, ...), its record, float arrays by name."""
+    """One sample of a shard.
+
+    key: `[a-z0-9_-]+`. images: RGB uint8 H x W x 3 by name (input, edit, ...). record: what is
+    known of how it was made, as JSON. arrays: further float arrays by name.
+    """
 
     key: str
     images: dict[str, np.ndarray]
@@ -40,19 +49,30 @@ class Pair:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+class Member(NamedTuple):
+    """A file within a tar: where its bytes begin, and how many they are."""
+
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True)
 class PairLocation:
-    """Where a finished pair lies: the shard and, by member name ('input.png', 'json', ...), offset and size in bytes."""
+    """Where a finished pair lies: the shard, and by extension ('input.png', 'json') its members."""
 
     key: str
     shard: Path
-    members: dict[str, tuple[int, int]]
+    members: dict[str, Member]
 
 
-def write_shard(folder: Path, index: int, pairs: Iterable[Pair], about: dict[str, Any]) -> Path:
-    """Write shard `index` atomically and its manifest after it; returns the tar's path.
+# Writing
 
-    about: further JSON content of the manifest (left-out images, configuration hash). UserError for a bad or repeated key.
+
+def write_shard(folder: Path, index: int, pairs: Iterable[Pair], extra: dict[str, Any]) -> Path:
+    """Write shard `index`, whole or not at all, and its manifest after it; returns the tar's path.
+
+    extra: further JSON content of the manifest (left-out images, configuration hash); it may grow
+    until the last pair is there. UserError for a bad or repeated key.
     """
     import webdataset
 
@@ -63,29 +83,36 @@ def write_shard(folder: Path, index: int, pairs: Iterable[Pair], about: dict[str
         webdataset.TarWriter(stream, encoder=False, mtime=0, user="zero2gan", group="zero2gan") as writer,
         ThreadPoolExecutor(
             1
-        ) as pool,  # encoding goes on beside the making of the next batch; one thread keeps the order
+        ) as pool,  # encodes beside the making of the next batch; one thread keeps the order
     ):
         writes = []
         for pair in pairs:
             if not KEY.fullmatch(pair.key) or pair.key in keys:
                 raise UserError(f"{path}: key '{pair.key}' is repeated or not of [a-z0-9_-]+")
             keys.append(pair.key)
-            writes.append(pool.submit(lambda pair: writer.write(_encode(pair)), pair))
+            writes.append(pool.submit(_write_pair, writer, pair))
         for write in writes:
-            write.result()
-    write_json(manifest_path(path), {"format": FORMAT, "keys": keys, **fingerprint(path), **about})
+            write.result()  # raises what the thread raised
+    write_json(manifest_path(path), {"format": FORMAT, "keys": keys, **fingerprint(path), **extra})
     return path
 
 
-def _encode(pair: Pair) -> dict[str, Any]:
+def _write_pair(writer: Any, pair: Pair) -> None:
+    """Append the pair's images, arrays and record to a webdataset.TarWriter."""
     sample: dict[str, Any] = {"__key__": pair.key}
     for name, image in pair.images.items():
-        Image.fromarray(image).save(stream := io.BytesIO(), "PNG", compress_level=4)
-        sample[f"{name}.png"] = stream.getvalue()
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, "PNG", compress_level=PNG_COMPRESSION)
+        sample[f"{name}.png"] = png.getvalue()
     for name, array in pair.arrays.items():
-        np.save(stream := io.BytesIO(), array, allow_pickle=False)
-        sample[f"{name}.npy"] = stream.getvalue()
-    return sample | {"json": json.dumps(pair.record, sort_keys=True).encode()}
+        npy = io.BytesIO()
+        np.save(npy, array, allow_pickle=False)
+        sample[f"{name}.npy"] = npy.getvalue()
+    sample["json"] = json.dumps(pair.record, sort_keys=True).encode()
+    writer.write(sample)
+
+
+# Manifests
 
 
 def manifest_path(shard: Path) -> Path:
@@ -109,19 +136,20 @@ def read_manifest(shard: Path) -> dict[str, Any]:
 
 
 def is_finished(shard: Path) -> bool:
-    """Whether the tar and its manifest are there and the tar has the size that the manifest says."""
+    """Whether the tar and its manifest are there and the tar has the size that the manifest states."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         return shard.stat().st_size == json.loads(manifest_path(shard).read_text())["bytes"]
     return False
 
 
 def finished_shards(folder: Path) -> list[Path]:
-    """The finished tars of a folder, sorted. UserError where there is none, and where a tar's size is not its manifest's."""
+    """The finished tars of a folder, sorted. UserError where there is none, or one has a wrong size."""
     shards = [shard for shard in sorted(folder.glob("[0-9]*.tar")) if manifest_path(shard).exists()]
     for shard in shards:
         if not is_finished(shard):
             raise UserError(
-                f"{shard} is not the size its manifest says: delete both and run generate/run.py again to make it anew"
+                f"{shard} is not the size its manifest says: "
+                "delete both and run generate/run.py again to make it anew"
             )
     if not shards:
         raise UserError(f"{folder}: no finished pair shards; make them with generate/run.py")
@@ -129,40 +157,55 @@ def finished_shards(folder: Path) -> list[Path]:
 
 
 def verify(shard: Path) -> None:
-    """UserError unless the tar's SHA-256 is the manifest's."""
-    if not fingerprint(shard).items() <= read_manifest(shard).items():
-        raise UserError(
-            f"{shard} differs from its manifest (a flipped bit, a cut file?): delete both and run generate/run.py again"
-        )
+    """UserError unless the tar has the size and the SHA-256 of its manifest."""
+    manifest = read_manifest(shard)
+    for name, value in fingerprint(shard).items():
+        if manifest.get(name) != value:
+            raise UserError(
+                f"{shard} differs from its manifest (a flipped bit, a cut file?): "
+                "delete both and run generate/run.py again"
+            )
+
+
+# Reading
+
+
+def read_pairs(folder: Path, names: Iterable[str] = IMAGES) -> Iterator[Pair]:
+    """Every finished pair of a folder, in order, each as read_pair reads it."""
+    for shard in finished_shards(folder):
+        for location in locate(shard):
+            yield read_pair(location, names)
 
 
 def locate(shard: Path) -> list[PairLocation]:
-    """Where each pair of a finished shard lies, in order. UserError where keys differ from the manifest's."""
+    """Where the pairs of a shard lie, in order. UserError where the keys differ from its manifest's."""
     try:
-        members = tar_members(shard)
+        samples = tar_members(shard)
     except (tarfile.TarError, OSError) as error:
         raise UserError(
             f"{shard} cannot be read ({error}): delete it and its manifest and run generate/run.py again"
         ) from error
-    if list(members) != read_manifest(shard)["keys"]:
+    if list(samples) != read_manifest(shard)["keys"]:
         raise UserError(
             f"{shard} does not hold the keys of its manifest: delete both and run generate/run.py again"
         )
-    return [PairLocation(key, shard, found) for key, found in members.items()]
+    return [PairLocation(key, shard, members) for key, members in samples.items()]
 
 
 def read_pair(location: PairLocation, names: Iterable[str] = IMAGES) -> Pair:
-    """Read one pair: its record and those of the named images and arrays that it has. UserError where one cannot be read."""
+    """One pair: its record, and those of the named images and arrays that it has.
+
+    UserError where one of them cannot be read.
+    """
+    members = location.members
     try:
-        pair = Pair(location.key, {}, json.loads(read_member(location.shard, location.members["json"])))
+        pair = Pair(location.key, {}, json.loads(read_member(location.shard, members["json"])))
         for name in names:
-            if place := location.members.get(f"{name}.png"):
-                with open_image(io.BytesIO(read_member(location.shard, place)), ["PNG"]) as image:
-                    pair.images[name] = np.asarray(image.convert("RGB"))
-            elif place := location.members.get(f"{name}.npy"):
-                pair.arrays[name] = np.load(
-                    io.BytesIO(read_member(location.shard, place)), allow_pickle=False
-                )
+            if f"{name}.png" in members:
+                pair.images[name] = _decode_png(read_member(location.shard, members[f"{name}.png"]))
+            elif f"{name}.npy" in members:
+                npy = io.BytesIO(read_member(location.shard, members[f"{name}.npy"]))
+                pair.arrays[name] = np.load(npy, allow_pickle=False)
     except (OSError, SyntaxError, ValueError, KeyError) as error:
         raise UserError(
             f"{location.shard}: pair {location.key} cannot be read ({error!r}): "
@@ -171,38 +214,42 @@ def read_pair(location: PairLocation, names: Iterable[str] = IMAGES) -> Pair:
     return pair
 
 
-def read_pairs(folder: Path, names: Iterable[str] = IMAGES) -> Iterator[Pair]:
-    """Every finished pair of a folder, in order."""
-    for shard in finished_shards(folder):
-        for location in locate(shard):
-            yield read_pair(location, names)
+def _decode_png(content: bytes) -> np.ndarray:
+    """RGB uint8 H x W x 3."""
+    with open_image(io.BytesIO(content), ["PNG"]) as image:
+        return np.asarray(image.convert("RGB"))
 
 
-def tar_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Key -> extension ('input.png', 'json') -> offset and size in bytes of each file of a webdataset tar; reads headers only."""
-    members: dict[str, dict[str, tuple[int, int]]] = {}
+# What lies in a webdataset tar, ours or another's (generate/sources.py)
+
+
+def tar_members(path: Path) -> dict[str, dict[str, Member]]:
+    """What a webdataset tar holds: key -> extension ('input.png', 'json') -> member; reads headers only.
+
+    A key is the path up to the first dot of the file's name, the extension, in lower case, is what
+    comes after it.
+    """
+    samples: dict[str, dict[str, Member]] = {}
     with tarfile.open(path, "r:") as archive:
         for item in archive:
             folder, slash, base = item.name.rpartition("/")
             stem, _, extension = base.partition(".")
             if item.isfile():
-                members.setdefault(folder + slash + stem, {})[extension.lower()] = (
-                    item.offset_data,
-                    item.size,
-                )
-    return members
+                members = samples.setdefault(folder + slash + stem, {})
+                members[extension.lower()] = Member(item.offset_data, item.size)
+    return samples
 
 
-def read_member(path: Path, place: tuple[int, int]) -> bytes:
-    """The file of a tar at this offset, of this size."""
+def read_member(path: Path, member: Member) -> bytes:
+    """The content of a file within a tar."""
     with open(path, "rb") as stream:
-        stream.seek(place[0])
-        return stream.read(place[1])
+        stream.seek(member.offset)
+        return stream.read(member.size)
 
 
 @contextlib.contextmanager
 def open_image(file: Path | IO[bytes], formats: list[str]) -> Iterator[Image.Image]:
-    """An image of one of these formats, not yet decoded; one that PIL takes for a decompression bomb is an error."""
+    """An image of one of these formats, not yet decoded; what Pillow takes for a bomb is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=formats) as image:

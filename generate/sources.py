@@ -1,11 +1,18 @@
-"""Where the inputs come from: rendered scenes, photographs, webdataset tars, or prompts alone. Same ids in the same order, every time."""
+"""Where the inputs come from: photographs, webdataset tars, prompts alone, or rendered scenes.
+
+A source lists the same inputs in the same order every time. A new kind of source is a function with
+the arguments of open_photos, an entry in OPENERS and a word in kind_of; its key stands in
+configs/schema.py.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,23 +25,37 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from configs.errors import UserError
 from configs.schema import Source, Task
 from generate.banks import read_bank
-from generate.shards import open_image, read_member, tar_members
-from models.miniature.captions import caption
+from generate.captions import choose_caption
+from generate.shards import Member, open_image, read_member, tar_members
+from models.miniature.captions import caption as scene_caption
 from models.miniature.scenes import Look, render, scene
+from models.translator import upright_rgb
 
-FORMATS = ["PNG", "JPEG", "WEBP"]
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-KEY_LENGTH = 48
+FORMATS = ["PNG", "JPEG", "WEBP"]  # that Pillow may take a file for, whatever its name
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")  # of the files and tar members that are taken for pictures
+# What Pillow raises for a damaged file, and for one of too many pixels.
+PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+KEY_LENGTH = 48  # characters of a name that a key keeps: enough to know it again
+CACHE = Path(".cache") / "zero2gan"  # below the home folder, for tars that come from an address
 
 
 class Unreadable(Exception):
-    """One image that cannot be used; it is counted and left out."""
+    """An image that cannot be used; it is counted and left out."""
 
 
 @dataclass(frozen=True)
 class InputImage:
-    """An input: key `[a-z0-9_-]+`, RGB uint8 side x side x 3 (empty: its caption makes it), its caption, where that came from, and what the
-    record says of the source.
+    """One input of the teacher.
+
+    key: its name in a shard, `[a-z0-9_-]+`. image: RGB uint8 side x side x 3; 0 x 0 x 3 where the
+    teacher makes it from the caption. caption_from: where the caption is from. source: what the
+    pair's record says of the source.
     """
 
     key: str
@@ -44,45 +65,59 @@ class InputImage:
     source: dict[str, Any]
 
 
+def no_metadata(index: int) -> dict[str, Any]:
+    """The metadata of a source that has none."""
+    return {}
+
+
 @dataclass(frozen=True)
 class InputSource:
     """A list of inputs that can be read in any order, by any thread or process.
 
-    names: what a message calls each. load: reads the input at an index; raises Unreadable. metadata: what else is known of it.
+    names: what a message calls them. load: reads the input at an index; raises Unreadable.
+    metadata: what else is known of the input at an index.
     """
 
     names: Sequence[str]
     load: Callable[[int], InputImage]
-    metadata: Callable[[int], dict[str, Any]] = lambda index: {}
+    metadata: Callable[[int], dict[str, Any]] = no_metadata
 
 
 def open_source(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
-    """The source that the configuration names, at most `limit` images of it. UserError where it holds none."""
+    """The source that the configuration names, cut after `limit` inputs.
+
+    resolution: side of the images in pixels. UserError where it names two sources, or one that holds
+    nothing.
+    """
     if config.prompts and config.images:
         raise UserError("source.images and source.prompts are two sources: name one")
-    if config.prompts:
-        return _prompts(config, limit)
-    if not config.images:
-        return _scenes(config, task, resolution, limit)
     if config.images.startswith("pipe:"):
         raise UserError(
             f"source.images={config.images}: a pipe: runs a command and is refused; name files or an address"
         )
-    in_tars = config.images.endswith(".tar") or "://" in config.images
-    source = (_tars if in_tars else _photos)(config, task, resolution, limit)
-    if not source.names:
-        raise UserError(
-            f"source.images={config.images}: no {', '.join(SUFFIXES)} {'member' if in_tars else 'file'} in it"
-        )
-    return source
+    return OPENERS[kind_of(config)](config, task, resolution, limit)
 
 
-def _scenes(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
-    """Scenes rendered by models/miniature, one a seed, in the task's input look."""
+def kind_of(config: Source) -> str:
+    """Which of OPENERS the configuration asks for."""
+    if config.prompts:
+        return "prompts"
+    if not config.images:
+        return "scenes"
+    if config.images.endswith(".tar") or "://" in config.images:
+        return "tars"
+    return "photos"
+
+
+def open_scenes(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
+    """Scenes that models/miniature renders in the task's input look, from source.first_seed on.
+
+    UserError where the teacher knows no such scenes, or the task names no look.
+    """
     if not (config.scenes and task.scene_input):
         raise UserError(
-            f"no scenes are rendered for task={task.name} with this teacher: name the images to edit with source.images=FOLDER, "
-            "or prompts to make them from with source.prompts=FILE"
+            f"no scenes are rendered for task={task.name} with this teacher: name the images to edit with "
+            "source.images=FOLDER, or prompts to make them from with source.prompts=FILE"
         )
     look = Look(**task.scene_input)
     names = [f"scene-{config.first_seed + index}" for index in range(limit)]
@@ -90,130 +125,186 @@ def _scenes(config: Source, task: Task, resolution: int, limit: int) -> InputSou
     def load(index: int) -> InputImage:
         seed = config.first_seed + index
         picture = render(scene(seed), look).resize((resolution, resolution), Image.Resampling.LANCZOS)
-        text = config.caption or caption(scene(seed), look, name_season=True)
-        origin = "source.caption" if config.caption else "scene"
-        return InputImage(
-            names[index], np.asarray(picture), text, origin, {"id": names[index], "scene_seed": seed}
-        )
+        own = {"scene": scene_caption(scene(seed), look, name_season=True)}
+        caption, caption_from = choose_caption(config, task, own)
+        record = {"id": names[index], "scene_seed": seed}
+        return InputImage(names[index], np.asarray(picture), caption, caption_from, record)
 
     return InputSource(names, load)
 
 
-def _prompts(config: Source, limit: int) -> InputSource:
-    """Inputs that the teacher makes itself: the prompts of a bank in turn, each time from another seed, so no inversion is needed."""
-    prompts, bank = read_bank(config.prompts, "source.prompts"), Path(config.prompts).name
-    names = [f"prompt-{index:06d}" for index in range(limit)]  # the seed derives from it
-    nothing = np.empty((0, 0, 3), np.uint8)
-    return InputSource(
-        names,
-        lambda index: InputImage(
-            names[index], nothing, prompts[index % len(prompts)], bank, {"id": names[index]}
-        ),
-    )
+def open_prompts(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
+    """Inputs that the teacher makes itself: the prompts of a bank in turn, `limit` of them.
+
+    The noise of an input is drawn from its key, so a prompt that comes again gives another picture.
+    There is nothing to invert. UserError where there is no such bank.
+    """
+    prompts = read_bank(config.prompts, "source.prompts")
+    bank_name = Path(config.prompts).name
+    names = [f"prompt-{index:06d}" for index in range(limit)]
+    no_image = np.empty((0, 0, 3), np.uint8)
+
+    def load(index: int) -> InputImage:
+        prompt = prompts[index % len(prompts)]
+        return InputImage(names[index], no_image, prompt, bank_name, {"id": names[index]})
+
+    return InputSource(names, load)
 
 
-def _photos(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
+@dataclass(frozen=True)
+class PhotoFile:
+    """A photograph, with its caption in NAME.txt beside it and what else is known in NAME.json."""
+
+    name: str
+    path: Path
+
+    def open(self) -> Path:
+        """The encoded picture, as read_square takes it."""
+        return self.path
+
+    def captions(self) -> dict[str, str]:
+        """Where from -> text, empty where there is none."""
+        file = self.path.with_suffix(".txt")
+        return {file.name: _text(self._beside(".txt"))}
+
+    def metadata(self) -> dict[str, Any]:
+        """The content of NAME.json."""
+        return _json_object(self._beside(".json"))
+
+    def _beside(self, suffix: str) -> bytes:
+        file = self.path.with_suffix(suffix)
+        return file.read_bytes() if file.is_file() else b""
+
+
+def open_photos(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
     """A folder of images (searched through), one image file, or a .txt that lists them, a path a line.
 
-    A caption is in NAME.txt beside the photograph, what else is known of it in NAME.json. A name is the path below the folder.
+    A name is the path below the folder of the images or of the list. UserError where there is none.
     """
     root = Path(config.images)
     if not root.exists():
         raise UserError(f"source.images={config.images}: no such folder or image")
+    folder = root if root.is_dir() else root.parent
+    photos = []
+    for path in _photo_paths(root)[:limit]:
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+        photos.append(PhotoFile(name, path))
+    return _pictures(photos, config, task, resolution)
+
+
+def _photo_paths(root: Path) -> list[Path]:
+    """The image files that a folder, an image or a list of images names."""
     if root.suffix == ".txt":
-        found = [root.parent / line.strip() for line in root.read_text().splitlines() if line.strip()]
-    elif root.is_file():
-        found = [root]
-    else:
-        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    paths, folder = found[:limit], root if root.is_dir() else root.parent
-
-    def beside(index: int, suffix: str) -> tuple[bytes, str]:
-        path = paths[index].with_suffix(suffix)
-        return (path.read_bytes() if path.is_file() else b""), path.name
-
-    names = [
-        path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name for path in paths
-    ]
-    return _pictures(config, task, resolution, names, paths.__getitem__, beside)
+        lines = [line.strip() for line in root.read_text().splitlines()]
+        return [root.parent / line for line in lines if line]
+    if root.is_file():
+        return [root]
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def _tars(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
-    """Webdataset tars as img2dataset writes them: one, or several by a glob or {0..9}; local, or at an address that fsspec knows.
+@dataclass(frozen=True)
+class TarSample:
+    """A picture in a webdataset tar, with KEY.txt and KEY.json where there are such members."""
 
-    A caption is in KEY.txt, else in KEY.json's 'caption', and what else is known in KEY.json. A name is TAR/KEY.
+    name: str
+    tar: Path
+    members: Mapping[str, Member]  # by suffix, without the dot
+
+    def open(self) -> IO[bytes]:
+        """The encoded picture, as read_square takes it."""
+        return io.BytesIO(self._content(picture_suffix(self.members)))
+
+    def captions(self) -> dict[str, str]:
+        """Where from -> text, empty where there is none: KEY.txt, and the 'caption' of KEY.json."""
+        return {
+            "txt": _text(self._content("txt")),
+            "json": str(self.metadata().get("caption") or "").strip(),
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """The content of KEY.json."""
+        return _json_object(self._content("json"))
+
+    def _content(self, suffix: str) -> bytes:
+        return read_member(self.tar, self.members[suffix]) if suffix in self.members else b""
+
+
+def open_tars(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
+    """Webdataset tars as img2dataset writes them: one, or several by {0..9} or a glob.
+
+    They are local or at an address that fsspec knows. A name is TAR/KEY. UserError for what cannot
+    be read as such tars, or holds no picture.
     """
-    names: list[str] = []
-    members: list[tuple[Path, dict[str, tuple[int, int]]]] = []  # the local tar; offset and size by extension
+    samples: list[TarSample] = []
     try:
         for pattern in braceexpand(config.images):
-            for path in local_files(pattern):
-                pictured = {key: parts for key, parts in tar_members(path).items() if _image_suffix(parts)}
-                shown = path.name if "*" in pattern else Path(pattern).name
-                names += [f"{shown}/{key}" for key in pictured]
-                members += [(path, parts) for parts in pictured.values()]
+            samples.extend(_tar_samples(pattern))
     except (OSError, ValueError, ImportError, tarfile.TarError) as error:
         raise UserError(
             f"source.images={config.images} cannot be read as webdataset tars: {error}"
         ) from error
-
-    def beside(index: int, suffix: str) -> tuple[bytes, str]:
-        path, parts = members[index]
-        return (read_member(path, parts[suffix[1:]]) if suffix[1:] in parts else b""), suffix[1:]
-
-    def image(index: int) -> IO[bytes]:
-        return io.BytesIO(beside(index, _image_suffix(members[index][1]))[0])
-
-    return _pictures(config, task, resolution, names[:limit], image, beside, captions_in_json=True)
+    return _pictures(samples[:limit], config, task, resolution)
 
 
-def _image_suffix(parts: dict[str, tuple[int, int]]) -> str:
-    return next((suffix for suffix in SUFFIXES if suffix[1:] in parts), "")
+def _tar_samples(pattern: str) -> Iterator[TarSample]:
+    """The samples with a picture in the tars that one path, address or glob names."""
+    for path in local_files(pattern):
+        # What is fetched from an address has a name of the cache's: the address knows a better one.
+        tar_name = path.name if "*" in pattern else Path(pattern).name
+        for key, members in tar_members(path).items():
+            if picture_suffix(members):
+                yield TarSample(f"{tar_name}/{key}", path, members)
+
+
+def picture_suffix(members: Mapping[str, Member]) -> str:
+    """Which of a sample's members is its picture, 'jpg' for KEY.jpg; empty where it has none."""
+    for suffix in SUFFIXES:
+        if suffix[1:] in members:
+            return suffix[1:]
+    return ""
 
 
 def local_files(pattern: str) -> list[Path]:
-    """The files that a path or glob names, sorted; those behind an address are fetched into ~/.cache/zero2gan first."""
-    cache = {"cache_storage": str(Path.home() / ".cache" / "zero2gan")}
-    found = (
-        fsspec.open_local(f"filecache::{pattern}", filecache=cache)
-        if "://" in pattern
-        else fsspec.open_local(pattern)
-    )
-    return [Path(found)] if isinstance(found, str) else sorted(map(Path, found))
+    """The files that a path or glob names, sorted; from an address they are fetched into CACHE first."""
+    if "://" in pattern:
+        cache = {"cache_storage": str(Path.home() / CACHE)}
+        paths = fsspec.open_local(f"filecache::{pattern}", filecache=cache)
+    else:
+        paths = fsspec.open_local(pattern)
+    return [Path(paths)] if isinstance(paths, str) else sorted(map(Path, paths))
 
 
 def _pictures(
-    config: Source,
-    task: Task,
-    resolution: int,
-    names: Sequence[str],
-    image: Callable[[int], Path | IO[bytes]],
-    beside: Callable[[int, str], tuple[bytes, str]],
-    captions_in_json: bool = False,
+    samples: Sequence[PhotoFile] | Sequence[TarSample], config: Source, task: Task, resolution: int
 ) -> InputSource:
-    """Images with what lies beside them: beside(index, suffix) is its content, empty where there is none, and what a record calls it.
-
-    The caption is source.caption, else the image's own, else the task's template.
-    """
-
-    def metadata(index: int) -> dict[str, Any]:
-        try:
-            found = json.loads(beside(index, ".json")[0])
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+    """The source of these pictures. UserError where there are none."""
+    if not samples:
+        raise UserError(f"source.images={config.images}: no {', '.join(SUFFIXES)} in it")
 
     def load(index: int) -> InputImage:
-        picture = read_square(image(index), resolution, config.max_pixels)
-        content, name = beside(index, ".txt")
-        captions = {"source.caption": config.caption, name: content.decode(errors="replace").strip()}
-        if captions_in_json:
-            captions["json"] = str(metadata(index).get("caption") or "").strip()
-        template = "task.caption", task.caption.format(source=task.source)
-        origin, text = next(((origin, text) for origin, text in captions.items() if text), template)
-        return InputImage(photo_key(names[index]), picture, text, origin, {"id": names[index]})
+        sample = samples[index]
+        image = read_square(sample.open(), resolution)
+        caption, caption_from = choose_caption(config, task, sample.captions())
+        return InputImage(photo_key(sample.name), image, caption, caption_from, {"id": sample.name})
 
-    return InputSource(names, load, metadata)
+    def metadata(index: int) -> dict[str, Any]:
+        return samples[index].metadata()
+
+    return InputSource([sample.name for sample in samples], load, metadata)
+
+
+def _text(content: bytes) -> str:
+    """UTF-8 text without white space at its ends; what is no UTF-8 becomes a replacement character."""
+    return content.decode(errors="replace").strip()
+
+
+def _json_object(content: bytes) -> dict[str, Any]:
+    """The JSON object that the bytes hold; {} where they hold none."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def photo_key(name: str) -> str:
@@ -222,38 +313,28 @@ def photo_key(name: str) -> str:
     return f"{readable or 'image'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def read_square(file: Path | IO[bytes], side: int, max_pixels: int) -> np.ndarray:
-    """The image upright, as RGB uint8 side x side x 3: centre square, Lanczos; transparency over white, 16 bit scaled to 8.
+def read_square(file: Path | IO[bytes], side: int) -> np.ndarray:
+    """The centre square of an image, upright, as RGB uint8 side x side x 3 (Lanczos).
 
-    Raises Unreadable for anything but a PNG, JPEG or WebP of at most max_pixels.
+    Transparency lies over white, 16 bit are scaled to 8. Raises Unreadable for anything but a PNG,
+    JPEG or WebP, and before it is decoded for one of more than Pillow's 89 million pixels.
     """
     try:
         with open_image(file, FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise Unreadable(f"{image.width} x {image.height} is above source.max_pixels={max_pixels}")
+            # A JPEG is decoded at a half, a quarter or an eighth of its size, where that is enough.
             image.draft("RGB", (side, side))
-            upright = _to_rgb(ImageOps.exif_transpose(image))
-    except (
-        UnidentifiedImageError
-    ) as error:  # its own text names an address in memory: no two runs would say the same
+            upright = upright_rgb(image)
+    except UnidentifiedImageError as error:
+        # Its own text names an address in memory: the manifest would be another one in every run.
         raise Unreadable("no PNG, JPEG or WebP image") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
+    except PILLOW_ERRORS as error:
         raise Unreadable(str(error)) from error
     return np.asarray(ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64)
-        return Image.fromarray((values / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert(
-            "RGB"
-        )
-    return image.convert("RGB")
+OPENERS: dict[str, Callable[[Source, Task, int, int], InputSource]] = {
+    "scenes": open_scenes,
+    "prompts": open_prompts,
+    "photos": open_photos,
+    "tars": open_tars,
+}

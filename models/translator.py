@@ -175,21 +175,25 @@ def blend(
     return np.round(total_HWC / weights_HW1).astype(np.uint8)
 
 
-def fit(image: Image.Image, side: int) -> Image.Image:
-    """The image turned upright by its EXIF orientation, RGB, its shorter side `side` and the other even; transparency on white, 16 bit
-    scaled to 8: as generate/sources.py reads what the generator was trained on.
-    """
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB, turned upright by its EXIF orientation, 16 bit scaled to 8, transparency over white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """The image as upright_rgb makes it, its shorter side `side` and the other even, as video codecs ask."""
+    image = upright_rgb(image)
     short = min(image.size)
     width, height = (
         side if length == short else 2 * round(length * (side / short) / 2) for length in image.size
-    )  # as video codecs ask
-    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    )
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def open_picture(path: Path, side: int) -> Image.Image:

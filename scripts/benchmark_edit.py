@@ -27,7 +27,7 @@ from configs.files import find_file
 from configs.runs import run_dir
 from configs.schema import Config
 from distill.formats import Edit, Picture, read, write
-from generate.batches import largest_batch
+from generate.batch_size import largest_batch
 from generate.directions import EditDirection
 from generate.editors import Editor
 from models.comodgan import CoModGenerator

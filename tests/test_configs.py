@@ -30,13 +30,13 @@ ENTRY_POINTS = (
 
 
 @pytest.mark.parametrize("task", available("task"))
-def test_every_task_is_complete(task, tmp_path):
+def test_every_task_is_complete(task):
     from generate.banks import task_banks
     from generate.editors import swap_words
 
     words = ["task.source=tree", "task.target=cherry blossom tree"] if task == "custom" else []
     config = load([f"task={task}", *words])
-    sources, targets = task_banks(config.task, config.direction, tmp_path)
+    sources, targets = task_banks(config.task, config.direction)
     assert len(sources) == len(targets) >= 100 and len(set(sources)) > 100 and not set(sources) & set(targets)
     assert bool(config.task.overlap) == bool(config.task.source_noun) == bool(config.task.target_noun)
     caption = config.task.caption.format(source=config.task.source)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from configs.errors import UserError
-from configs.loader import load
-from configs.runs import pairs_dir
-from generate import batches, run
+from configs.loader import known_keys, load
+from configs.runs import changes, pairs_dir, settings_of
+from generate import pairs, run
 from generate.directions import edit_direction
 from generate.editors import swap_words
 from generate.shards import read_pairs
@@ -104,7 +105,7 @@ def test_another_configuration_is_refused_with_the_difference(tiny_run, capsys):
     assert run.main(tiny_run) == 0
     assert run.main([*tiny_run, "guidance.scale=3"]) == 2
     message = capsys.readouterr().err
-    assert "guidance.scale was 7.5, now 3.0" in message or "guidance.scale was" in message
+    assert "guidance.scale: 5.0 -> 3.0" in message
     assert "force=true" in message
 
 
@@ -137,7 +138,7 @@ def test_dry_run_writes_nothing(tiny_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argument", "says"),
+    ("argument", "message"),
     [
         ("edit.method=magic", "pix2pix-zero"),
         ("edit.steps=0", "edit.steps"),
@@ -145,13 +146,13 @@ def test_dry_run_writes_nothing(tiny_run, tmp_path, capsys):
         ("teacher.path=/nowhere", "teacher.path=/nowhere"),
         ("task.source_bank=nothing.txt", "tree_summer.txt"),
         ("direction.file=/nowhere.safetensors", "direction.file"),
-        ("guidance.negative=maybe", "caption, empty"),
+        ("guidance.negative=maybe", "auto, caption or empty"),
     ],
 )
-def test_wrong_input_gives_one_line(tiny_run, capsys, argument, says):
+def test_wrong_input_gives_one_line(tiny_run, capsys, argument, message):
     assert run.main([*tiny_run, argument]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and says in error and "Traceback" not in error
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
 
 
 def test_the_direction_is_the_difference_of_the_mean_embeddings(tiny_teacher, tiny_run, tmp_path):
@@ -202,21 +203,25 @@ def test_two_processes_make_the_same_shards(tiny_run, tmp_path):
 
 
 def test_nobody_writes_before_all_have_seen_what_is_missing(tiny_run, monkeypatch):
-    """Else a shard that one process finished early would shift the shares of the others, and some would be nobody's."""
+    """Else a shard that one process finished early would shift the shares, and another would be nobody's."""
     events = []
     state = run.process_group()
     monkeypatch.setattr(run, "process_group", lambda: state)
-    monkeypatch.setattr(state, "wait_for_everyone", lambda: events.append("waited"))
-    monkeypatch.setattr(
-        run, "_shards", lambda *inputs, shares=run._shards: events.append("looked") or shares(*inputs)
-    )
-    monkeypatch.setattr(
-        batches,
-        "write_shards",
-        lambda *inputs, write=batches.write_shards: events.append("wrote") or write(*inputs),
-    )
+
+    def watch(place, name):
+        function = getattr(place, name)
+
+        def watched(*arguments):
+            events.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(place, name, watched)
+
+    watch(state, "wait_for_everyone")
+    watch(run, "missing_shards")
+    watch(pairs, "write_shards")
     assert run.main(tiny_run) == 0
-    assert "waited" in events[events.index("looked") : events.index("wrote")]
+    assert "wait_for_everyone" in events[events.index("missing_shards") : events.index("write_shards")]
 
 
 def test_a_teacher_trained_anew_or_another_bank_is_another_configuration(
@@ -227,44 +232,114 @@ def test_a_teacher_trained_anew_or_another_bank_is_another_configuration(
     assert run.main(arguments) == 0 and run.main(arguments) == 0
     copy = tmp_path / "teacher"
     shutil.copytree(tiny_teacher_folder, copy)
-    before = run._identity_values(load([*arguments, f"teacher.path={copy}"]))
+    before = run.made_with(load([*arguments, f"teacher.path={copy}"]))
     weights = next(copy.rglob("unet/*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    after = run._identity_values(load([*arguments, f"teacher.path={copy}"]))
+    after = run.made_with(load([*arguments, f"teacher.path={copy}"]))
     assert {key for key in after if after[key] != before[key]} == {"teacher.files"}
 
     bank = tmp_path / "bank.txt"
     banks = []
     for sentence in ("a tree in snow", "a tree in deep snow"):
         bank.write_text(f"a white tree\n{sentence}\n")
-        banks.append(run._identity_values(load([*arguments, f"task.target_bank={bank}"])))
+        banks.append(run.made_with(load([*arguments, f"task.target_bank={bank}"])))
     assert {key for key in banks[0] if banks[0][key] != banks[1][key]} == {"direction.made_of"}
 
 
 def test_ready_directions_in_every_form(tiny_teacher, tiny_run, tmp_path):
-    """Two published .pt embeddings, one difference, and a sum of directions with strengths; code in a .pt is refused."""
+    """One difference, or the weighted sum of published .pt embeddings; code in a .pt is refused."""
     config = load([*tiny_run, "direction.strength=1"])
     cat, dog = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.save(cat.half(), tmp_path / "cat.pt")
     torch.save(dog, tmp_path / "dog.pt")
     save_file({"any": dog - cat}, tmp_path / "both.safetensors")
-    config.direction.source_embedding, config.direction.target_embedding = (
-        str(tmp_path / "cat.pt"),
-        str(tmp_path / "dog.pt"),
-    )
-    found = edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
-    torch.testing.assert_close(found.value_1TD, dog - cat.half().float())
-    config.direction.source_embedding = config.direction.target_embedding = ""
-    config.direction.file, config.direction.strength = str(tmp_path / "both.safetensors"), 2.0
-    config.direction.plus = {str(tmp_path / "dog.pt"): -0.5}
-    found = edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
-    torch.testing.assert_close(found.value_1TD, 2 * (dog - cat) - 0.5 * dog)
+
+    def direction(**settings):
+        wanted = replace(config.direction, **settings)
+        return edit_direction(tiny_teacher, config.task, wanted, tmp_path).value_1TD
+
+    published = direction(files={str(tmp_path / "dog.pt"): 1.0, str(tmp_path / "cat.pt"): -1.0})
+    assert torch.equal(published, dog - cat.half().float())
+    both = {str(tmp_path / "both.safetensors"): 1.0, str(tmp_path / "dog.pt"): -0.25}
+    torch.testing.assert_close(direction(files=both, strength=2.0), 2 * (dog - cat) - 0.5 * dog)
+    one = str(tmp_path / "both.safetensors")
+    assert torch.equal(direction(file=one, strength=2.0), direction(files={one: 1.0}, strength=2.0))
+
     torch.save(torch.nn.Linear(1, 1), tmp_path / "code.pt")
-    config.direction.file = str(tmp_path / "code.pt")
-    with pytest.raises(UserError, match=r"direction.file=.*code.pt is not"):
-        edit_direction(tiny_teacher, config.task, config.direction, tmp_path)
+    code = str(tmp_path / "code.pt")
+    for settings in ({"file": code}, {"files": {code: 1.0}}):
+        with pytest.raises(UserError, match=rf"{next(iter(settings))}=.*code.pt is not"):
+            direction(**settings)
+    with pytest.raises(UserError, match="direction.file and direction.files are two directions"):
+        direction(file=one, files=both)
+
+
+def test_names_with_dots_are_weighted_on_the_command_line(tiny_run):
+    """As the files of the reference code are called."""
+    argument = "direction.files={dog.pt: 1, ./published files/cat.pt: -1.5}"
+    assert load([*tiny_run, argument]).direction.files == {"dog.pt": 1.0, "./published files/cat.pt": -1.5}
+    for wrong in ("direction.files={dog.pt: much}", "direction.files=dog.pt"):
+        with pytest.raises(UserError, match="direction.files"):
+            load([*tiny_run, wrong])
+
+
+def test_pairs_by_published_files_and_their_content_counts(tiny_run, tmp_path, capsys):
+    for number, name in enumerate(("cat", "dog")):
+        generator = torch.Generator().manual_seed(number)
+        torch.save(torch.randn(1, 32, 32, generator=generator), tmp_path / f"{name}.pt")
+    files = f"direction.files={{{tmp_path}/dog.pt: 1, {tmp_path}/cat.pt: -1}}"
+    assert run.main([*tiny_run, "generate.pairs=1", files]) == 0
+    assert f"direction 1 x {tmp_path}/dog.pt + -1 x {tmp_path}/cat.pt, norm" in capsys.readouterr().out
+    before = run.made_with(load([*tiny_run, files]))
+    torch.save(torch.zeros(1, 32, 32), tmp_path / "cat.pt")
+    after = run.made_with(load([*tiny_run, files]))
+    assert changes(before, after)[0].startswith("direction.made_of: ") and len(changes(before, after)) == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "counts"),
+    [
+        ("direction.strength=3", True),
+        ("edit.steps=9", True),
+        ("guidance.until=0.7", True),
+        ("inversion.lambda_ac=1", True),
+        ("source.first_seed=5", True),
+        ("source.retrieve.k=5", True),
+        ("task.scene_input={season: winter}", True),
+        ("seed=1", True),
+        ("generate.dtype=bfloat16", True),
+        ("generate.pairs_per_shard=3", True),
+        ("generate.pairs=9", False),
+        ("generate.batch=9", False),
+        ("filter.batch=9", False),
+        ("task.overlap=0.5", False),
+        ("source.max_unreadable_share=0.5", False),
+        ("distill.images=9", False),
+        ("device=cpu", False),
+    ],
+)
+def test_what_changes_a_pair_counts(tiny_run, argument, counts):
+    key = argument.split("=")[0]
+    before = run.made_with(load(tiny_run))
+    after = run.made_with(load([*tiny_run, argument]))
+    changed = {name for name in after if after[name] != before.get(name)} - {"source.models"}
+    assert changed == ({key} if counts else set())
+
+
+def test_every_key_counts_or_is_free_on_purpose():
+    """Whole sections that make pairs count; a key of theirs is free only where the list names it."""
+    keys = known_keys()
+    settings = settings_of(load([]), run.FREE)
+    making = {"task", "teacher", "source", "direction", "inversion", "edit", "guidance", "generate", "seed"}
+    assert making <= {key.split(".")[0] for key in settings} <= making | {"prompt_to_prompt"}
+    for name in run.FREE:  # none that is no more
+        assert any(key == name or key.startswith(f"{name}.") for key in keys), name
+    assert {key for key in settings if key.startswith("generate.")} == {
+        "generate.dtype",
+        "generate.pairs_per_shard",
+    }
 
 
 def test_a_new_word_needs_no_file(tiny_run, tmp_path, capsys):

@@ -21,24 +21,22 @@ from generate.shards import (
 
 def make_pairs(count=3, first=0):
     rng = np.random.default_rng(first)
-    return [
-        Pair(
-            f"pair-{first + index}",
-            {name: rng.integers(0, 256, (12, 12, 3), dtype=np.uint8) for name in ("input", "edit")},
-            {"caption": f"<b>{index}</b>", "source": {"id": str(index)}},
-            {"noise": rng.standard_normal((4, 2, 3)).astype(np.float32)},
-        )
-        for index in range(count)
-    ]
+    pairs = []
+    for index in range(count):
+        images = {name: rng.integers(0, 256, (12, 12, 3), dtype=np.uint8) for name in ("input", "edit")}
+        record = {"caption": f"<b>{index}</b>", "source": {"id": str(index)}}
+        noise = rng.standard_normal((4, 2, 3)).astype(np.float32)
+        pairs.append(Pair(f"pair-{first + index}", images, record, {"noise": noise}))
+    return pairs
 
 
 def test_round_trip(tmp_path):
     pairs = make_pairs()
     shard = write_shard(tmp_path, 0, pairs, {"left_out": []})
     verify(shard)
-    found = list(read_pairs(tmp_path, ("input", "edit", "noise")))
-    assert [pair.key for pair in found] == [pair.key for pair in pairs]
-    for expected, pair in zip(pairs, found, strict=True):
+    pairs_read = list(read_pairs(tmp_path, ("input", "edit", "noise")))
+    assert [pair.key for pair in pairs_read] == [pair.key for pair in pairs]
+    for expected, pair in zip(pairs, pairs_read, strict=True):
         assert pair.record == expected.record
         for name in ("input", "edit"):
             assert np.array_equal(pair.images[name], expected.images[name])

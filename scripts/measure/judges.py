@@ -30,7 +30,7 @@ class Judges:
     def __init__(self, config: Config, device: torch.device, masks: bool) -> None:
         self.config, asked, task = config, config.evaluate, config.task
         self.perceptual, self.scorer = perceptual_loss(device), ClipScorer(config.scorer, device)
-        self.banks = task_banks(task, config.direction, Path(config.runs_dir) / "banks")
+        self.banks = task_banks(task, config.direction)
         self.keys = partial(dino_keys, load_dino(asked.dino, device)) if asked.dino else None
         self.set_network, self.set_network_name = metrics.set_network(asked.inception, self.perceptual)
         self.nouns = (task.source_noun, task.target_noun) if task.source_noun else (SCENE_NOUN, SCENE_NOUN)

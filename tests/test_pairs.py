@@ -1,4 +1,4 @@
-"""The largest batch, the time estimate, the safety checker and what is not finite."""
+"""Inputs to pairs: the largest batch, the time estimate, the safety checker, what is not finite, the log."""
 
 from types import SimpleNamespace
 
@@ -10,10 +10,11 @@ from configs.errors import UserError
 from configs.loader import load
 from configs.runs import pairs_dir
 from configs.schema import Generate, Guidance
-from generate import batches, run
-from generate.batches import PairMaker, largest_batch, seconds_a_pair
+from generate import batch_size, run
+from generate.batch_size import largest_batch, seconds_a_pair
 from generate.directions import EditDirection
 from generate.editors import Edited, Editor
+from generate.pairs import PairMaker
 from generate.shards import finished_shards, read_manifest, read_pairs
 from generate.sources import InputImage
 
@@ -22,7 +23,8 @@ class GpuEditor:
     """An editor on a GPU that holds `most` pairs and fills a hundredth of its memory with each."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.tried = most, []
+        self.most = most
+        self.tried = []
         self.teacher = SimpleNamespace(device=torch.device("cuda"), resolution=8)
         self.guidance = Guidance()
 
@@ -58,7 +60,7 @@ def test_memory_that_is_nearly_full_is_too_full(monkeypatch):
 def test_the_estimate_extends_a_few_steps_to_all(monkeypatch):
     """Steps of 2 s after 3 s that every batch takes: (3 + 10 x 2) / 4."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(batches.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(batch_size.time, "perf_counter", lambda: clock.now)
 
     class Timed(GpuEditor):
         steps = 0
@@ -98,7 +100,7 @@ def test_an_edit_that_is_not_finite_is_an_error(tiny_teacher):
 
 
 def safe_teacher(folder, threshold):
-    """The tiny teacher with a safety checker, all of whose concepts lie at a cosine above -2 (everything) or 2 (nothing)."""
+    """The tiny teacher with a safety checker that flags all above a cosine: -2 everything, 2 nothing."""
     from diffusers import StableDiffusionPipeline
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
@@ -120,23 +122,21 @@ def safe_teacher(folder, threshold):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "asked", "kept"), [(-2.0, "true", 0), (2.0, "true", 5), (-2.0, "false", 5)]
+    ("threshold", "checked", "kept"), [(-2.0, "true", 0), (2.0, "true", 5), (-2.0, "false", 5)]
 )
 def test_what_the_safety_checker_flags_is_left_out_and_counted(
-    tiny_run, tiny_teacher_folder, tmp_path, capsys, threshold, asked, kept
+    tiny_run, tiny_teacher_folder, tmp_path, capsys, threshold, checked, kept
 ):
     safe_teacher(tiny_teacher_folder, threshold).save_pretrained(tmp_path / "safe")
-    arguments = [*tiny_run, f"teacher.path={tmp_path}/safe", f"generate.safety_checker={asked}"]
+    arguments = [*tiny_run, f"teacher.path={tmp_path}/safe", f"generate.safety_checker={checked}"]
     assert run.main(arguments) == 0  # a flagged edit is no unreadable image: it is never an error
     printed = capsys.readouterr().out
     assert ("5 of 5 edits were flagged by the safety checker and were left out" in printed) == (kept == 0)
     pairs = list(read_pairs(pairs_dir(load(arguments))))
     assert len(pairs) == kept and all(pair.images["edit"].any() for pair in pairs)
-    left_out = [
-        item
-        for shard in finished_shards(pairs_dir(load(arguments)))
-        for item in read_manifest(shard)["left_out"]
-    ]
+    left_out = []
+    for shard in finished_shards(pairs_dir(load(arguments))):
+        left_out += read_manifest(shard)["left_out"]
     assert [item["why"] for item in left_out] == ["flagged"] * (5 - kept)
 
 
