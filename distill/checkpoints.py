@@ -1,10 +1,12 @@
 """Checkpoints of a training run: complete or not there, and nothing in them can be executed.
 
     <run>/train/checkpoints/000012800/     named by the images seen
-        generator.safetensors, ema.safetensors, adam.safetensors, with an adversary discriminator.safetensors
-        state.json      counters, what was trained on what, bytes and SHA-256 of the other files; written last
+        generator.safetensors, ema.safetensors, adam.safetensors
+        discriminator.safetensors    with an adversary
+        state.json    counters, settings, bytes and SHA-256 of the other files; written last
 
-A checkpoint is written under a temporary name and then renamed. Older ones are removed only afterwards.
+A checkpoint is written under a temporary name and then renamed. Older ones are removed only
+afterwards.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ Tensors = dict[str, torch.Tensor]  # by name, as in one .safetensors file
 class Checkpoint:
     """A checkpoint that was read and found undamaged.
 
-    path: its folder. state: the content of state.json. tensors: by file (without .safetensors), on the CPU.
+    path: its folder. state: the content of state.json. tensors: by file (without .safetensors), on
+    the CPU.
     """
 
     path: Path
@@ -74,7 +77,8 @@ def save(folder: Path, images: int, state: Mapping[str, Any], tensors: Mapping[s
         _sync(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path} could not be written ({error}): it needs {needed} bytes; free some and run the same command again"
+            f"{path} could not be written ({error}): it needs {needed} bytes; "
+            "free some and run the same command again"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -95,7 +99,8 @@ def saved(folder: Path) -> list[Path]:
 def newest(folder: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint; None where there is no checkpoint at all.
 
-    A damaged one is named on stderr, and the one before it is read. UserError where all of them are damaged.
+    A damaged one is named on stderr, and the one before it is read. UserError where all of them are
+    damaged.
     """
     paths = saved(folder)
     for path in reversed(paths):
@@ -109,7 +114,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in this folder. ValueError, KeyError, TypeError or OSError where it is damaged."""
+    """The checkpoint in this folder; ValueError, KeyError, TypeError or OSError if it is damaged."""
     state = json.loads((path / "state.json").read_text())
     tensors = {}
     for name, expected in state["files"].items():
@@ -121,19 +126,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def refuse_changes(checkpoint: Checkpoint, made_with: Mapping[str, Any], force: bool) -> None:
-    """UserError with the differing keys where the run had other settings or data; with `force` only name them.
+    """UserError with the keys that differ, where settings or data do; with `force` a warning.
 
-    made_with: settings_of the run that goes on (configs/runs.py), and what identifies its data; JSON values.
+    made_with: the settings of the run that goes on (configs/runs.py) and what identifies its data;
+    JSON values.
     """
     differences = "; ".join(changes(checkpoint.state["made_with"], made_with))
     if not differences:
         return
     if not force:
         raise UserError(
-            f"{checkpoint.path} was made with other settings: {differences}. Set them back, "
-            f"delete {checkpoint.path.parent} to train anew, choose another runs_dir=, or go on with force=true"
+            f"{checkpoint.path} was made with other settings: {differences}. "
+            f"Set them back, delete {checkpoint.path.parent} to train anew, "
+            "choose another runs_dir=, or go on with force=true"
         )
-    print(f"warning: going on from {checkpoint.path} with other settings: {differences}", file=sys.stderr)
+    warning = f"warning: going on from {checkpoint.path} with other settings: {differences}"
+    print(warning, file=sys.stderr)
 
 
 def _bytes(tensors: Mapping[str, Tensors]) -> int:
@@ -145,11 +153,12 @@ def _bytes(tensors: Mapping[str, Tensors]) -> int:
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensors]) -> dict[str, dict[str, Any]]:
-    """Write one .safetensors file for each entry, through to the disk; their fingerprints by name."""
+    """Write a .safetensors file for each entry, through to the disk; returns their fingerprints."""
     fingerprints = {}
     for name, by_name in tensors.items():
         path = folder / f"{name}.safetensors"
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in by_name.items()}, path)
+        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in by_name.items()}
+        save_file(on_cpu, path)
         fingerprints[name] = fingerprint(path)
         _sync(path)
     return fingerprints

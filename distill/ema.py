@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of the generator's weights, which validation and export use."""
+"""The exponential moving average (EMA) of the generator's weights, for validation and export."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ SHORTEST_HALF_LIFE = 1e-8  # images; instead of dividing by 0
 
 
 class EMA:
-    """`network`, in evaluation mode: a copy of the generator at first, then its weights' moving average.
+    """`network`, in evaluation mode: first a copy of the generator, then its moving average.
 
-    half_life_images: after so many images, weights count half as much as the newest. batch: images a step.
+    half_life_images: after so many images, weights count half as much as the newest. batch: images
+    a step.
     """
 
     def __init__(self, generator: nn.Module, half_life_images: float, batch: int) -> None:
@@ -26,9 +27,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self, generator: nn.Module, images_seen: int) -> None:
-        """average <- average + (1 - beta) (weights - average); images_seen: those of this step counted."""
+        """average <- average + (1 - beta) (weights - average), after a step of `batch` images.
+
+        images_seen: with those of this step.
+        """
         half_life = max(SHORTEST_HALF_LIFE, min(self.half_life_images, RAMP_UP * images_seen))
         beta = 0.5 ** (self.batch / half_life)
-        averages = list(self.network.parameters())
+        averages: list[torch.Tensor] = list(self.network.parameters())
+        weights: list[torch.Tensor] = list(generator.parameters())
         # one call for all parameters: on a GPU few kernels instead of one a parameter
-        torch._foreach_lerp_(averages, list(generator.parameters()), 1 - beta)
+        torch._foreach_lerp_(averages, weights, 1 - beta)

@@ -1,7 +1,8 @@
 """What training minimises.
 
-The distillation loss of Parmar et al. (2023), section 3.4: L1 + LPIPS between the generator's picture and the
-teacher's edit. Optionally an adversary is added, as Co-Mod-GAN itself is trained (Zhao et al. 2021).
+The distillation loss of Parmar et al. (2023), section 3.4: L1 + LPIPS between the generator's
+picture and the teacher's edit. Optionally an adversary is added, as Co-Mod-GAN itself is trained
+(Zhao et al. 2021).
 
 Images are in [-1, 1]. B batch, C channels, H W pixels.
 """
@@ -18,13 +19,14 @@ from torch.nn import functional as F
 from configs.schema import Distill
 
 R1_GAMMA = 10.0  # weight of R1, as Co-Mod-GAN has it
-R1_EVERY = 16  # steps from one R1 to the next: "lazy regularisation" (Karras et al. 2020, section 3.1)
+R1_EVERY = 16  # steps: "lazy regularization" (Karras et al. 2020, section 3.1)
 
 
 class DistillationLoss:
-    """loss = L1 + settings.lpips * LPIPS + settings.adversarial * adversarial; without an adversary, no last term.
+    """L1 + distill.lpips * LPIPS, with an adversary + distill.adversarial * the adversarial loss.
 
-    perceptual: the distance B of two batches of images. A further loss is a term here and a weight in `settings`.
+    perceptual: LPIPS of two batches of images, shape B. A further loss is a term here and a weight
+    in Distill.
     """
 
     def __init__(self, settings: Distill, perceptual: nn.Module, adversary: Adversary | None) -> None:
@@ -35,9 +37,10 @@ class DistillationLoss:
     def __call__(
         self, input_BCHW: torch.Tensor, fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Scalars: 'l1', 'lpips' (0 where its weight is), with an adversary 'adversarial', and their sum 'loss'.
+        """Scalars 'l1', 'lpips' (0 where its weight is 0), 'adversarial', and 'loss', their weighted sum.
 
-        fake_BCHW: the generator's picture of input_BCHW; edit_BCHW: the teacher's.
+        Without an adversary there is no 'adversarial'.
+        fake_BCHW: the generator's edits of input_BCHW; edit_BCHW: the teacher's.
         """
         settings = self.settings
         fake_BCHW = fake_BCHW.float()
@@ -47,7 +50,8 @@ class DistillationLoss:
             losses["adversarial"] = self.adversary.generator_loss(input_BCHW, fake_BCHW)
             loss = loss + settings.adversarial * losses["adversarial"]
         if settings.lpips > 0:
-            losses["lpips"] = self.perceptual(*same_window(fake_BCHW, edit_BCHW, settings.lpips_crop)).mean()
+            fake_window, edit_window = same_window(fake_BCHW, edit_BCHW, settings.lpips_crop)
+            losses["lpips"] = self.perceptual(fake_window, edit_window).mean()
         losses["loss"] = loss + settings.lpips * losses["lpips"]
         return losses
 
@@ -55,7 +59,7 @@ class DistillationLoss:
 def same_window(
     fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, crop: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both through one random window of `crop` pixels a side, the same for the whole batch; 0: as they are.
+    """Both batches cut to one random window of crop x crop pixels; unchanged where crop is 0.
 
     LPIPS of it costs (crop / side)^2 of that of the whole image.
     """
@@ -69,10 +73,10 @@ def same_window(
 
 
 def window_starts(side: int, crop: int) -> list[int]:
-    """Top and left of a random window that shows every row and column at least half as often as any other.
+    """Top and left of a random window; it shows each row and column at least half as often as any.
 
-    Starts drawn evenly would show the outermost pixels in one window of side - crop + 1, and the generator would
-    not learn its rim.
+    Starts drawn evenly would show the outermost pixels in one window of side - crop + 1, and the
+    generator would not learn its rim.
     """
     return torch.randint(1 - crop, side, (2,)).clamp(0, side - crop).tolist()
 
@@ -91,7 +95,7 @@ class Adversary:
         self.autocast = autocast
 
     def generator_loss(self, input_BCHW: torch.Tensor, fake_BCHW: torch.Tensor) -> torch.Tensor:
-        """-log sigmoid(D(fake)), mean over the batch; no gradient reaches the discriminator's weights."""
+        """-log sigmoid(D(fake)), mean over the batch. No gradient reaches the discriminator."""
         self.discriminator.requires_grad_(False)
         loss = F.softplus(-self._logits(input_BCHW, fake_BCHW)).mean()
         self.discriminator.requires_grad_(True)
@@ -100,9 +104,10 @@ class Adversary:
     def discriminator_loss(
         self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, fake_BCHW: torch.Tensor, step: int
     ) -> torch.Tensor:
-        """-log sigmoid(D(edit)) - log(1 - sigmoid(D(fake))), mean over the batch; no gradient reaches the generator.
+        """-log sigmoid(D(edit)) - log(1 - sigmoid(D(fake))), mean over the batch.
 
-        At each R1_EVERY-th step R1 is added, as many times, so that it counts as if it were there at each step.
+        At each R1_EVERY-th step R1 is added with R1_EVERY times its weight, which on average is its
+        weight at each step. No gradient reaches the generator.
         """
         real_B = self._logits(input_BCHW, edit_BCHW)
         fake_B = self._logits(input_BCHW, fake_BCHW.detach())
@@ -121,7 +126,7 @@ class Adversary:
 def gradient_penalty(
     discriminator: nn.Module, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor
 ) -> torch.Tensor:
-    """R1 without its weight: the squared norm of the logit's gradient by the edit, mean over the batch.
+    """R1 without its weight: squared norm of the logit's gradient by the edit, mean over the batch.
 
     A scalar that can itself be differentiated by the discriminator's weights.
     """

@@ -1,4 +1,4 @@
-"""The networks of a training run: how they are made, from which weights they start, what a checkpoint holds of them."""
+"""The networks of a training run: how they are made, and what a checkpoint holds of them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, of each parameter
 
 @dataclass
 class Networks:
-    """The networks of one process, on its device. discriminator: None where distill.adversarial is 0."""
+    """The networks of one process, on its device.
+
+    discriminator: None where distill.adversarial is 0. trained: the parameters that Adam moves, by
+    their names in a checkpoint's adam.safetensors.
+    """
 
     generator: CoModGenerator
     ema: EMA
     discriminator: Discriminator | None
-    trained: dict[str, nn.Parameter]  # what Adam moves, by the names in a checkpoint's adam.safetensors
+    trained: dict[str, nn.Parameter]
 
     def by_file(self) -> dict[str, nn.Module]:
         """The networks by the names of their files in a checkpoint."""
@@ -50,12 +54,12 @@ def build_networks(config: Config, device: torch.device) -> Networks:
     discriminator = None
     if settings.adversarial > 0:
         discriminator = Discriminator(resolution, sizes.channel_base, sizes.channel_max)
-        discriminator = discriminator.to(device, memory_format=torch.channels_last)
+        discriminator = discriminator.to(device).to(memory_format=torch.channels_last)
     if settings.init:
         load_initial_weights(generator, Path(find_file(settings.init)))
-    generator = generator.to(device, memory_format=torch.channels_last)
+    generator = generator.to(device).to(memory_format=torch.channels_last)
     for layer in [*generator.ups, *generator.layers]:
-        layer.noise_strength.requires_grad_(False)  # without a latent there is no noise, and no gradient
+        layer.noise_strength.requires_grad_(False)  # no noise is drawn: it gets no gradient
     ema = EMA(generator, settings.ema_half_life_images, settings.batch)
     return Networks(generator, ema, discriminator, trained_parameters(generator, discriminator))
 
@@ -63,7 +67,7 @@ def build_networks(config: Config, device: torch.device) -> Networks:
 def trained_parameters(
     generator: CoModGenerator, discriminator: Discriminator | None
 ) -> dict[str, nn.Parameter]:
-    """The generator's parameters that need a gradient, by name; the discriminator's as 'discriminator.NAME'."""
+    """What Adam moves, by name; the discriminator's parameters as 'discriminator.NAME'."""
     parameters = {}
     for name, parameter in generator.named_parameters():
         if parameter.requires_grad:
@@ -77,7 +81,8 @@ def trained_parameters(
 def load_initial_weights(generator: CoModGenerator, path: Path) -> None:
     """Fill the generator from an exported generator.safetensors.
 
-    UserError where the file is none, or where a setting that a weight depends on (all but dropout) is another.
+    UserError where it is no such file, or where its configuration differs in more than dropout,
+    which no weight depends on.
     """
     exported, _ = read(path)
     if exported.config | {"dropout": 0} != generator.config | {"dropout": 0}:
@@ -91,7 +96,7 @@ def load_initial_weights(generator: CoModGenerator, path: Path) -> None:
 def checkpoint_tensors(
     networks: Networks, optimizer: torch.optim.Optimizer
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """What a checkpoint holds, by file and name: the networks' weights, and Adam's state by parameter ('adam')."""
+    """A checkpoint's tensors by file and name: each network's weights, and Adam's state."""
     tensors = {}
     for file, network in networks.by_file().items():
         tensors[file] = network.state_dict()
@@ -103,7 +108,7 @@ def checkpoint_tensors(
 
 
 def load_checkpoint(networks: Networks, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Put the tensors of a checkpoint into the networks and Adam: the reverse of checkpoint_tensors.
+    """Put a checkpoint's tensors into the networks and Adam: the reverse of checkpoint_tensors.
 
     UserError where the checkpoint is of networks of other shapes, or lacks one of them.
     """
@@ -118,7 +123,8 @@ def load_checkpoint(networks: Networks, optimizer: torch.optim.Optimizer, checkp
     adam = checkpoint.tensors["adam"]
     for name, parameter in networks.trained.items():
         if f"{name}.step" in adam:  # not there where a parameter never had a gradient
-            # fused Adam wants the step on the parameter's device, the moments in its memory format too
+            # fused Adam wants the step on the parameter's device, the moments in its memory format
+            # too
             state = {"step": adam[f"{name}.step"].to(parameter.device, copy=True)}
             for moment in MOMENTS:
                 state[moment] = torch.empty_like(parameter).copy_(adam[f"{name}.{moment}"])

@@ -1,4 +1,4 @@
-"""What training is fed: the pairs that the filter kept, their split, an order that needs no state, and augmentation.
+"""What training is fed: the pairs that the filter kept, their split, their order, and augmentation.
 
 B batch, C channels, H W pixels, N pairs.
 """
@@ -33,18 +33,20 @@ from models.translator import TranslateError, Translator
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# Decoded training pairs stay in memory where all of them take at most so many GB a process: 10,000 pairs of
-# 256 x 256. Most machines that train have that to spare, and every epoch after the first decodes nothing.
+# Decoded training pairs stay in memory where all of them take at most so many GB a process, so that
+# only the first epoch decodes. 4 GB are 10,000 pairs of 256 x 256; most machines that train have
+# that to spare.
 CACHE_GB = 4.0
-HUE_SHARE = 5  # hue is jittered by a fifth of augment.colour: a tenth of the colour circle is already another colour
+HUE_SHARE = 5  # hue is jittered by a fifth of augment.colour: a tenth of a turn is another colour
 
 
 class PairDataset(Dataset):
     """Pairs by position: (input, edit), uint8 3 x H x W; read from the shards in place.
 
-    resolution: the side that all images must have. cache_gb: where all pairs, decoded, are at most so large, each is
-    decoded once, into memory that worker processes share. What is returned are views of it: do not write to them.
-    labels: a generator.onnx whose edits replace the pairs' own; empty: none.
+    resolution: the side that all images must have.
+    cache_gb: where all pairs, decoded, are at most so large, each is decoded once, into memory that
+    worker processes share. What is returned are then views of it: do not write to them. labels: a
+    generator.onnx whose edits replace the pairs' own; empty: none.
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class PairDataset(Dataset):
     ) -> None:
         if labels and not Path(labels).is_file():
             raise UserError(
-                f"distill.labels={labels}: there is no such file; give the generator.onnx of distill/export.py"
+                f"distill.labels={labels}: there is no such file; "
+                "give the generator.onnx of distill/export.py"
             )
         self.locations = locations
         self.resolution = resolution
@@ -81,7 +84,7 @@ class PairDataset(Dataset):
         return pair_2CHW[0], pair_2CHW[1]
 
     def _decode(self, position: int) -> torch.Tensor:
-        """Input and edit, uint8 2 x 3 x H x W. UserError where a picture has another size or cannot be read."""
+        """Input and edit, uint8 2 x 3 x H x W; UserError if one has another size or cannot be read."""
         location = self.locations[position]
         pair = read_pair(location, ("input", "edit"))
         shape = (self.resolution, self.resolution, 3)
@@ -111,7 +114,7 @@ def _labeller(path: str) -> Translator:
 
 
 def open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
-    """The run's selected pairs for training, edits by distill.labels if that is set, and the held-out pairs."""
+    """The run's selected pairs: to train on, with the edits of distill.labels, and held out."""
     settings = config.distill
     training, held_out = split_pairs(config, settings.validation_share, config.seed)
     resolution = config.teacher.resolution
@@ -120,13 +123,17 @@ def open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
 
 
 def selected_keys(run: Path) -> list[str]:
-    """The keys that filter/run.py kept, from <run>/selection.json. UserError where it is missing, unreadable or empty."""
+    """The keys that filter/run.py kept, from <run>/selection.json.
+
+    UserError where the file is missing or cannot be read, and where it keeps none.
+    """
     path = run / "selection.json"
     try:
         keys = json.loads(path.read_text())["kept"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is missing or cannot be read ({error}): run filter/run.py with the same task= and teacher="
+            f"{path} is missing or cannot be read ({error}): "
+            "run filter/run.py with the same task= and teacher="
         ) from error
     if not keys:
         raise UserError(
@@ -136,7 +143,10 @@ def selected_keys(run: Path) -> list[str]:
 
 
 def find_pairs(folder: Path, keys: Sequence[str]) -> list[PairLocation]:
-    """Where the pairs with these keys are, in the order of the keys. UserError where one is in no finished shard."""
+    """Where the pairs with these keys are, in the order of the keys.
+
+    UserError where one is in no finished shard.
+    """
     locations = {}
     for shard in finished_shards(folder):
         for location in locate(shard):
@@ -151,14 +161,14 @@ def find_pairs(folder: Path, keys: Sequence[str]) -> list[PairLocation]:
 
 
 def content(locations: Sequence[PairLocation]) -> str:
-    """A hash of the pairs' keys, in this order, and of the content of the shards that they are in."""
+    """A hash of the pairs' keys, in this order, and of the content of their shards."""
     keys = [location.key for location in locations]
     shards = sorted({location.shard for location in locations})
     return digest(keys, [read_manifest(shard)["sha256"] for shard in shards])
 
 
 def split_pairs(config: Config, share: float, seed: int) -> tuple[list[PairLocation], list[PairLocation]]:
-    """The run's selected pairs for training and for validation, as split() divides their source images."""
+    """The run's selected pairs for training and for validation, divided by split()."""
     locations = find_pairs(pairs_dir(config), selected_keys(run_dir(config)))
     sources = [str(read_pair(location, ()).record["source"]["id"]) for location in locations]
     training, held_out = split(sources, share, seed)
@@ -168,8 +178,8 @@ def split_pairs(config: Config, share: float, seed: int) -> tuple[list[PairLocat
 def split(sources: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Positions for training and for validation, such that no source image is in both.
 
-    sources: the source image of each pair. About `share` of the images is held out, at least one. Whether one is
-    depends on its own hash alone, so that more pairs do not move the old ones.
+    sources: the source image of each pair. About `share` of the images is held out, at least one.
+    Whether an image is depends on its own hash, so that more pairs do not move the old ones.
     UserError for a share outside (0, 1), and where nothing is left to train on.
     """
     if not 0 < share < 1:
@@ -187,7 +197,8 @@ def split(sources: Sequence[str], share: float, seed: int) -> tuple[list[int], l
             training.append(position)
     if not training:
         raise UserError(
-            f"{len(places)} source image(s) leave nothing to train on beside the held-out ones: make more pairs"
+            f"{len(places)} source image(s) leave nothing to train on beside the held-out ones: "
+            "make more pairs"
         )
     return training, validation
 
@@ -202,7 +213,7 @@ def _place(source: str, seed: int) -> float:
 
 
 def step_positions(step: int, batch: int, count: int, seed: int) -> list[int]:
-    """Which of `count` training pairs step `step` (from 0) shows: a function of the arguments alone.
+    """Which of `count` training pairs a step (from 0) shows: a function of the arguments alone.
 
     Every pair is shown once an epoch, in the order of a permutation of that epoch's own.
     """
@@ -222,8 +233,9 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 class Batch:
     """One process's part of a training step.
 
-    step: from 0. keys: of the pairs that all processes show in this step. input_BCHW and edit_BCHW: float32 in
-    [-1, 1], channels last, on the process's device. waited_s: seconds that the process waited for them.
+    step: from 0. keys: of the pairs that all processes together show in this step. input_BCHW,
+    edit_BCHW: float32 in [-1, 1], channels last, on the device. waited_s: seconds that the process
+    waited for them.
     """
 
     step: int
@@ -234,7 +246,7 @@ class Batch:
 
 
 def batches(pairs: PairDataset, steps: range, config: Config, accelerator: Accelerator) -> Iterator[Batch]:
-    """This process's part of each of these steps, decoded by distill.workers processes ahead of time.
+    """This process's part of each of these steps, decoded ahead by distill.workers processes.
 
     UserError, here in the training process, where a pair cannot be decoded.
     """
@@ -262,15 +274,16 @@ def batches(pairs: PairDataset, steps: range, config: Config, accelerator: Accel
             yield Batch(step, keys, input_BCHW, edit_BCHW, time.perf_counter() - started)
             started = time.perf_counter()
     except UserError as error:
-        # A decoding process's error arrives with its traceback as text, and the message in the last line.
+        # A decoding process's error arrives with its traceback as text, and the message in the last
+        # line.
         last_line = str(error).strip().splitlines()[-1]
         raise UserError(last_line.removeprefix("configs.errors.UserError: ")) from error
 
 
 def images_on(device: torch.device, levels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batches of inputs and of edits, on the device: float32 B x 3 x H x W in [-1, 1], channels last.
+    """Inputs and edits on the device: float32 B x 3 x H x W in [-1, 1], channels last.
 
-    levels: the two batches as a DataLoader makes them of a PairDataset, uint8 B x 3 x H x W.
+    levels: the two as a DataLoader takes them from a PairDataset, uint8 B x 3 x H x W.
     """
     images = []
     for levels_BCHW in levels:
@@ -282,8 +295,9 @@ def images_on(device: torch.device, levels: Sequence[torch.Tensor]) -> tuple[tor
 class PairAugment(nn.Module):
     """Augments a batch of pairs of `resolution` pixels on the device they are on.
 
-    Colour jitter and geometry are one change of both images, so that what the edit changes stays the only difference
-    between them. Every draw comes from torch's global generator, which the training loop seeds anew for each step.
+    Colour jitter and geometry are one change of both images, so that what the edit changes stays
+    the only difference between them. Every draw comes from torch's global generator, which is
+    seeded at each step.
     """
 
     def __init__(self, config: Augment, resolution: int) -> None:
@@ -297,14 +311,14 @@ class PairAugment(nn.Module):
         self.geometry = nn.Sequential()
         if config.crop < 1:
             size = (resolution, resolution)
-            areas = (config.crop**2, 1.0)  # kornia draws a share of the area, the key is one of the side
+            areas = (config.crop**2, 1.0)  # shares of the area; the key is a share of the side
             self.geometry.append(K.RandomResizedCrop(size, scale=areas, ratio=(1.0, 1.0), p=1.0))
         if config.flip > 0:
             self.geometry.append(K.RandomHorizontalFlip(p=config.flip))
 
     @torch.no_grad()
     def forward(self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The augmented pairs; both in and out in [-1, 1], but for noise on the input, which may leave it by a little."""
+        """The augmented pairs; images in [-1, 1], which noise on the input may leave by a little."""
         # Contrast is changed about the mean grey: side by side, both images have one.
         both_BCHW = (torch.cat([input_BCHW, edit_BCHW], dim=3) + 1) / 2  # B x 3 x H x 2W, in [0, 1]
         input_BCHW, edit_BCHW = self.colour(both_BCHW).chunk(2, dim=3)
@@ -314,6 +328,7 @@ class PairAugment(nn.Module):
         input_BCHW = input_BCHW.contiguous(memory_format=torch.channels_last)
         edit_BCHW = edit_BCHW.contiguous(memory_format=torch.channels_last)
         if self.noise > 0:
-            deviation_B111 = self.noise * torch.rand(len(input_BCHW), 1, 1, 1, device=input_BCHW.device)
+            uniform_B111 = torch.rand(len(input_BCHW), 1, 1, 1, device=input_BCHW.device)
+            deviation_B111 = self.noise * uniform_B111
             input_BCHW = input_BCHW + deviation_B111 * torch.randn_like(input_BCHW)
         return input_BCHW, edit_BCHW

@@ -1,6 +1,7 @@
 """The log of a training run: metrics.jsonl, which the trackers are told too, and lines of progress.
 
-metrics.jsonl has one JSON object a line: 'images' (seen so far), 'kind' ('train' or 'validation'), and numbers.
+metrics.jsonl has one JSON object a line: 'images' (seen so far), 'kind' ('train', 'validation'),
+and numbers.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ LOG_EVERY_S = 10.0  # seconds from one line of progress to the next
 
 
 class RunLog:
-    """Collects the losses of steps and writes their means. All processes call it, the main process writes."""
+    """Collects the losses of steps, writes their means. All processes call, the main one writes."""
 
     def __init__(self, config: Config, accelerator: Accelerator, folder: Path, images: int) -> None:
-        """images: seen so far. Writes config.yaml; lines of metrics.jsonl after `images` go, as they come again."""
+        """Write config.yaml, and drop lines of metrics.jsonl that come again.
+
+        folder: <run>/train. images: seen so far.
+        """
         self.accelerator = accelerator
         self.path = folder / "metrics.jsonl"
         self.batch = config.distill.batch
@@ -46,7 +50,7 @@ class RunLog:
         self.started = time.perf_counter()
 
     def add(self, losses: dict[str, torch.Tensor], waited_s: float) -> None:
-        """Collect the losses of a step, averaged over the processes. waited_s: seconds its data took to come."""
+        """Collect the losses of a step. waited_s: seconds that its data took to come."""
         self.steps += 1
         self.waited_s += waited_s
         for name, loss in losses.items():
@@ -57,12 +61,16 @@ class RunLog:
         return time.perf_counter() - self.started >= LOG_EVERY_S
 
     def write_losses(self, images: int) -> None:
-        """Write and print the means since the last call, images a second, and the share of time spent waiting for data."""
+        """Write and print the mean losses since the last call, and how fast it went.
+
+        'data_wait_share' is the share of the time in which this process waited for data.
+        """
         seconds = time.perf_counter() - self.started
         means = {name: float(total) / self.steps for name, total in self.sums.items()}
         images_per_s = self.steps * self.batch / seconds
         data_wait_share = self.waited_s / seconds
-        self.write("train", images, means | {"images_per_s": images_per_s, "data_wait_share": data_wait_share})
+        speed = {"images_per_s": images_per_s, "data_wait_share": data_wait_share}
+        self.write("train", images, means | speed)
         left = timedelta(seconds=round(max(0, self.last_image - images) / images_per_s))
         self.say(
             f"{images}/{self.last_image} images, {images_per_s:.1f}/s, {left} left, {in_words(means)}, "
@@ -96,7 +104,8 @@ def in_words(numbers: dict[str, float]) -> str:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; none where there is no file.
 
-    A last line that is cut off is left out: training goes on, or was killed. UserError for any other that is no JSON.
+    A last line that is cut off is left out: training goes on, or was killed. UserError for any
+    other that is no JSON.
     """
     lines = path.read_text().splitlines() if path.exists() else []
     entries = []
@@ -120,7 +129,7 @@ def keep_lines_until(path: Path, images: int) -> None:
 
 
 def tracker_names(name: str) -> list[str]:
-    """What accelerate is to log with, for distill.tracker. UserError where it finds no such tracker installed."""
+    """What accelerate logs with for distill.tracker; UserError where that is not installed."""
     from accelerate.tracking import get_available_trackers
 
     installed = [tracker.value for tracker in get_available_trackers()]
@@ -131,6 +140,7 @@ def tracker_names(name: str) -> list[str]:
     if name not in installed:
         available = ", ".join(installed) or "none"
         raise UserError(
-            f"distill.tracker={name}: accelerate finds {available} installed; leave it empty or pip install it"
+            f"distill.tracker={name}: accelerate finds {available} installed; "
+            "leave it empty or pip install it"
         )
     return [name]

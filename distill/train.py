@@ -3,8 +3,8 @@
   accelerate launch distill/train.py task=tree2winter      every GPU there is
   python distill/train.py task=tree2winter                 one GPU, or the CPU
 
-Reads <run>/pairs and <run>/selection.json, writes <run>/train. To go on after an interruption, run the same command
-again.
+Reads <run>/pairs and <run>/selection.json, writes <run>/train. To go on after an interruption, run
+the same command again.
 """
 
 # B batch, C channels, H W pixels, P processes, N numbers.
@@ -12,6 +12,7 @@ again.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -38,13 +39,14 @@ SECTIONS = ("task", "teacher", "generator", "augment", "distill")
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype, and accelerate's name for it
 BETA2 = 0.99  # Adam's, as Co-Mod-GAN and StyleGAN2 have it
 SMALLEST_CROP = 16  # pixels: VGG16 halves the sides four times
-# What may change when a training goes on, as no weight depends on it. How the pairs were made does not count because
-# their content does; the other stages come later, and the rest says how long, where and how fast.
-OF_TEACHER = ("task", "teacher.name", "teacher.path", "source", "direction", "inversion", "edit", "guidance")
-OF_PAIRS = (*OF_TEACHER, "prompt_to_prompt", "generate", "scorer", "segmenter", "filter")
-OF_LATER_STAGES = ("export", "evaluate", "compare", "benchmark", "demo")
-OF_LENGTH = ("distill.images", "distill.save_every_images", "distill.workers", "distill.tracker")
-FREE = (*OF_PAIRS, *OF_LATER_STAGES, *OF_LENGTH, "runs_dir", "device", "json", "force")
+# What may change when a training goes on: names, and how the pairs were made and selected, as the
+# content of the pairs counts; what comes after training; how long, how fast and where it trains.
+NAMES = ("task", "teacher.name", "teacher.path", "runs_dir")
+MAKING = ("source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt", "generate")
+SELECTING = ("scorer", "segmenter", "filter")
+AFTERWARDS = ("export", "evaluate", "compare", "benchmark", "demo", "json")
+LENGTH = ("distill.images", "distill.save_every_images", "distill.workers", "distill.tracker")
+FREE = (*NAMES, *MAKING, *SELECTING, *AFTERWARDS, *LENGTH, "device", "force")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: Config) -> Path:
     """Train, or go on training, to distill.images; returns the newest checkpoint.
 
-    UserError for missing pairs, settings that do not fit, a changed configuration, a full disk, and a loss that is
-    not finite.
+    UserError for missing pairs, settings that do not fit, a changed configuration, a full disk, and
+    a loss that is not finite.
     """
     from distill.pairs import batches, open_pairs
     from distill.validation import validate
@@ -76,8 +78,8 @@ def train(config: Config) -> Path:
         device = accelerator.device
         log.say(f"{len(pairs)} pairs, {len(held_out)} held out, to {settings.images} images on {device}")
 
-        steps_in_all = -(-settings.images // settings.batch)  # rounded up
-        for batch in batches(pairs, range(step, steps_in_all), config, accelerator):
+        steps = range(step, math.ceil(settings.images / settings.batch))
+        for batch in batches(pairs, steps, config, accelerator):
             losses = training_step(training, batch)
             images = (batch.step + 1) * settings.batch
             log.add(losses, batch.waited_s)
@@ -99,10 +101,9 @@ def train(config: Config) -> Path:
 
 @dataclass
 class Training:
-    """What one process trains with. model: the generator as accelerate wraps it. folder: <run>/train."""
+    """What a step uses. model: the generator as accelerate wraps it. folder: <run>/train."""
 
-    settings: Distill
-    seed: int
+    config: Config
     folder: Path
     accelerator: Accelerator
     networks: Networks
@@ -115,15 +116,17 @@ class Training:
 def training_step(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
     """One step of the distillation (Parmar et al. 2023, section 3.4).
 
-    The losses, averaged over the processes. UserError, before anything is updated, where one is not finite.
+    The losses, averaged over the processes. UserError, before anything is updated, where one is not
+    finite.
     """
+    settings = training.config.distill
     accelerator = training.accelerator
     optimizer = training.optimizer
     networks = training.networks
     adversary = training.criterion.adversary
-    images_seen = (batch.step + 1) * training.settings.batch
+    images_seen = (batch.step + 1) * settings.batch
 
-    seed_step(training.seed, batch.step, accelerator.process_index)
+    seed_step(training.config.seed, batch.step, accelerator.process_index)
     input_BCHW, edit_BCHW = training.augment(batch.input_BCHW, batch.edit_BCHW)
     fake_BCHW = training.model(input_BCHW)
     losses = training.criterion(input_BCHW, fake_BCHW, edit_BCHW)
@@ -135,15 +138,15 @@ def training_step(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
         losses["discriminator"] = loss
 
     stop_unless_finite(training, losses, batch)
-    set_learning_rate(optimizer, training.settings, images_seen)
-    optimizer.step()  # of generator and discriminator
+    set_learning_rate(optimizer, settings, images_seen)
+    optimizer.step()  # of the generator, and of the adversary's discriminator
     optimizer.zero_grad(set_to_none=True)
     networks.ema.update(networks.generator, images_seen)
     return {name: accelerator.reduce(loss.detach(), "mean") for name, loss in losses.items()}
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed every draw of a process's step by what it is, so that a step can be done again without any saved state."""
+    """Seed a step's draws by what it is, so that it can be done again without any saved state."""
     import torch
 
     torch.manual_seed(int(digest(seed, step, process), 16) % 2**63)
@@ -178,11 +181,16 @@ def stop_unless_finite(training: Training, losses: dict[str, torch.Tensor], batc
         return
     path = training.folder / "nonfinite.json"
     if accelerator.is_main_process:
-        report = {"step": batch.step, "images": batch.step * training.settings.batch, "keys": batch.keys}
-        write_json(path, report | {"losses_and_gradient_norm": str(numbers_PN.tolist())})
+        report = {
+            "step": batch.step,
+            "images": batch.step * training.config.distill.batch,
+            "keys": batch.keys,
+            "losses_and_gradient_norm": str(numbers_PN.tolist()),
+        }
+        write_json(path, report)
     raise UserError(
-        f"step {batch.step}: the loss or its gradient is not finite; nothing was updated. {path} names the pairs; "
-        "look at those pairs, or lower distill.lr and go on with force=true"
+        f"step {batch.step}: the loss or its gradient is not finite; nothing was updated. "
+        f"{path} names the pairs; look at them, or lower distill.lr and go on with force=true"
     )
 
 
@@ -205,7 +213,9 @@ def prepare(config: Config, accelerator: Accelerator, folder: Path) -> Training:
     settings = config.distill
     networks = build_networks(config, accelerator.device)
     discriminator = networks.discriminator
-    adversary = Adversary(discriminator, accelerator.autocast) if discriminator is not None else None
+    adversary = None
+    if discriminator is not None:
+        adversary = Adversary(discriminator, accelerator.autocast)
     perceptual = perceptual_loss(accelerator.device)
     betas = (settings.beta1, BETA2)
     optimizer = torch.optim.Adam(networks.trained.values(), lr=settings.lr, betas=betas, fused=True)
@@ -216,8 +226,7 @@ def prepare(config: Config, accelerator: Accelerator, folder: Path) -> Training:
             if network is not None:
                 network.compile()
     return Training(
-        settings=settings,
-        seed=config.seed,
+        config=config,
         folder=folder,
         accelerator=accelerator,
         networks=networks,
@@ -258,12 +267,12 @@ def is_save_due(settings: Distill, images: int) -> bool:
 
 
 def save(training: Training, made_with: dict[str, Any], steps: int) -> Path:
-    """The main process writes a checkpoint, after so many steps; the others wait for it. Returns its path."""
+    """Write a checkpoint after so many steps, all processes waiting for the main one; returns its path."""
     from distill import checkpoints
     from distill.networks import checkpoint_tensors
 
     networks = training.networks
-    images = steps * training.settings.batch
+    images = steps * training.config.distill.batch
     folder = training.folder / "checkpoints"
     if training.accelerator.is_main_process:
         state = {"made_with": made_with, "generator": networks.generator.config, "step": steps}
@@ -276,8 +285,8 @@ def save(training: Training, made_with: dict[str, Any], steps: int) -> Path:
 def processes(config: Config, folder: Path) -> Iterator[Accelerator]:
     """This process among those that train together, on device=, as accelerate sees it.
 
-    The main process holds the lock of `folder`. UserError where another run has it, where distill.batch cannot be
-    shared by the processes, and for a device that is not there.
+    The main process holds the lock of `folder`. UserError where another run has it, where
+    distill.batch cannot be shared by the processes, and for a device that is not there.
     """
     import torch
     from accelerate import Accelerator
@@ -287,7 +296,7 @@ def processes(config: Config, folder: Path) -> Iterator[Accelerator]:
     settings = config.distill
     device = pick_device(config.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # a single process trains on the current GPU; several have one each
+        torch.cuda.set_device(device)  # where one process trains; of several, each has its own
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=PRECISIONS[settings.dtype],
@@ -308,7 +317,7 @@ def processes(config: Config, folder: Path) -> Iterator[Accelerator]:
 
 
 def check(config: Config) -> None:
-    """UserError for a value that training cannot use, where the key's limits in configs/schema.py cannot say so."""
+    """UserError for a value that training cannot use but the limits in configs/schema.py allow."""
     crop = config.distill.lpips_crop
     if 0 < crop < SMALLEST_CROP:
         raise UserError(
@@ -329,7 +338,8 @@ def plan(config: Config) -> dict[str, Any]:
     check(config)
     side = config.teacher.resolution
     sizes = config.generator
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:  # "meta": shapes without values
+    # on "meta" there are shapes alone, no values
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
         generator = CoModGenerator(side, **asdict(sizes)).eval()
         generator(torch.zeros(1, 3, side, side))
         discriminator = Discriminator(side, sizes.channel_base, sizes.channel_max)

@@ -1,4 +1,4 @@
-"""Validation: the averaged generator's edits of held-out inputs beside the teacher's, as numbers and as pictures.
+"""Validation: the averaged generator's edits of held-out inputs beside the teacher's.
 
 Images are in [-1, 1]. B batch, C channels, H W pixels.
 """
@@ -15,8 +15,8 @@ from torchvision.utils import save_image
 
 from distill.pairs import PairDataset, images_on
 
-# Held-out pairs that are measured, always the same: enough to tell checkpoints of one run apart, and few enough
-# that a validation takes seconds beside the minutes of training between two checkpoints.
+# Held-out pairs that are measured. They are always the same, so few suffice to tell checkpoints
+# apart, and a validation takes seconds beside the minutes of training between two checkpoints.
 MAX_PAIRS = 64
 GRID_ROWS = 8  # of the sample sheet; a row is input, teacher's edit, generator's edit
 LEAST_SQUARED_ERROR = 1e-10  # so that PSNR of equal images is 100 dB and not infinite
@@ -24,7 +24,7 @@ LEAST_SQUARED_ERROR = 1e-10  # so that PSNR of equal images is 100 dB and not in
 
 @dataclass
 class Validation:
-    """What one validation finds. metrics: means over `count` pairs. sheet_BCHW: rows of three images each."""
+    """The result. metrics: means over `count` pairs. sheet_BCHW: rows of three images each."""
 
     metrics: dict[str, float]
     count: int
@@ -40,10 +40,13 @@ class Validation:
 def validate(
     generator: nn.Module, held_out: PairDataset, perceptual: nn.Module, batch: int, device: torch.device
 ) -> Validation:
-    """Compare the generator's edits of the first MAX_PAIRS held-out inputs with the teacher's, `batch` at a time."""
+    """Compare the generator's edits of the first MAX_PAIRS held-out inputs with the teacher's.
+
+    perceptual: LPIPS of two batches of images, shape B. batch: pairs at a time.
+    """
     count = min(len(held_out), MAX_PAIRS)
     sums: dict[str, float] = {}
-    rows = []
+    rows: list[torch.Tensor] = []
     for levels in DataLoader(Subset(held_out, range(count)), batch):
         input_BCHW, edit_BCHW = images_on(device, levels)
         fake_BCHW = generator(input_BCHW).float().clamp(-1, 1)
@@ -59,9 +62,9 @@ def validate(
 def metrics(
     fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, perceptual: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """Of each image, shape B: L1, PSNR in dB (of the range 2) and LPIPS. A further metric is an entry here."""
+    """L1, PSNR (dB) and LPIPS of each image, shape B. A further metric is an entry here."""
     error_BCHW = fake_BCHW - edit_BCHW
-    # the largest possible error is 2: half the error is relative to it
+    # the largest error possible is 2, and PSNR is relative to it
     relative_B = (error_BCHW / 2).square().mean((1, 2, 3)).clamp_min(LEAST_SQUARED_ERROR)
     return {
         "l1": error_BCHW.abs().mean((1, 2, 3)),

@@ -1,6 +1,7 @@
 """The conditional discriminator of the adversarial loss: StyleGAN2's, on input and edit together.
 
-Karras et al. (2020), appendix B, and Co-Mod-GAN (Zhao et al. 2021). Written from the papers, not from their code.
+Karras et al. (2020), figure 7c, and Co-Mod-GAN (Zhao et al. 2021). Written from the papers, not
+from code.
 
 B batch, C channels, H W pixels, G images in a group, M = B / G groups.
 """
@@ -48,7 +49,7 @@ class Discriminator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, the second to half the sides, and a linear skip connection: blur, halve, 1 x 1 convolution.
+    """Two convolutions, the second to half the sides, and a linear skip connection around them.
 
     B x inputs x H x W to B x outputs x H/2 x W/2.
     """
@@ -66,10 +67,11 @@ class ResidualBlock(nn.Module):
 
 
 def minibatch_deviation(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """One map, B x 1 x H x W: the mean over all features of their deviation within the group of images.
+    """One map, B x 1 x H x W: the features' deviation within the group of images, mean over all.
 
-    So that fakes that are too alike can be told (Karras et al. 2018, section 3). Groups have GROUP images; where
-    GROUP does not divide B, as many as the next smaller number that does. Image b is in group b mod M.
+    It tells fakes that are too alike (Karras et al. 2018, section 3). Groups have GROUP images;
+    where that does not divide B, as many as the next smaller number that does. Image b is in group
+    b mod M.
     """
     group = GROUP
     while len(x_BCHW) % group:

