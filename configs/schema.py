@@ -307,10 +307,12 @@ class Augment:
     crop: float = option(
         0.8, "smallest side of a random crop of both, as a share; 1: none", above=0, at_most=1
     )
-    brightness: float = option(0.1, "colour jitter, the same draw for both images", at_least=0)
-    contrast: float = option(0.1, "colour jitter, the same draw for both images", at_least=0)
-    saturation: float = option(0.1, "colour jitter, the same draw for both images", at_least=0)
-    hue: float = option(0.02, "colour jitter, the same draw for both images", at_least=0, at_most=0.5)
+    colour: float = option(
+        0.1,
+        "jitter of brightness, contrast and saturation; of hue a fifth; the same draw for both images",
+        at_least=0,
+        at_most=1,
+    )
     noise: float = option(
         0.02,
         "largest standard deviation of noise added to the input alone, images in [-1, 1]",
@@ -327,53 +329,36 @@ class Distill:
     lr: float = option(0.001, "Adam learning rate", at_least=0)
     beta1: float = option(
         0.9,
-        "Adam beta 1; 0 (Co-Mod-GAN) with an adversary. Without one .9 is nearer to the teacher (docs/results.md)",
+        "Adam beta 1; with an adversary 0 (Co-Mod-GAN), without one .9 is better (docs/results.md)",
         at_least=0,
         below=1,
     )
-    beta2: float = option(0.99, "Adam beta 2 (Co-Mod-GAN)", at_least=0, below=1)
     warmup_images: int = option(2_000, "linear warm-up of the learning rate", at_least=0)
-    l1: float = option(1.0, "weight of L1", at_least=0)
-    lpips: float = option(1.0, "weight of LPIPS (VGG16)", at_least=0)
+    lpips: float = option(1.0, "weight of LPIPS (VGG16); that of L1 is 1", at_least=0)
     lpips_crop: int = option(
-        0, "side of the random window LPIPS looks at, pixels; 0: the whole image", at_least=0
+        0, "side of the random window LPIPS looks at, pixels, from 16; 0: the whole image", at_least=0
     )
     adversarial: float = option(0.0, "weight of the adversarial loss; 0: no discriminator", at_least=0)
-    r1: float = option(10.0, "R1 gamma of the discriminator (Co-Mod-GAN)", at_least=0)
-    r1_every: int = option(16, "steps from one R1 to the next, which then counts so many times", at_least=1)
-    latent: str = option(
-        "fixed",
-        "z while training: 'fixed' (zeros: one edit an input) or 'sampled'",
-        choices=("fixed", "sampled"),
+    ema_half_life_images: int = option(
+        10_000, "half-life of the moving average of the weights, in images shown", at_least=0
     )
-    ema_half_life_images: int = option(10_000, "half-life of the moving average of the weights")
     validation_share: float = option(0.05, "share of the input images held out", above=0, below=1)
-    max_validation_pairs: int = option(256, "at most so many are measured", at_least=1)
     save_every_images: int = option(
         20_000, "checkpoint, validation and sample grid each so many images", at_least=1
     )
-    keep_checkpoints: int = option(2, "newest checkpoints kept", at_least=1)
     workers: int = option(2, "decoding processes", at_least=0)
-    cache_gb: float = option(
-        4.0,
-        "keep the decoded training pictures in memory where all are at most so many GB a process; 0: never",
-        at_least=0,
-    )
     dtype: str = option("float32", "float32 or bfloat16 autocast", choices=("float32", "bfloat16"))
     compile: bool = option(
         False, "run the networks through torch.compile: minutes at the start, less time a step"
     )
     tracker: str = option(
         "auto",
-        "tracker of accelerate (tensorboard, wandb, ...); auto: tensorboard where it is installed; empty: none",
+        "accelerate's tracker (tensorboard, wandb, ...); auto: tensorboard if installed; empty: none",
     )
     init: str = option("", "start from these weights: an exported generator.safetensors")
     labels: str = option(
         "",
-        "learn a generator.onnx's edits of the inputs in the place of the pairs' own: a small network from a large one",
-    )
-    adapter_rank: int = option(
-        0, "with init: train changes of the weights of at most this rank; 0: the whole weights"
+        "a generator.onnx whose edits are learned instead of the pairs': a small network from a large one",
     )
 
 

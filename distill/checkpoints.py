@@ -1,10 +1,12 @@
 """Checkpoints of a training run: complete or not there, and nothing in them can be executed.
 
     <run>/train/checkpoints/000012800/     named by the images seen
-        generator.safetensors  ema.safetensors  adam.safetensors, with an adversary discriminator.safetensors
-        state.json             counters, what was trained on what, bytes and SHA-256 of the others; written last
+        generator.safetensors, ema.safetensors, adam.safetensors
+        discriminator.safetensors    with an adversary
+        state.json    counters, settings, bytes and SHA-256 of the other files; written last
 
-A checkpoint is written under a temporary name and renamed; older ones go only afterwards.
+A checkpoint is written under a temporary name and then renamed. Older ones are removed only
+afterwards.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,83 +23,72 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from configs.errors import UserError
 from configs.files import fingerprint, write_json
+from configs.runs import changes
 from models.comodgan import CoModGenerator
+
+KEEP = 2  # the newest, and the one before it, should the newest turn out to be damaged
+
+Tensors = dict[str, torch.Tensor]  # by name, as in one .safetensors file
 
 
 @dataclass
 class Checkpoint:
-    """One that was read and found whole: its folder, the content of state.json, tensors by file and name."""
+    """A checkpoint that was read and found undamaged.
+
+    path: its folder. state: the content of state.json. tensors: by file (without .safetensors), on
+    the CPU.
+    """
 
     path: Path
     state: dict[str, Any]
-    tensors: dict[str, dict[str, torch.Tensor]]
+    tensors: dict[str, Tensors]
 
     def average(self) -> CoModGenerator:
-        """The generator of the averaged weights, for use."""
+        """The generator with the averaged weights, frozen, in evaluation mode."""
         generator = CoModGenerator(**self.state["generator"]).eval().requires_grad_(False)
         generator.load_state_dict(self.tensors["ema"])
         return generator
 
 
-def fixed_latent(made_with: dict[str, Any]) -> list[float] | None:
-    """The one latent that validation and export use where training samples them, drawn from the run's seed; None (zeros) where not.
+def save(folder: Path, images: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> Path:
+    """Write <folder>/<images> and return its path; of it and those before it, keep the newest KEEP.
 
-    made_with: of state.json.
-    """
-    if made_with["distill.latent"] == "fixed":
-        return None
-    return torch.randn(
-        1, made_with["generator.z_dim"], generator=torch.Generator().manual_seed(made_with["seed"])
-    )[0].tolist()
-
-
-def save(
-    folder: Path, images: int, about: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], keep: int
-) -> Path:
-    """Write <folder>/<images> atomically, then remove all but it and those before it, `keep` altogether; returns its path.
-
-    tensors: one dictionary for each file. Raises UserError, with the earlier checkpoints untouched, where the disk has no room.
+    state: JSON values for state.json. tensors: by file. The caller holds the run's lock.
+    UserError, with the earlier checkpoints untouched, where the disk has no room.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for torn in folder.glob(".*.tmp"):  # of a killed process; the caller holds the run's lock
+    for torn in folder.glob(".*.tmp"):  # left by a process that was killed
         shutil.rmtree(torn, ignore_errors=True)
-    final = folder / f"{images:09d}"
-    temporary = folder / f".{final.name}.tmp"
-    needed, free = (
-        sum(tensor.nbytes for part in tensors.values() for tensor in part.values()),
-        shutil.disk_usage(folder).free,
-    )
+    path = path_of(folder, images)
+    temporary = folder / f".{path.name}.tmp"
+    needed = _bytes(tensors)
     try:
+        free = shutil.disk_usage(folder).free
         if free < needed:
             raise OSError(f"{free} bytes are free")
         temporary.mkdir()
-        files = {}
-        for name, part in tensors.items():
-            path = temporary / f"{name}.safetensors"
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in part.items()}, path)
-            files[name] = fingerprint(path)
-            _sync(path)
-        write_json(temporary / "state.json", {**about, "images": images, "files": files})
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same name
-        os.replace(temporary, final)
+        files = _write_tensors(temporary, tensors)
+        write_json(temporary / "state.json", {**state, "images": images, "files": files})
+        shutil.rmtree(path, ignore_errors=True)  # a damaged checkpoint of the same name
+        os.replace(temporary, path)
         _sync(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{final} could not be written ({error}): it needs {needed} bytes; free some and run the same command again"
+            f"{path} could not be written ({error}): it needs {needed} bytes; "
+            "free some and run the same command again"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    paths = saved(folder)
-    place = paths.index(final) + 1
-    for old in (
-        paths[: max(0, place - keep)] + paths[place:]
-    ):  # of a higher number are only damaged ones, and those gone back before
-        shutil.rmtree(old)
-    return final
+    _remove_others(path)
+    return path
+
+
+def path_of(folder: Path, images: int) -> Path:
+    """Where the checkpoint after so many images is, or would be."""
+    return folder / f"{images:09d}"
 
 
 def saved(folder: Path) -> list[Path]:
@@ -105,14 +97,15 @@ def saved(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, on the CPU; None where there is none.
+    """The newest undamaged checkpoint; None where there is no checkpoint at all.
 
-    A damaged one is named on stderr and the one before it is taken. UserError where all of them are damaged.
+    A damaged one is named on stderr, and the one before it is read. UserError where all of them are
+    damaged.
     """
     paths = saved(folder)
     for path in reversed(paths):
         try:
-            return _read(path)
+            return read_checkpoint(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"warning: {path} is damaged ({error}); trying the one before it", file=sys.stderr)
     if paths:
@@ -120,48 +113,8 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def adam_tensors(
-    trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """Adam's state by parameter name."""
-    return {
-        f"{name}.{key}": tensor
-        for name, parameter in trained.items()
-        for key, tensor in optimizer.state[parameter].items()
-    }
-
-
-def restore_adam(
-    trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
-) -> None:
-    """The reverse of adam_tensors, in each parameter's device and memory format."""
-    for name, parameter in trained.items():
-        if f"{name}.step" in tensors:
-            moments = {
-                key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"])
-                for key in ("exp_avg", "exp_avg_sq")
-            }
-            optimizer.state[parameter] = {
-                "step": tensors[f"{name}.step"].to(parameter.device, copy=True),
-                **moments,
-            }  # as fused Adam asks
-
-
-def refuse_changes(checkpoint: Checkpoint, made_with: dict[str, Any], force: bool) -> None:
-    """Raise UserError with the differing keys where the run was made with other settings or data; with `force` only name them."""
-    before, now = checkpoint.state["made_with"], json.loads(json.dumps(made_with))
-    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    changes = "; ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys)
-    if changes and not force:
-        raise UserError(
-            f"{checkpoint.path} was made with other settings: {changes}. Set them back, delete {checkpoint.path.parent} to train anew, "
-            "choose another runs_dir=, or go on with force=true"
-        )
-    if changes:
-        print(f"warning: going on from {checkpoint.path} with other settings: {changes}", file=sys.stderr)
-
-
-def _read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in this folder; ValueError, KeyError, TypeError or OSError if it is damaged."""
     state = json.loads((path / "state.json").read_text())
     tensors = {}
     for name, expected in state["files"].items():
@@ -172,7 +125,60 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(path, state, tensors)
 
 
+def refuse_changes(checkpoint: Checkpoint, made_with: Mapping[str, Any], force: bool) -> None:
+    """UserError with the keys that differ, where settings or data do; with `force` a warning.
+
+    made_with: the settings of the run that goes on (configs/runs.py) and what identifies its data;
+    JSON values.
+    """
+    differences = "; ".join(changes(checkpoint.state["made_with"], made_with))
+    if not differences:
+        return
+    if not force:
+        raise UserError(
+            f"{checkpoint.path} was made with other settings: {differences}. "
+            f"Set them back, delete {checkpoint.path.parent} to train anew, "
+            "choose another runs_dir=, or go on with force=true"
+        )
+    warning = f"warning: going on from {checkpoint.path} with other settings: {differences}"
+    print(warning, file=sys.stderr)
+
+
+def _bytes(tensors: Mapping[str, Tensors]) -> int:
+    total = 0
+    for by_name in tensors.values():
+        for tensor in by_name.values():
+            total += tensor.nbytes
+    return total
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensors]) -> dict[str, dict[str, Any]]:
+    """Write a .safetensors file for each entry, through to the disk; returns their fingerprints."""
+    fingerprints = {}
+    for name, by_name in tensors.items():
+        path = folder / f"{name}.safetensors"
+        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in by_name.items()}
+        save_file(on_cpu, path)
+        fingerprints[name] = fingerprint(path)
+        _sync(path)
+    return fingerprints
+
+
+def _remove_others(newest_path: Path) -> None:
+    """Remove all checkpoints but the newest KEEP up to this one.
+
+    Those of a higher number are damaged, or from before training went on from an earlier one.
+    """
+    paths = saved(newest_path.parent)
+    end = paths.index(newest_path) + 1
+    kept = paths[max(0, end - KEEP) : end]
+    for path in paths:
+        if path not in kept:
+            shutil.rmtree(path)
+
+
 def _sync(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk now."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

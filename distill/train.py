@@ -3,55 +3,50 @@
   accelerate launch distill/train.py task=tree2winter      every GPU there is
   python distill/train.py task=tree2winter                 one GPU, or the CPU
 
-Reads <run>/pairs and <run>/selection.json, writes <run>/train. Run the same command again to go on after an interruption.
+Reads <run>/pairs and <run>/selection.json, writes <run>/train. To go on after an interruption, run
+the same command again.
 """
+
+# B batch, C channels, H W pixels, P processes, N numbers.
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from operator import attrgetter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.files import exclusive
-from configs.runs import run_dir
-from configs.schema import Config
+from configs.files import digest, exclusive, model_files, write_json
+from configs.runs import run_dir, settings_of
+from configs.schema import Config, Distill
+from distill.runlog import RunLog, tracker_names
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
+    from torch import nn
 
-    from distill.state import TrainingState
+    from distill.losses import DistillationLoss
+    from distill.networks import Networks
+    from distill.pairs import Batch, PairAugment, PairDataset
 
 SECTIONS = ("task", "teacher", "generator", "augment", "distill")
-PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype and accelerate's name for it
-FROM_ONE = ("images", "batch", "save_every_images", "keep_checkpoints", "max_validation_pairs", "r1_every")
-FROM_NOTHING = ("lr", "workers", "warmup_images", "l1", "lpips", "adversarial", "r1")
-LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {  # what training can use
-    "distill.dtype": (PRECISIONS.__contains__, " or ".join(PRECISIONS)),
-    "distill.latent": (("fixed", "sampled").__contains__, "fixed or sampled"),
-    **{f"distill.{key}": (lambda value: value >= 1, "1 or more") for key in FROM_ONE},
-    **{f"distill.{key}": (lambda value: value >= 0, "0 or more") for key in FROM_NOTHING},
-    **{
-        f"augment.{key}": (lambda value: value >= 0, "0 or more")
-        for key in ("brightness", "contrast", "saturation", "noise")
-    },
-    **{
-        key: (lambda value: 0 <= value < 1, "from 0 to below 1")
-        for key in ("distill.beta1", "distill.beta2", "generator.dropout")
-    },
-    "distill.lpips_crop": (
-        lambda value: value == 0 or value >= 16,
-        "0, or 16 or more: VGG16 halves it four times",
-    ),
-    "augment.crop": (lambda value: 0 < value <= 1, "above 0, to 1"),
-    "augment.flip": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "augment.hue": (lambda value: 0 <= value <= 0.5, "from 0 to 0.5"),
-}
+PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype, and accelerate's name for it
+BETA2 = 0.99  # Adam's, as Co-Mod-GAN and StyleGAN2 have it
+SMALLEST_CROP = 16  # pixels: VGG16 halves the sides four times
+# What may change when a training goes on: names, and how the pairs were made and selected, as the
+# content of the pairs counts; what comes after training; how long, how fast and where it trains.
+NAMES = ("task", "teacher.name", "teacher.path", "runs_dir")
+MAKING = ("source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt", "generate")
+SELECTING = ("scorer", "segmenter", "filter")
+AFTERWARDS = ("export", "evaluate", "compare", "benchmark", "demo", "json")
+LENGTH = ("distill.images", "distill.save_every_images", "distill.workers", "distill.tracker")
+FREE = (*NAMES, *MAKING, *SELECTING, *AFTERWARDS, *LENGTH, "device", "force")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,46 +57,272 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: Config) -> Path:
     """Train, or go on training, to distill.images; returns the newest checkpoint.
 
-    Raises UserError for missing pairs, settings that do not fit, a changed configuration, a full disk, a loss that is not finite.
+    UserError for missing pairs, settings that do not fit, a changed configuration, a full disk, and
+    a loss that is not finite.
     """
+    from distill.pairs import batches, open_pairs
+    from distill.validation import validate
+
+    check(config)
+    settings = config.distill
+    folder = run_dir(config) / "train"
+    with processes(config, folder) as accelerator:
+        pairs, held_out = open_pairs(config)
+        training = prepare(config, accelerator, folder)
+        made_with = settings_of(config, FREE) | hashes_of_files(config, pairs)
+        step, checkpoint = resume(training, made_with, config.force)
+
+        log = RunLog(config, accelerator, folder, images=step * settings.batch)
+        if step > 0:
+            log.say(f"going on from {checkpoint}")
+        device = accelerator.device
+        log.say(f"{len(pairs)} pairs, {len(held_out)} held out, to {settings.images} images on {device}")
+
+        steps = range(step, math.ceil(settings.images / settings.batch))
+        for batch in batches(pairs, steps, config, accelerator):
+            losses = training_step(training, batch)
+            images = (batch.step + 1) * settings.batch
+            log.add(losses, batch.waited_s)
+
+            save_is_due = is_save_due(settings, images)
+            if save_is_due or log.is_due():
+                log.write_losses(images)
+            if save_is_due:
+                if accelerator.is_main_process:
+                    average = training.networks.ema.network
+                    perceptual = training.criterion.perceptual
+                    validation = validate(average, held_out, perceptual, settings.batch, device)
+                    log.write_validation(images, validation.metrics, validation.count)
+                    validation.save_sheet(folder / "samples" / f"{images:09d}.png")
+                checkpoint = save(training, made_with, batch.step + 1)
+                log.restart_clock()
+        return checkpoint
+
+
+@dataclass
+class Training:
+    """What a step uses. model: the generator as accelerate wraps it. folder: <run>/train."""
+
+    config: Config
+    folder: Path
+    accelerator: Accelerator
+    networks: Networks
+    model: nn.Module
+    augment: PairAugment
+    criterion: DistillationLoss
+    optimizer: torch.optim.Optimizer
+
+
+def training_step(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
+    """One step of the distillation (Parmar et al. 2023, section 3.4).
+
+    The losses, averaged over the processes. UserError, before anything is updated, where one is not
+    finite.
+    """
+    settings = training.config.distill
+    accelerator = training.accelerator
+    optimizer = training.optimizer
+    networks = training.networks
+    adversary = training.criterion.adversary
+    images_seen = (batch.step + 1) * settings.batch
+
+    seed_step(training.config.seed, batch.step, accelerator.process_index)
+    input_BCHW, edit_BCHW = training.augment(batch.input_BCHW, batch.edit_BCHW)
+    fake_BCHW = training.model(input_BCHW)
+    losses = training.criterion(input_BCHW, fake_BCHW, edit_BCHW)
+    accelerator.backward(losses["loss"])
+    if adversary is not None:
+        loss = adversary.discriminator_loss(input_BCHW, edit_BCHW, fake_BCHW, batch.step)
+        accelerator.backward(loss)
+        average_gradients(accelerator, adversary.discriminator)
+        losses["discriminator"] = loss
+
+    stop_unless_finite(training, losses, batch)
+    set_learning_rate(optimizer, settings, images_seen)
+    optimizer.step()  # of the generator, and of the adversary's discriminator
+    optimizer.zero_grad(set_to_none=True)
+    networks.ema.update(networks.generator, images_seen)
+    return {name: accelerator.reduce(loss.detach(), "mean") for name, loss in losses.items()}
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed a step's draws by what it is, so that it can be done again without any saved state."""
+    import torch
+
+    torch.manual_seed(int(digest(seed, step, process), 16) % 2**63)
+
+
+def average_gradients(accelerator: Accelerator, network: nn.Module) -> None:
+    """Average a network's gradients over the processes.
+
+    For the discriminator: R1 differentiates twice, which DistributedDataParallel does not expect.
+    """
+    if accelerator.num_processes > 1:
+        for parameter in network.parameters():
+            parameter.grad = accelerator.reduce(parameter.grad, "mean")
+
+
+def stop_unless_finite(training: Training, losses: dict[str, torch.Tensor], batch: Batch) -> None:
+    """UserError on every process where one of them has a loss or a gradient that is not finite.
+
+    The main process writes nonfinite.json, which names the pairs of the step.
+    """
+    import torch
+
+    accelerator = training.accelerator
+    gradients = []
+    for parameter in training.networks.trained.values():
+        if parameter.grad is not None:
+            gradients.append(parameter.grad)
+    numbers = [loss.detach() for loss in losses.values()]
+    numbers.append(torch.nn.utils.get_total_norm(gradients).float())
+    numbers_PN = accelerator.gather(torch.stack(numbers)[None])
+    if torch.isfinite(numbers_PN).all():
+        return
+    path = training.folder / "nonfinite.json"
+    if accelerator.is_main_process:
+        report = {
+            "step": batch.step,
+            "images": batch.step * training.config.distill.batch,
+            "keys": batch.keys,
+            "losses_and_gradient_norm": str(numbers_PN.tolist()),
+        }
+        write_json(path, report)
+    raise UserError(
+        f"step {batch.step}: the loss or its gradient is not finite; nothing was updated. "
+        f"{path} names the pairs; look at them, or lower distill.lr and go on with force=true"
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Distill, images_seen: int) -> None:
+    """Linear warm-up to settings.lr; images_seen: those of this step counted."""
+    lr = settings.lr * min(1.0, images_seen / max(1, settings.warmup_images))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def prepare(config: Config, accelerator: Accelerator, folder: Path) -> Training:
+    """Everything a step uses, as it is before the first one."""
+    import torch
+
+    from distill.losses import Adversary, DistillationLoss
+    from distill.networks import build_networks
+    from distill.pairs import PairAugment
+    from models.perceptual import perceptual_loss
+
+    settings = config.distill
+    networks = build_networks(config, accelerator.device)
+    discriminator = networks.discriminator
+    adversary = None
+    if discriminator is not None:
+        adversary = Adversary(discriminator, accelerator.autocast)
+    perceptual = perceptual_loss(accelerator.device)
+    betas = (settings.beta1, BETA2)
+    optimizer = torch.optim.Adam(networks.trained.values(), lr=settings.lr, betas=betas, fused=True)
+    if settings.compile:
+        if accelerator.device.type == "cuda":
+            networks.generator.write_as_sums()
+        for network in (networks.generator, perceptual, discriminator):
+            if network is not None:
+                network.compile()
+    return Training(
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        networks=networks,
+        model=accelerator.prepare_model(networks.generator),
+        augment=PairAugment(config.augment, config.teacher.resolution),
+        criterion=DistillationLoss(settings, perceptual, adversary),
+        optimizer=optimizer,
+    )
+
+
+def hashes_of_files(config: Config, pairs: PairDataset) -> dict[str, str]:
+    """What identifies the files that training reads, beside their names: 'pairs' and 'labels'."""
+    from distill.pairs import content
+
+    return {"pairs": content(pairs.locations), "labels": digest(model_files(config.distill.labels))}
+
+
+def resume(training: Training, made_with: dict[str, Any], force: bool) -> tuple[int, Path]:
+    """Load the newest checkpoint, if there is one: the steps done until then, and its path.
+
+    UserError where it was made with other settings or data, unless `force`.
+    """
+    from distill import checkpoints
+    from distill.networks import load_checkpoint
+
+    folder = training.folder / "checkpoints"
+    checkpoint = checkpoints.newest(folder)
+    if checkpoint is None:
+        return 0, folder
+    checkpoints.refuse_changes(checkpoint, made_with, force)
+    load_checkpoint(training.networks, training.optimizer, checkpoint)
+    return checkpoint.state["step"], checkpoint.path
+
+
+def is_save_due(settings: Distill, images: int) -> bool:
+    """Whether this step reached a multiple of save_every_images, or the end."""
+    return images % settings.save_every_images < settings.batch or images >= settings.images
+
+
+def save(training: Training, made_with: dict[str, Any], steps: int) -> Path:
+    """Write a checkpoint after so many steps, all processes waiting for the main one; returns its path."""
+    from distill import checkpoints
+    from distill.networks import checkpoint_tensors
+
+    networks = training.networks
+    images = steps * training.config.distill.batch
+    folder = training.folder / "checkpoints"
+    if training.accelerator.is_main_process:
+        state = {"made_with": made_with, "generator": networks.generator.config, "step": steps}
+        checkpoints.save(folder, images, state, checkpoint_tensors(networks, training.optimizer))
+    training.accelerator.wait_for_everyone()
+    return checkpoints.path_of(folder, images)
+
+
+@contextlib.contextmanager
+def processes(config: Config, folder: Path) -> Iterator[Accelerator]:
+    """This process among those that train together, on device=, as accelerate sees it.
+
+    The main process holds the lock of `folder`. UserError where another run has it, where
+    distill.batch cannot be shared by the processes, and for a device that is not there.
+    """
+    import torch
     from accelerate import Accelerator
 
     from models.devices import pick_device
 
-    _check(config)
-    folder, precision = run_dir(config) / "train", PRECISIONS[config.distill.dtype]
-    trackers, on_cpu = _trackers(config.distill.tracker), pick_device(config.device).type == "cpu"
+    settings = config.distill
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where one process trains; of several, each has its own
     accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=precision, log_with=trackers or None, project_dir=folder
+        cpu=device.type == "cpu",
+        mixed_precision=PRECISIONS[settings.dtype],
+        log_with=tracker_names(settings.tracker) or None,
+        project_dir=folder,
     )
-    with exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext():
-        from distill.state import TrainingState
-
-        state = TrainingState(config, accelerator, folder)
+    count = accelerator.num_processes
+    if settings.batch % count:
+        raise UserError(
+            f"distill.batch={settings.batch} cannot be shared by {count} processes: give a multiple"
+        )
+    lock = exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext()
+    with lock:
         try:
-            for input_BCHW, edit_BCHW in state.batches():
-                state.log(train_step(state, input_BCHW, edit_BCHW))
-                if state.due():
-                    state.validate()
-                    state.save()
-            return state.path
+            yield accelerator
         finally:
             accelerator.end_training()  # so that no process is left waiting
 
 
-def train_step(
-    state: TrainingState, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The distillation of Parmar et al. (2023), section 3.4; the losses, averaged over all processes."""
-    state.seed_step()
-    input_BCHW, edit_BCHW = state.augment(input_BCHW, edit_BCHW)
-    fake_BCHW = state.model(input_BCHW, state.latent(len(input_BCHW)))
-    losses = state.loss(input_BCHW, fake_BCHW, edit_BCHW)
-    state.accelerator.backward(losses["loss"])
-    losses |= state.teach_adversary(input_BCHW, edit_BCHW, fake_BCHW)
-    losses = state.averaged_if_finite(losses)
-    state.update()
-    return losses
+def check(config: Config) -> None:
+    """UserError for a value that training cannot use but the limits in configs/schema.py allow."""
+    crop = config.distill.lpips_crop
+    if 0 < crop < SMALLEST_CROP:
+        raise UserError(
+            f"distill.lpips_crop={crop}: it is 0, or {SMALLEST_CROP} or more: VGG16 halves it four times"
+        )
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -109,26 +330,25 @@ def plan(config: Config) -> dict[str, Any]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from distill.checkpoints import KEEP
     from distill.pairs import selected_keys
     from models.comodgan import CoModGenerator
     from models.discriminator import Discriminator
 
-    _check(config)
-    side, sizes = config.teacher.resolution, config.generator
+    check(config)
+    side = config.teacher.resolution
+    sizes = config.generator
+    # on "meta" there are shapes alone, no values
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         generator = CoModGenerator(side, **asdict(sizes)).eval()
         generator(torch.zeros(1, 3, side, side))
-        adversary = (
-            Discriminator(side, sizes.channel_base, sizes.channel_max)
-            if config.distill.adversarial > 0
-            else torch.nn.Identity()
-        )
-    parameters, judge = (
-        sum(parameter.numel() for parameter in network.parameters()) for network in (generator, adversary)
-    )
-    in_one_checkpoint = (
-        16 * parameters + 12 * judge
-    )  # weights and Adam's two moments, float32; of the generator the average too
+        discriminator = Discriminator(side, sizes.channel_base, sizes.channel_max)
+    parameters = sum(parameter.numel() for parameter in generator.parameters())
+    # float32: weights, Adam's two moments, the average
+    checkpoint_bytes = 16 * parameters
+    if config.distill.adversarial > 0:
+        # weights and Adam's two moments
+        checkpoint_bytes += 12 * sum(parameter.numel() for parameter in discriminator.parameters())
     keys = selected_keys(run_dir(config))
     return {
         "folder": run_dir(config) / "train",
@@ -136,36 +356,9 @@ def plan(config: Config) -> dict[str, Any]:
         "epochs": round(config.distill.images / len(keys), 1),
         "parameters (millions)": round(parameters / 1e6, 2),
         "arithmetic of one edit (GFLOP)": round(counter.get_total_flops() / 1e9, 2),
-        "disk for the checkpoints (GB)": round(
-            in_one_checkpoint * (config.distill.keep_checkpoints + 1) / 1e9, 2
-        ),
+        # one more while the newest is written
+        "disk for the checkpoints (GB)": round(checkpoint_bytes * (KEEP + 1) / 1e9, 2),
     }
-
-
-def _check(config: Config) -> None:
-    """UserError for a value that training cannot use."""
-    for key, (fits, said) in LIMITS.items():
-        if not fits(value := attrgetter(key)(config)):
-            raise UserError(f"{key}={value}: it is {said}")
-    if (rank := config.distill.adapter_rank) and (rank < 0 or not config.distill.init):
-        raise UserError(
-            f"distill.adapter_rank={rank}: it is 0, or more with a trained generator as distill.init="
-        )
-
-
-def _trackers(name: str) -> list[str]:
-    """What accelerate is to log with. UserError where it finds no such tracker installed."""
-    from accelerate.tracking import get_available_trackers
-
-    installed = [tracker.value for tracker in get_available_trackers()]
-    if name == "auto":
-        return [tracker for tracker in installed if tracker == "tensorboard"]
-    if name and name not in installed:
-        found = ", ".join(installed) or "none"
-        raise UserError(
-            f"distill.tracker={name}: accelerate finds {found} installed; leave it empty or pip install it"
-        )
-    return [name] if name else []
 
 
 if __name__ == "__main__":

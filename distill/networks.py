@@ -1,0 +1,131 @@
+"""The networks of a training run: how they are made, and what a checkpoint holds of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configs.errors import UserError
+from configs.files import find_file
+from configs.schema import Config
+from distill.checkpoints import Checkpoint
+from distill.ema import EMA
+from distill.formats import read
+from models.comodgan import CoModGenerator
+from models.discriminator import Discriminator
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, of each parameter
+
+
+@dataclass
+class Networks:
+    """The networks of one process, on its device.
+
+    discriminator: None where distill.adversarial is 0. trained: the parameters that Adam moves, by
+    their names in a checkpoint's adam.safetensors.
+    """
+
+    generator: CoModGenerator
+    ema: EMA
+    discriminator: Discriminator | None
+    trained: dict[str, nn.Parameter]
+
+    def by_file(self) -> dict[str, nn.Module]:
+        """The networks by the names of their files in a checkpoint."""
+        networks: dict[str, nn.Module] = {"generator": self.generator, "ema": self.ema.network}
+        if self.discriminator is not None:
+            networks["discriminator"] = self.discriminator
+        return networks
+
+
+def build_networks(config: Config, device: torch.device) -> Networks:
+    """The networks as training starts: weights drawn by config.seed, or those of distill.init.
+
+    UserError where that file is no exported generator, or is one of another configuration.
+    """
+    settings = config.distill
+    resolution = config.teacher.resolution
+    sizes = config.generator
+    torch.manual_seed(config.seed)
+    generator = CoModGenerator(resolution, **asdict(sizes))
+    discriminator = None
+    if settings.adversarial > 0:
+        discriminator = Discriminator(resolution, sizes.channel_base, sizes.channel_max)
+        discriminator = discriminator.to(device).to(memory_format=torch.channels_last)
+    if settings.init:
+        load_initial_weights(generator, Path(find_file(settings.init)))
+    generator = generator.to(device).to(memory_format=torch.channels_last)
+    for layer in [*generator.ups, *generator.layers]:
+        layer.noise_strength.requires_grad_(False)  # no noise is drawn: it gets no gradient
+    ema = EMA(generator, settings.ema_half_life_images, settings.batch)
+    return Networks(generator, ema, discriminator, trained_parameters(generator, discriminator))
+
+
+def trained_parameters(
+    generator: CoModGenerator, discriminator: Discriminator | None
+) -> dict[str, nn.Parameter]:
+    """What Adam moves, by name; the discriminator's parameters as 'discriminator.NAME'."""
+    parameters = {}
+    for name, parameter in generator.named_parameters():
+        if parameter.requires_grad:
+            parameters[name] = parameter
+    if discriminator is not None:
+        for name, parameter in discriminator.named_parameters():
+            parameters[f"discriminator.{name}"] = parameter
+    return parameters
+
+
+def load_initial_weights(generator: CoModGenerator, path: Path) -> None:
+    """Fill the generator from an exported generator.safetensors.
+
+    UserError where it is no such file, or where its configuration differs in more than dropout,
+    which no weight depends on.
+    """
+    exported, _ = read(path)
+    if exported.config | {"dropout": 0} != generator.config | {"dropout": 0}:
+        raise UserError(
+            f"{path} was made with {exported.config}, this run's generator is {generator.config}: "
+            "set generator.* to match, or distill.init= to start anew"
+        )
+    generator.load_state_dict(exported.state_dict())
+
+
+def checkpoint_tensors(
+    networks: Networks, optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, torch.Tensor]]:
+    """A checkpoint's tensors by file and name: each network's weights, and Adam's state."""
+    tensors = {}
+    for file, network in networks.by_file().items():
+        tensors[file] = network.state_dict()
+    adam = {}
+    for name, parameter in networks.trained.items():
+        for key, tensor in optimizer.state[parameter].items():
+            adam[f"{name}.{key}"] = tensor
+    return tensors | {"adam": adam}
+
+
+def load_checkpoint(networks: Networks, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's tensors into the networks and Adam: the reverse of checkpoint_tensors.
+
+    UserError where the checkpoint is of networks of other shapes, or lacks one of them.
+    """
+    try:
+        for file, network in networks.by_file().items():
+            network.load_state_dict(checkpoint.tensors[file])
+    except (RuntimeError, KeyError) as error:
+        folder = checkpoint.path.parent
+        raise UserError(
+            f"{checkpoint.path} holds other networks: choose another runs_dir=, or delete {folder}"
+        ) from error
+    adam = checkpoint.tensors["adam"]
+    for name, parameter in networks.trained.items():
+        if f"{name}.step" in adam:  # not there where a parameter never had a gradient
+            # fused Adam wants the step on the parameter's device, the moments in its memory format
+            # too
+            state = {"step": adam[f"{name}.step"].to(parameter.device, copy=True)}
+            for moment in MOMENTS:
+                state[moment] = torch.empty_like(parameter).copy_(adam[f"{name}.{moment}"])
+            optimizer.state[parameter] = state
