@@ -95,7 +95,7 @@ class Training:
         """What it printed."""
         return Path(self.config.runs_dir) / "log.txt"
 
-    def metrics(self) -> list[Line]:
+    def metrics(self) -> Sequence[Line]:
         """The lines of its metrics.jsonl; none where it was not trained with just these settings."""
         settings = self.folder / "config.yaml"
         if settings.is_file() and settings.read_text() == to_yaml(self.config):
@@ -288,7 +288,7 @@ def _has_ended(training: Training) -> bool:
 
 def _print_validation(logs: Mapping[str, Sequence[Line]]) -> dict[str, Row]:
     """Print and return the table of the validations on the way: row -> images shown -> LPIPS."""
-    rows = {}
+    rows: dict[str, Row] = {}
     columns: dict[int, Column] = {}
     for row, log in logs.items():
         lines = validations(log)

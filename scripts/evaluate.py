@@ -332,7 +332,7 @@ def _write(where: Path, result: Mapping[str, Any], images: Mapping[str, np.ndarr
     where.mkdir(parents=True, exist_ok=True)
     write_json(where / "table.json", result)
     write_csv(where / "table.csv", result["rows"], COLUMNS)
-    pictures = {"input": images[INPUT]} | images  # the inputs come first, under a shorter name
+    pictures = {"input": images[INPUT], **images}  # the inputs come first, under a shorter name
     del pictures[INPUT]
     write_grid(where / "grid.png", pictures)
     print(f"table and grid: {where}")

@@ -1,4 +1,6 @@
-"""scripts/benchmark.py filter: the plain use of the libraries gives the scores that the batches give, so their times can be compared."""
+"""scripts/benchmark.py filter: the plain use of the libraries gives the scores that the batches
+give, so their times can be compared.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ SMALL = ["segmenter.points_per_side=5", "benchmark.pairs=2", "filter.batch=2", "
 
 
 def test_the_plain_scores_are_the_filters() -> None:
-    """The library's preprocessing, automatic masks, crops in numpy and lpips, one picture at a time, with the miniature's weights."""
+    """The library's preprocessing, automatic masks, crops in numpy and lpips, one picture at a
+    time, with the miniature's weights.
+    """
     config = load(["task=oak2pine", *SMALL])
     scorer, perceptual = ClipScorer(config.scorer), perceptual_loss()
     pairs = scene_pairs(3, 128)
@@ -65,7 +69,9 @@ def test_the_table_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_the_real_size_needs_no_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With small stand-ins for the two networks: the limits let masks of random weights through, and both ways are timed."""
+    """With small stand-ins for the two networks: the limits let masks of random weights through,
+    and both ways are timed.
+    """
     name = f"local-dir:{make_scorer_folder(tmp_path)}"
     model, tokenizer = open_clip.create_model(name), open_clip.get_tokenizer(name)
     asked = []

@@ -1,4 +1,6 @@
-"""scripts/compare.py: a table end to end on rendered scenes, and what it reads out of a training's log."""
+"""scripts/compare.py: a table end to end on rendered scenes, and what it reads out of a training's
+log.
+"""
 
 import json
 import os
@@ -23,7 +25,6 @@ from scripts import compare
 from scripts.measure import metrics
 from scripts.measure.truth import true_edit
 from tests.helpers import TINY_TRAINING, laplacian_variance, mean, printed_tables
-
 
 SHIPPED = "models/miniature/generator/generator.safetensors"
 

@@ -37,7 +37,9 @@ def test_psnr_is_scikit_images(images):
 
 
 def test_columns_are_their_formulas(images, perceptual):
-    """LPIPS as the package gives it; the structure distance of one image pair in float64, cosine by cosine."""
+    """LPIPS as the package gives it; the structure distance of one image pair in float64, cosine by
+    cosine.
+    """
     edit, inputs, truth = images[0], images[1], images[0][::-1]
     networks = metrics.Networks(perceptual)
     columns = metrics.measure_edits(networks, {"edit": edit, "unchanged": inputs}, inputs, truth)
@@ -112,7 +114,9 @@ def test_the_sweep_end_to_end(tiny_run, tmp_path, capsys):
 
 
 def test_a_sweep_has_a_row_for_each_combination():
-    """Of those that differ in what their method uses: the word swap has neither an amount nor a strength."""
+    """Of those that differ in what their method uses: the word swap has neither an amount nor a
+    strength.
+    """
     from configs.loader import load
 
     sweep = "{edit.method: [pix2pix-zero, B, sdedit], guidance.amount: [1, 3], direction.strength: [1.5, 2]}"
@@ -185,7 +189,9 @@ def test_the_shipped_generator_is_not_measured_on_scenes_it_may_know():
 
 
 def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
-    """Kept and dropped together are all pairs; the task's own row is selection.json's; the distances are the metrics' own."""
+    """Kept and dropped together are all pairs; the task's own row is selection.json's; the
+    distances are the metrics' own.
+    """
     from configs.loader import load
     from filter import run as filter_stage
     from generate import run as generate_stage
@@ -328,7 +334,9 @@ def test_fid_and_kid_against_scipy_and_a_loop():
 
 
 def test_inceptions_file_is_named_and_never_executed(tmp_path, monkeypatch):
-    """Neither by us nor by the package, which would execute it (a stand-in here, as it is no requirement)."""
+    """Neither by us nor by the package, which would execute it (a stand-in here, as it is no
+    requirement).
+    """
 
     class Evil:
         def __reduce__(self):
@@ -381,7 +389,9 @@ def two_strengths(monkeypatch):
 
 
 def identity_generator(run):
-    """An 'exported generator' that leaves pictures as they are, so every figure of its row is known."""
+    """An 'exported generator' that leaves pictures as they are, so every figure of its row is
+    known.
+    """
     import onnx
     from onnx import TensorProto, helper
 
@@ -442,7 +452,9 @@ def test_table1_end_to_end(tiny_run, two_strengths, tmp_path, capsys, monkeypatc
 
 
 def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, monkeypatch):
-    """BG-LPIPS spares the input's rendered trees and what the segmenter finds in the edit, here the upper half; IoU to the true pines."""
+    """BG-LPIPS spares the input's rendered trees and what the segmenter finds in the edit, here the
+    upper half; IoU to the true pines.
+    """
     from generate.shards import read_pairs
     from models.miniature.scenes import Look, mask, scene
 

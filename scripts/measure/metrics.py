@@ -162,7 +162,7 @@ def mask_found(batch: Comparison) -> Values:
     """
     if batch.edit.mask_BHW is None or batch.truth is None or batch.truth.mask_BHW is None:
         return None
-    return batch.edit.mask_BHW.any((1, 2))
+    return np.any(batch.edit.mask_BHW, axis=(1, 2))
 
 
 def iou_true(batch: Comparison) -> Values:

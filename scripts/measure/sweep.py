@@ -52,7 +52,7 @@ def _with_value(config: Config, key: str, value: Any) -> Config:
         typed[name] = value  # checks the type, and makes 1.0 of a 1 where the key is a float
     except OmegaConfBaseException as error:
         raise UserError(f"evaluate.sweep: {key}={value}: {str(error).splitlines()[0]}") from error
-    settings = OmegaConf.to_object(typed)
+    settings: Any = OmegaConf.to_object(typed)
     limits = keys[key].metadata["limits"]
     if not limits.allow(getattr(settings, name)):
         raise UserError(f"evaluate.sweep: {key}={value}: it is {limits}")

@@ -52,7 +52,7 @@ def averaged(columns: Mapping[str, np.ndarray], seed: int) -> dict[str, Cell]:
     """The cell of each column over its finite values, with its interval; a column without any is
     left out.
     """
-    cells = {}
+    cells: dict[str, Cell] = {}
     for name, values in columns.items():
         finite = values[np.isfinite(values)]
         if finite.size:
