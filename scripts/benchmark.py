@@ -15,8 +15,8 @@ The same at the real sizes, on a GPU:
 
 Prints a Markdown table: seconds and memory a pair, pairs an hour, share of the machine's own matrix
 product rate, and the ratio to the plain loop (scripts/measure/plain*.py); of infer, the ratio to
-the teacher and to the generator in eager float32. json=FILE writes the same with the headline as
-`ratio`.
+the teacher and to the generator in eager float32. json=FILE writes the same, and the headline's
+ratio as `ratio`.
 """
 
 from __future__ import annotations

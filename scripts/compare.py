@@ -1,5 +1,4 @@
-"""Train the generator in several ways and compare the edits: which loss, augmentation, size, batch,
-start.
+"""Train the generator in several ways and compare the edits: loss, augmentation, size, batch, start.
 
   python scripts/compare.py losses task=tree2winter      L1, + LPIPS, + an adversary, another beta 1
   python scripts/compare.py augment task=tree2winter     on few pairs: all, none, without one kind each
@@ -127,8 +126,7 @@ def folder(config: Config, table: str) -> Path:
 
 
 def compare(config: Config, arguments: Sequence[str], table: str) -> None:
-    """Train the rows of a table, and report on them whatever ends that: an error, Ctrl-C or SIGTERM
-    too.
+    """Train the rows of a table, and report on them whatever ends that, Ctrl-C and SIGTERM too.
 
     arguments: what the configuration was loaded from. UserError where there is no true edit, and at
     the end where trainings failed.
@@ -146,8 +144,9 @@ def compare(config: Config, arguments: Sequence[str], table: str) -> None:
 
 
 def open_scenes(config: Config) -> list[InputImage]:
-    """The scenes to measure on. UserError where they have no true edit, or the pairs were made from
-    some of them.
+    """The scenes to measure on.
+
+    UserError where they have no true edit, or the pairs were made from some of them.
     """
     if not config.task.scene_truth:
         raise UserError(
@@ -173,8 +172,9 @@ def _training(config: Config, arguments: Sequence[str], table: str, row: str) ->
 
 
 def select_pairs(config: Config, variant: Config, few: int) -> None:
-    """Give the variant the run's selection: of the pairs to train on the first `few` (0: all), and
-    all held-out ones.
+    """Give the variant the run's selection: all held-out pairs, and the first `few` of the others.
+
+    few: 0 for all.
     """
     from distill import pairs
 
@@ -359,10 +359,9 @@ def counts(checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def training_columns(log: Sequence[Line], scratch: Sequence[Line] = ()) -> dict[str, float]:
-    """From the lines of metrics.jsonl: the last validation, and the median speed in images a
-    second.
+    """What the lines of metrics.jsonl say of a training: its last validation and its median speed.
 
-    With those of a training from scratch also the share of all its images after which this one's
+    With the lines of a training from scratch also the share of all its images after which this one's
     validation LPIPS was first at or below its last one ('reached'), or at most NEAR above
     ('reached_near'); left out where it never was.
     """

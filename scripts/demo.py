@@ -151,9 +151,7 @@ def sample_photographs(folder: Path) -> Path:
 
 
 def report_row(config: Config, translator: Translator, pair: Pair) -> dict[str, Any]:
-    """'title' and 'images' (name -> RGB uint8): teacher and generator, and the true edit where the
-    image is a scene.
-    """
+    """'title' and 'images' (name -> RGB uint8) of a pair: teacher, generator and, of a scene, the truth."""
     source = pair.record["source"]
     images = {**pair.images, "generator": translator(pair.images["input"])}
     if "scene_seed" not in source:
@@ -164,9 +162,7 @@ def report_row(config: Config, translator: Translator, pair: Pair) -> dict[str, 
 
 
 def distances(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float]]:
-    """Each of COMPARISONS, its mean PSNR (dB) and its mean LPIPS, over the rows that have a true
-    edit.
-    """
+    """Mean PSNR (dB) and mean LPIPS of each of COMPARISONS, over the rows with a true edit."""
     from models.perceptual import perceptual_loss
     from scripts.measure.metrics import image_distances
 

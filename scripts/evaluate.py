@@ -1,5 +1,4 @@
-"""Measure edits by the paper's metrics and, where there is one, against the true edit, as of
-rendered scenes.
+"""Measure edits by the paper's metrics and, of rendered scenes, against the true edit.
 
   python scripts/evaluate.py table1 task=tree2winter     the paper's Table 1: pix2pix-zero, others
   python scripts/evaluate.py table2 task=tree2winter     its Table 2: the configurations A to E
@@ -147,11 +146,10 @@ def plan(config: Config, table: str) -> dict[str, Any]:
 
 
 def folder(config: Config, table: str = "") -> Path:
-    """<run>/evaluate/<table>/<images>; without a table <run>/evaluate/<images>, where the edits lie
-    that all share.
+    """Where a table lies; without a table, where the edits lie that all tables share.
 
-    <images> is the first seed of the scenes, or of photographs their folder's name and a hash of
-    its path.
+    <run>/evaluate/<table>/<images> and <run>/evaluate/<images>. <images> is the first seed of the
+    scenes, or of photographs their folder's name with a hash of its path.
     """
     images = str(config.evaluate.first_seed)
     if config.source.images:
@@ -163,8 +161,7 @@ def folder(config: Config, table: str = "") -> Path:
 
 
 def variants(config: Config, table: str) -> dict[str, Config]:
-    """The rows whose edits a teacher makes: name -> a configuration of its own that says where they
-    lie.
+    """The rows whose edits a teacher makes: name -> the configuration that makes them.
 
     UserError for a sweep of a key that there is not, or of a value that it does not take.
     """
@@ -194,9 +191,7 @@ def _paper_rows(table: str) -> dict[str, dict[str, Any]]:
 
 
 def _of_held_out(config: Config, name: str) -> Config:
-    """The configuration that makes a row's edits: of the photographs or held-out scenes, in a
-    folder of their own.
-    """
+    """The configuration that makes a row's edits of the held-out images, in a folder of their own."""
     from generate.editors import METHODS
 
     generate_settings = replace(
@@ -228,11 +223,11 @@ class Edits:
 
 
 def evaluate(config: Config, table: str) -> dict[str, Any]:
-    """Make the edits, measure them, write table.json, table.csv and grid.png, and return
-    table.json's content.
+    """Make the edits, measure them and write the table; returns table.json's content.
 
     'images' is their number, 'measured_by' names the networks, and 'rows' is a table of
-    scripts/measure/tables.py. UserError where weights are missing, before any edit is made.
+    scripts/measure/tables.py. table.csv has the same rows, grid.png the pictures. UserError where
+    weights are missing, before any edit is made.
     """
     from scripts.measure.judges import Judges
 
@@ -318,9 +313,7 @@ def generators(config: Config, keys: Set[str], side: int) -> dict[str, Translato
 
 
 def print_tables(result: Mapping[str, Any], table: str) -> None:
-    """Print the columns of a table as Markdown, those of the generators as a table of their own,
-    and what measured.
-    """
+    """Print the columns of a table as one Markdown table or several, and what measured them."""
     for names in TABLES[table]:
         print_columns(result["rows"], {name: COLUMNS[name] for name in names})
     networks = [f"{title}: {network}" for title, network in result["measured_by"].items()]

@@ -33,9 +33,7 @@ NOUN = "tree"  # of a task that names none, so that the segmenter is timed too
 
 
 def run(config: Config) -> Result:
-    """Stage 2: the plain scoring of one pair, then ours of benchmark.pairs in batches of
-    filter.batch.
-    """
+    """Stage 2: the plain scoring of one pair, then ours of benchmark.pairs in batches."""
     if not config.task.source_noun:
         config = replace(config, task=replace(config.task, source_noun=NOUN, target_noun=NOUN))
     device = pick_device(config.device)

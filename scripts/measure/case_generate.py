@@ -1,7 +1,6 @@
-"""What `scripts/benchmark.py generate` times: our editor beside the loop of the reference code's
-structure.
+"""What `scripts/benchmark.py generate` times: our editor beside the reference code's loop.
 
-B batch, C channels, H W pixels.
+B batch, C channels, H W pixels, T tokens, D width.
 """
 
 from dataclasses import replace
@@ -31,9 +30,7 @@ from scripts.measure.timing import measure, product_rate, progress
 
 
 def run(config: Config) -> Result:
-    """The plain loop on one pair, then ours in the paper's and in the reference code's form on
-    benchmark.pairs.
-    """
+    """The plain loop on one pair, then ours on benchmark.pairs, in the paper's and the official form."""
     settings = config.benchmark
     device = pick_device(config.device)
     progress("networks")
@@ -106,8 +103,7 @@ def edit_plainly(pipeline: Any, config: Config, image_1CHW: torch.Tensor, steps:
 def count_operations(teacher: Teacher, config: Config, image_1CHW: torch.Tensor, reconstruct: bool) -> float:
     """Floating point operations of one pair.
 
-    They are a number of their own plus as many for each step, so two short edits tell those of all
-    steps.
+    A pair costs a fixed number and as many again for each step, so two short edits tell the whole.
     """
     counts = {}
     for steps in (WARM_STEPS, 2 * WARM_STEPS):

@@ -1,5 +1,4 @@
-"""What `scripts/benchmark.py infer` times: the exported generator in each of its files, beside its
-teacher.
+"""What `scripts/benchmark.py infer` times: the exported generator's files, beside its teacher.
 
 B batch, C channels, H W pixels.
 """

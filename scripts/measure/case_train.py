@@ -1,5 +1,4 @@
-"""What `scripts/benchmark.py train` times: distill/train.py itself beside a plain eager float32
-loop.
+"""What `scripts/benchmark.py train` times: distill/train.py beside a plain eager float32 loop.
 
 Both read shards of random pairs, and a pair is one image shown. Ours is timed by its own log: it
 saves and validates halfway, so that the lines of metrics.jsonl up to there are of the warm-up, and
@@ -46,7 +45,6 @@ def run(config: Config) -> Result:
     steps = STEPS[device.type]
     shown = steps * config.distill.batch
     dtype = getattr(torch, config.distill.dtype)
-    ours = f"ours, {config.distill.dtype}{', compiled' if config.distill.compile else ''}"
     with tempfile.TemporaryDirectory() as folder:
         config = settings_to_time(config, folder, shown)
         write_random_pairs(config)
@@ -59,20 +57,19 @@ def run(config: Config) -> Result:
         plain = plain_row(loop, steps, config.distill.batch, device)
 
         progress("ours")
-        our = our_row(config, shown, device)
+        ours = our_row(config, shown, device)
+    name = f"ours, {config.distill.dtype}{', compiled' if config.distill.compile else ''}"
     rows = {
         "plain loop, float32": with_rates(plain, operations, product_rate(device, torch.float32)),
-        ours: with_rates(our, operations, product_rate(device, dtype)),
+        name: with_rates(ours, operations, product_rate(device, dtype)),
     }
     side = config.teacher.resolution
     timed = f"{side} x {side}, batches of {config.distill.batch}, {config.distill.workers} decoding processes"
-    return Result(timed, device, rows, ours)
+    return Result(timed, device, rows, name)
 
 
 def settings_to_time(config: Config, folder: str, shown: int) -> Config:
-    """A training from scratch in the folder, of twice `shown` images, that saves after half of
-    them.
-    """
+    """A training from scratch in the folder, of twice `shown` images, that saves halfway."""
     side = config.benchmark.side or config.teacher.resolution
     distill = replace(
         config.distill, images=2 * shown, save_every_images=shown, init="", labels="", tracker=""
@@ -100,9 +97,7 @@ def write_random_pairs(config: Config) -> None:
 
 
 def plain_row(loop: Iterator[float], steps: int, batch: int, device: torch.device) -> Row:
-    """Seconds an image, memory, and the share of the time that data took, of `steps` steps after as
-    many.
-    """
+    """Seconds an image, memory and share of waiting for data, of the second `steps` steps."""
     waits: list[float] = []
 
     def run_steps() -> None:
@@ -114,7 +109,10 @@ def plain_row(loop: Iterator[float], steps: int, batch: int, device: torch.devic
 
 
 def our_row(config: Config, shown: int, device: torch.device) -> Row:
-    """The same of distill/train.py. The memory is that of its validation too."""
+    """Seconds an image, share of waiting for data and memory of distill/train.py.
+
+    The times are those of the second `shown` images; the memory is the whole training's.
+    """
     reset_peak_memory(device)
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table
         train(config)
@@ -123,18 +121,17 @@ def our_row(config: Config, shown: int, device: torch.device) -> Row:
 
 
 def with_rates(row: Row, operations: float, product_rate: float) -> Row:
-    """The row with images a second, the operations of an image, and their share of the machine's own rate."""
+    """The row with images a second, operations an image, and their share of the machine's rate."""
     seconds = row["seconds"]
     rate = operations / seconds / product_rate
     return row | {"images_per_s": 1 / seconds, "operations": operations, "rate": rate}
 
 
 def timed_half(lines: Sequence[Mapping[str, Any]], warm_images: int) -> Row:
-    """'seconds' an image and 'data_wait_share' after the first `warm_images`, from the lines of
-    metrics.jsonl.
+    """'seconds' an image and 'data_wait_share' after the first `warm_images` images.
 
-    A line tells of the images since the line before; one ends at `warm_images`, as a checkpoint is
-    written there.
+    lines: of metrics.jsonl. Each tells of the images since the line before, and one ends at
+    `warm_images`, as a checkpoint is written there.
     """
     images = 0
     images_before = 0

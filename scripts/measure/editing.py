@@ -24,17 +24,16 @@ STABLE_DIFFUSION_SIDE = 512  # pixels: what version 1.4 was made for
 
 
 def open_pipeline(config: Config, device: torch.device) -> Any:
-    """The configured teacher's pipeline; with benchmark.architecture one of Stable Diffusion 1.4's
-    size.
-    """
+    """The teacher's pipeline; with benchmark.architecture one of Stable Diffusion 1.4's size."""
     if config.benchmark.architecture:
         return random_stable_diffusion(config.generate.dtype, device)
     return load_pipeline(config.teacher.path, config.generate.dtype)
 
 
 def random_stable_diffusion(dtype: str, device: torch.device) -> StableDiffusionPipeline:
-    """Stable Diffusion 1.4's networks with random weights, and a small tokenizer that pads to its
-    77 tokens.
+    """Stable Diffusion 1.4's networks with random weights.
+
+    The tokenizer is the miniature's, padding to 77 tokens as Stable Diffusion's does.
     """
     folder = Path(find_file("models/miniature/teacher"))
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77)

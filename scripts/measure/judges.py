@@ -32,8 +32,9 @@ Records = Sequence[Mapping[str, Any]]
 
 
 class Judges:
-    """Scorer, LPIPS, structure distance and, with `masks`, the segmenter. UserError where weights
-    are missing.
+    """Scorer, LPIPS, structure distance and, with `masks`, the segmenter.
+
+    UserError where weights are missing.
     """
 
     def __init__(self, config: Config, device: torch.device, masks: bool) -> None:
@@ -75,9 +76,7 @@ class Judges:
     def against_teacher(
         self, edits: np.ndarray, teacher: np.ndarray
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Of a generator's edits and its teacher's: columns of N values, and distances of the whole
-        sets.
-        """
+        """What compares a generator's edits with its teacher's: columns of N values, values of the sets."""
         distances = metrics.image_distances(self.networks.perceptual, edits, teacher)
         columns = {f"{name}_teacher": values for name, values in distances.items()}
         self.measured_by["FID, KID"] = self.set_network.name
@@ -86,8 +85,7 @@ class Judges:
     def _masks(self, images: Mapping[str, np.ndarray], records: Records, cache: Path) -> metrics.Masks:
         """Where the foreground is in each set of images; nowhere known without a segmenter.
 
-        The masks of rendered scenes are the renderer's own, those of edits and of photographs the
-        segmenter's.
+        Of rendered scenes the renderer tells, of edits and of photographs the segmenter.
         """
         if self.segmenter is None:
             return metrics.Masks()
@@ -105,9 +103,7 @@ class Judges:
         return metrics.Masks(edits, inputs, truth)
 
     def _segmented(self, cache: Path, images: np.ndarray, noun: str) -> np.ndarray:
-        """Bool N x H x W: where the segmenter sees the noun; read from the cache where it looked
-        before.
-        """
+        """Bool N x H x W: where the segmenter sees the noun; from the cache where it looked before."""
         assert self.segmenter
         scorer = self.config.scorer
         settings = self.config.segmenter

@@ -1,10 +1,9 @@
-"""What is measured of edits: METRICS, each the formula of one column of a table, and the distances
-of whole sets.
+"""What is measured of edits: METRICS, each a column of a table, and distances of whole sets.
 
 To add a metric, add its function to METRICS, and its title to the columns of scripts/evaluate.py.
 
-Images are RGB uint8. N images, B of them in a batch, C channels, H W pixels, T tokens, D feature
-width.
+Images are RGB uint8. N images, B of them in a batch; C channels, H W pixels, T tokens, D width of a
+feature.
 """
 
 from collections import defaultdict
@@ -31,9 +30,7 @@ INCEPTION = (
 
 
 class TargetCheck:
-    """The paper's CLIP-Acc (Parmar et al. 2023, section 4): does an image show the target rather
-    than the source?
-    """
+    """The paper's CLIP-Acc (Parmar et al. 2023, section 4): is the target shown, not the source?"""
 
     def __init__(self, scorer: ClipScorer, source: Sequence[str], target: Sequence[str]) -> None:
         self.scorer = scorer
@@ -41,9 +38,7 @@ class TargetCheck:
         self.target_D = normalize(scorer.text_features(list(target)).mean(0), dim=0)
 
     def __call__(self, image_BHWC: np.ndarray) -> np.ndarray:
-        """B booleans: whether the cosine to the mean of the target's texts is above that to the
-        source's.
-        """
+        """B booleans: whether the cosine to the mean target text is above that to the mean source text."""
         features_BD = self.scorer.image_features(list(image_BHWC))
         nearer_B = features_BD @ self.target_D > features_BD @ self.source_D
         return nearer_B.cpu().numpy()
@@ -65,8 +60,9 @@ class Networks:
 
 @dataclass(frozen=True)
 class Masks:
-    """Where the foreground is, bool N x H x W: in each set of edits by name, in the inputs, in the
-    true edits.
+    """Where the foreground is, bool N x H x W.
+
+    edits: by the name of the set of edits. inputs, truth: of the inputs and of the true edits.
     """
 
     edits: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -76,8 +72,7 @@ class Masks:
 
 @dataclass(frozen=True)
 class View:
-    """A batch of images and what the networks see in them, computed where a metric asks for it, and
-    once.
+    """A batch of images and what the networks see in them; computed once, where a metric asks for it.
 
     image_BHWC: RGB uint8. mask_BHW: bool, where the foreground is; None where nobody looked for it.
     """
@@ -98,9 +93,7 @@ class View:
 
     @cached_property
     def tokens_BTD(self) -> Tensor:
-        """What the structure distance compares: DINO's keys, or VGG16's relu4_3 with a token a
-        place.
-        """
+        """What the structure distance compares: DINO's keys, or relu4_3 with a token a place."""
         if self.networks.keys:
             return self.networks.keys(self.signed_BCHW)
         return self.features[STRUCTURE_LAYER].flatten(2).transpose(1, 2)
@@ -157,9 +150,7 @@ def psnr_true(batch: Comparison) -> Values:
 
 
 def mask_found(batch: Comparison) -> Values:
-    """1 where the segmenter sees the foreground in the edit at all; measured where the true mask is
-    known.
-    """
+    """1 where the segmenter sees the foreground in the edit; measured where the true mask is known."""
     if batch.edit.mask_BHW is None or batch.truth is None or batch.truth.mask_BHW is None:
         return None
     return np.any(batch.edit.mask_BHW, axis=(1, 2))
@@ -245,8 +236,7 @@ def image_distances(
 def structure_distance(first_BTD: Tensor, second_BTD: Tensor) -> Tensor:
     """Mean squared difference of two images' self-similarities, B (Tumanyan et al. 2022).
 
-    S_ij is the cosine of tokens i and j of one image; the distance is the mean of (S_ij - S'_ij)^2
-    over all i, j.
+    S_ij is the cosine of tokens i and j of an image; the distance is the mean of (S_ij - S'_ij)^2.
     """
     first_BTT = _self_similarity(first_BTD)
     second_BTT = _self_similarity(second_BTD)
@@ -269,9 +259,7 @@ def background_distance(distance_BHW: Tensor, background_BHW: np.ndarray) -> Ten
 
 
 def mask_iou(first_NHW: np.ndarray, second_NHW: np.ndarray) -> np.ndarray:
-    """Intersection over union of each pair of bool masks, N; nan where either mask is empty, as in
-    the filter.
-    """
+    """Intersection over union of each pair of bool masks, N; nan where either is empty."""
     intersection_N = (first_NHW & second_NHW).sum((1, 2))
     union_N = (first_NHW | second_NHW).sum((1, 2))
     both_there_N = first_NHW.any((1, 2)) & second_NHW.any((1, 2))
@@ -296,18 +284,14 @@ class SetNetwork:
         return torch.cat(features)
 
     def distances(self, image_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> dict[str, float]:
-        """The set_distances of two sets of images; {} where there is but one image, as they need a
-        covariance.
-        """
+        """The set_distances of two sets of images; {} of a single image, which has no covariance."""
         if len(image_NHWC) < 2:
             return {}
         return set_distances(self.features(image_NHWC), self.features(reference_NHWC))
 
 
 def set_network(inception: str, perceptual: Perceptual) -> SetNetwork:
-    """Inception from that file; where it is empty, VGG16's relu5_3 in its place, averaged over all
-    places.
-    """
+    """Inception from that file; where it is empty, the mean of VGG16's relu5_3 in its place."""
     if inception:
         return SetNetwork("Inception", load_inception(inception))
     device = device_of(perceptual)
@@ -319,10 +303,9 @@ def set_network(inception: str, perceptual: Perceptual) -> SetNetwork:
 
 
 def set_distances(features_ND: Tensor, reference_ND: Tensor) -> dict[str, float]:
-    """'fid' (Heusel et al. 2017) and 'kid' (Binkowski et al. 2018) of two sets of features, N at
-    least 2.
+    """'fid' (Heusel et al. 2017) and 'kid' (Binkowski et al. 2018) of two sets of features.
 
-    KID is the unbiased estimate over all images at once.
+    N is at least 2. KID is the unbiased estimate over all images at once.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import poly_mmd

@@ -1,10 +1,9 @@
-"""The plain use of the scoring libraries: the baseline of `scripts/benchmark.py filter` and the
-truth of a test.
+"""The plain use of the scoring libraries: the baseline of `benchmark.py filter`, a test's truth.
 
-One picture at a time, in float32, as the libraries' own examples do it. Crops and sharpness are
-made by the functions that the filter uses: they are not what is timed.
+One picture at a time, in float32, as the libraries' own examples do it. Crops and sharpness are made
+by the functions that the filter uses: they are not what is timed.
 
-C channels, H W pixels, N texts, D feature width.
+C channels, H W pixels, N texts, D width of a feature.
 """
 
 from typing import Any
@@ -25,8 +24,9 @@ from models.segmenter import Segmenter, masked_crop
 
 
 class PlainScorer:
-    """The raw scores of one pair. masks_proposed: how many masks segment-anything gave for each
-    picture so far.
+    """The raw scores of one pair.
+
+    masks_proposed: how many masks segment-anything gave for each picture so far.
     """
 
     def __init__(

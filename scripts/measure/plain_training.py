@@ -23,8 +23,9 @@ AVERAGE_SHARE = 0.001  # of the new weights in their moving average, a step; a u
 
 
 def plain_training(config: Config, steps: int, device: torch.device) -> Iterator[float]:
-    """Train for so many steps on the run's selected pairs; after each step give the seconds that
-    its data took.
+    """Train for so many steps on the run's selected pairs.
+
+    After each step it gives the seconds that the step's data took.
     """
     side = config.teacher.resolution
     settings = config.distill

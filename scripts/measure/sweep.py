@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from operator import attrgetter
 from typing import Any
 
@@ -21,18 +20,26 @@ NAMED = ("edit.method", "edit.strength", "direction.strength", "guidance.amount"
 
 
 def combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Every combination of the values of the keys, the last key changing fastest. UserError for a
-    key without any.
+    """Every combination of the values of the keys, the last key changing fastest.
+
+    UserError for a key without values.
     """
+    combined: list[dict[str, Any]] = [{}]
     for key, values in sweep.items():
         if not values:
             raise UserError(f"evaluate.sweep: {key} has no values: name those to sweep")
-    return [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+        longer = []
+        for combination in combined:
+            for value in values:
+                longer.append({**combination, key: value})
+        combined = longer
+    return combined
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration with these values of its keys. UserError for an unknown key or a value that
-    it does not take.
+    """The configuration with these values of its keys.
+
+    UserError for an unknown key, or a value that its key does not take.
     """
     for key, value in values.items():
         config = _with_value(config, key, value)
@@ -60,9 +67,7 @@ def _with_value(config: Config, key: str, value: Any) -> Config:
 
 
 def edit_name(config: Config, swept: Sequence[str]) -> str:
-    """What the edits of a configuration are called: the method, its settings, and any other key of
-    `swept`.
-    """
+    """What the edits of a configuration are called: method, its settings, any other key of `swept`."""
     from generate.editors import METHODS
 
     method = METHODS[config.edit.method]

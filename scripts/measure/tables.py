@@ -1,5 +1,4 @@
-"""Tables of what was measured: means with intervals, as Markdown and CSV, and the pictures beside
-each other.
+"""Tables of what was measured: means with intervals, as Markdown and CSV, and the pictures.
 
 A table is rows by name, a row is cells by column, and a cell is what JSON has of it: {'mean': 0.4},
 with an interval {'mean': 0.4, 'low': 0.3, 'high': 0.5, 'images': 96}.
@@ -37,10 +36,10 @@ class Column:
 
 
 def interval(values_N: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean (Efron 1979): percentiles of the means of resamples of
-    the N values.
+    """95 % bootstrap interval of the mean of N values (Efron 1979).
 
-    Equal seeds draw the same places out of equally many values, so that rows compare.
+    Its ends are percentiles of the means of resamples. Equal seeds draw the same places out of equally
+    many values, so that rows compare.
     """
     places = np.random.default_rng(seed).integers(len(values_N), size=(RESAMPLES, len(values_N)))
     means = np.asarray(values_N, np.float64)[places].mean(1)
@@ -49,9 +48,7 @@ def interval(values_N: np.ndarray, seed: int) -> tuple[float, float]:
 
 
 def averaged(columns: Mapping[str, np.ndarray], seed: int) -> dict[str, Cell]:
-    """The cell of each column over its finite values, with its interval; a column without any is
-    left out.
-    """
+    """The cell of each column over its finite values, with its interval; none of a column without any."""
     cells: dict[str, Cell] = {}
     for name, values in columns.items():
         finite = values[np.isfinite(values)]
@@ -103,8 +100,9 @@ def cell_text(cell: Cell | None, digits: int) -> str:
 
 
 def write_csv(path: Path, rows: Mapping[str, Row], columns: Mapping[str, Column]) -> None:
-    """Write those columns that any row has: COLUMN, COLUMN_low and COLUMN_high, empty where there
-    is no cell.
+    """Write those columns that any row has.
+
+    Each is COLUMN, COLUMN_low and COLUMN_high; empty where there is no cell.
     """
     written = _filled(rows, columns)
     header = ["method"]

@@ -1,6 +1,4 @@
-"""Clocks: seconds and memory of what a benchmark runs, the machine's own rate, and the seconds of a
-generator.
-"""
+"""Clocks: seconds and memory of what a benchmark runs, the machine's rate, a generator's seconds."""
 
 from __future__ import annotations
 
@@ -42,8 +40,7 @@ def measure(
 def medians(runs: Mapping[str, Callable[[], object]], calls: int) -> dict[str, float]:
     """Seconds of the middle one of about `calls` calls of each.
 
-    They are called in turns, so that other work on the machine disturbs a few calls of all and not
-    all of one.
+    They are called in turns, so that other work on the machine disturbs a few calls of each.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     calls_a_round = -(-calls // ROUNDS)
@@ -62,9 +59,7 @@ def generator_seconds(translator: Callable[[Any], Any], image: Any) -> float:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of a large square matrix product on this machine, the best
-    of PRODUCTS.
-    """
+    """Floating point operations a second of a large matrix product on this machine, at its best."""
     import torch
 
     side = PRODUCT_SIDE[device.type]
@@ -99,9 +94,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes: the most that PyTorch held on the GPU since reset_peak_memory, or on a CPU the process
-    so far.
-    """
+    """Bytes: PyTorch's most on the GPU since reset_peak_memory, or on a CPU the process's so far."""
     import torch
 
     if device.type == "cuda":

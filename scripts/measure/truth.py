@@ -1,6 +1,4 @@
-"""Held-out images: the rendered scenes that no stage sees, their true edits, and what a run's
-generator has seen.
-"""
+"""Held-out images: scenes that no stage sees, their true edits, and what a generator has seen."""
 
 from collections.abc import Mapping, Set
 from dataclasses import replace
@@ -20,8 +18,9 @@ TRUTH = "true edit"
 
 
 def true_edit(config: Config, source: Mapping[str, Any], side: int) -> np.ndarray:
-    """The true edit of a rendered scene, RGB uint8 side x side x 3. source: what its pair's record
-    says of it.
+    """The true edit of a rendered scene, RGB uint8 side x side x 3.
+
+    source: what the record of its pair says of the source.
     """
     picture = render(scene(source["scene_seed"]), Look(**config.task.scene_truth))
     return np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS))
@@ -33,9 +32,7 @@ def held_out_scenes(config: Config) -> Source:
 
 
 def trained_on(config: Config, keys: Set[str]) -> bool:
-    """Whether any of the images, named by their keys, is an input of the run's pairs, which its
-    generator learns.
-    """
+    """Whether any of the images, named by their keys, is an input of the run's pairs."""
     for shard in pairs_dir(config).glob("[0-9]*.tar"):
         if is_finished(shard) and not keys.isdisjoint(read_manifest(shard)["keys"]):
             return True
