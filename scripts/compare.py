@@ -250,24 +250,24 @@ def report(config: Config, table: str, trainings: Sequence[Training], scenes: Se
     """
     logs = {}
     ended = []
+    not_ended = []
+    sets = {}
     for training in trainings:
         log = training.metrics()
         if log:
             logs[training.row] = log
-            if _has_ended(training):
-                ended.append(training)
+        if log and _has_ended(training):
+            ended.append(training)
+            sets[training.row] = training.overrides
+        else:
+            not_ended.append(training.row)
     validation = _print_validation(logs)
-    not_ended = [training.row for training in trainings if training not in ended]
     if not_ended:
         names = "; ".join(not_ended)
         print(f"\nnot trained to the end: {names}. Run the same command again to go on", flush=True)
     if ended:
         result, pictures = _measure(config, ended, logs, scenes)
-        result |= {
-            "validation": validation,
-            "not_ended": not_ended,
-            "sets": {training.row: training.overrides for training in ended},
-        }
+        result |= {"validation": validation, "not_ended": not_ended, "sets": sets}
         write_json(folder(config, table) / "table.json", result)
         write_grid(folder(config, table) / "grid.png", pictures)
         print_columns(result["rows"], COLUMNS, missing="-")
@@ -291,10 +291,12 @@ def _print_validation(logs: Mapping[str, Sequence[Line]]) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     columns: dict[int, Column] = {}
     for row, log in logs.items():
-        lines = validations(log)
-        rows[row] = without_interval({str(line["images"]): line["lpips"] for line in lines})
-        for line in lines:
-            columns[line["images"]] = Column(f"{line['images']:,}", 3)
+        values = {}
+        for line in validations(log):
+            images = line["images"]
+            values[str(images)] = line["lpips"]
+            columns[images] = Column(f"{images:,}", 3)
+        rows[row] = without_interval(values)
     print("\nLPIPS to the teacher's edits of held-out pairs, by images shown:")
     print_columns(rows, {str(images): columns[images] for images in sorted(columns)}, missing="-")
     return rows

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -215,11 +215,11 @@ class Edits:
     RGB uint8 N x H x W x 3. columns: row -> column -> N values, of what the pairs' records say.
     """
 
-    inputs_NHWC: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0, 3), np.uint8))
-    keys: set[str] = field(default_factory=set)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    images: dict[str, np.ndarray] = field(default_factory=dict)
-    columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    inputs_NHWC: np.ndarray
+    keys: set[str]
+    records: list[dict[str, Any]]
+    images: dict[str, np.ndarray]
+    columns: dict[str, dict[str, np.ndarray]]
 
 
 def evaluate(config: Config, table: str) -> dict[str, Any]:
@@ -268,23 +268,23 @@ def make_edits(rows: Mapping[str, Config], scenes: int) -> Edits:
     """The edits of each row, of the first `scenes` images; those that are there are read."""
     from scripts.measure.metrics import psnr
 
-    edits = Edits()
+    images = {}
+    columns: dict[str, dict[str, np.ndarray]] = {}
     for name, config in rows.items():
         print(f"{name}:", flush=True)
         pairs = list(islice(read_pairs(generate(config)), scenes))
-        # The images are the same in every row.
-        edits.inputs_NHWC = np.stack([pair.images["input"] for pair in pairs])
-        edits.keys = {pair.key for pair in pairs}
-        edits.records = [pair.record["source"] for pair in pairs]
-        edits.images[name] = np.stack([pair.images["edit"] for pair in pairs])
-        columns = {}
+        inputs_NHWC = np.stack([pair.images["input"] for pair in pairs])
+        images[name] = np.stack([pair.images["edit"] for pair in pairs])
+        columns[name] = {}
         for key in NOISE:
-            columns[key] = np.array([pair.record["noise"]["inverted"][key] for pair in pairs])
+            columns[name][key] = np.array([pair.record["noise"]["inverted"][key] for pair in pairs])
         if all("reconstruction" in pair.images for pair in pairs):
             reconstructions = np.stack([pair.images["reconstruction"] for pair in pairs])
-            columns["psnr_reconstruction"] = psnr(reconstructions, edits.inputs_NHWC)
-        edits.columns[name] = columns
-    return edits
+            columns[name]["psnr_reconstruction"] = psnr(reconstructions, inputs_NHWC)
+    # The inputs are the same in every row.
+    keys = {pair.key for pair in pairs}
+    records = [pair.record["source"] for pair in pairs]
+    return Edits(inputs_NHWC, keys, records, images, columns)
 
 
 def generators(config: Config, keys: Set[str], side: int) -> dict[str, Translator]:

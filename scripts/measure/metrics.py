@@ -280,7 +280,9 @@ class SetNetwork:
     def features(self, image_NHWC: np.ndarray) -> Tensor:
         """N x D: the features of every image, on the CPU."""
         image_NCHW = torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2)
-        features = [self.network(image_BCHW).cpu() for image_BCHW in image_NCHW.split(BATCH)]
+        features = []
+        for image_BCHW in image_NCHW.split(BATCH):
+            features.append(self.network(image_BCHW).cpu())
         return torch.cat(features)
 
     def distances(self, image_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> dict[str, float]:

@@ -80,11 +80,12 @@ def print_columns(rows: Mapping[str, Row], columns: Mapping[str, Column], missin
     shown = _filled(rows, columns)
     if not shown:
         return
-    texts = {}
+    texts: dict[str, list[str]] = {}
     for name, row in rows.items():
         if row.keys() & shown.keys():
-            cells = [cell_text(row.get(key), column.digits) for key, column in shown.items()]
-            texts[name] = [text or missing for text in cells]
+            texts[name] = []
+            for key, column in shown.items():
+                texts[name].append(cell_text(row.get(key), column.digits) or missing)
     titles = [column.title for column in shown.values()]
     print(f"\n{markdown(titles, texts)}")
 
@@ -133,8 +134,12 @@ def picture_grid(pictures: Mapping[str, np.ndarray]) -> Image.Image:
     rows = min(GRID_ROWS, min(len(stack) for stack in pictures.values()))
     largest = max(stack.shape[1] for stack in pictures.values())
     side = min(GRID_SIDE, max(MIN_GRID_SIDE, largest))
-    names = [textwrap.fill(name, int(side / CHARACTER_WIDTH)) for name in pictures]
-    lines = max(name.count("\n") + 1 for name in names)
+    names = []
+    lines = 1
+    for name in pictures:
+        wrapped = textwrap.wrap(name, int(side / CHARACTER_WIDTH))
+        names.append("\n".join(wrapped))
+        lines = max(lines, len(wrapped))
     top = LINE_HEIGHT * lines + LINE_HEIGHT // 2
     grid = Image.new("RGB", (side * len(names), top + side * rows), "white")
     draw = ImageDraw.Draw(grid)
