@@ -8,6 +8,7 @@ all. A key that no user has a reason to touch is a constant in the file that use
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from configs.limits import option
 
@@ -385,7 +386,6 @@ class Evaluate:
     first_seed: int = option(
         3_000_000, "seed of the first scene; validation sweeps use other seeds", at_least=0
     )
-    bootstrap: int = option(1000, "resamples of the images for each 95 % interval", at_least=1)
     dino: str = option(
         "hub",
         "structure distance by DINO ViT-B/8: weights file, 'hub' (timm's); empty: VGG16's relu4_3 stands in",
@@ -394,11 +394,11 @@ class Evaluate:
         "",
         "FID and KID by this file of Inception's weights (docs/metrics.md); empty: VGG16's relu5_3 stands in",
     )
-    sdedit_strengths: list[float] = option([0.5, 0.6, 0.7, 0.8], "table1: SDEdit's rows, one a strength")
-    methods: list[str] = option(["pix2pix-zero", "B", "D"], "sweep: editing methods to compare (edit.method)")
-    amounts: list[float] = option([], "guidance amounts to sweep; empty: guidance.amount")
-    scales: list[float] = option([], "guidance scales to sweep; empty: guidance.scale")
-    strengths: list[float] = option([], "direction strengths to sweep; empty: direction.strength")
+    sweep: dict[str, list[Any]] = option(
+        {"edit.method": ["pix2pix-zero", "B", "D"]},
+        "a row for each combination of these values of keys of edit, direction, guidance and inversion; "
+        "the methods stay unless they are named",
+    )
 
 
 @dataclass
@@ -409,10 +409,6 @@ class Compare:
         1,
         "trainings at once; more than one share the GPU, and images a second is then each one's share",
         at_least=1,
-    )
-    few_pairs: int = option(256, "augment: pairs to train on, the first of the selection")
-    init: str = option(
-        "models/miniature/generator/generator.safetensors", "transfer: the trained generator to start from"
     )
 
 
@@ -427,18 +423,12 @@ class Benchmark:
     pairs: int = option(
         16, "pairs that ours is timed on; infer: that the teacher is timed on, 0: no teacher", at_least=0
     )
-    plain_pairs: int = option(1, "pairs that the plain loop is timed on", at_least=1)
     calls: int = option(30, "infer: calls of each runtime, of which the middle one counts", at_least=1)
     images_at_once: int = option(1, "infer: images a call", at_least=1)
     side: int = option(
         0,
-        "train, infer: side of the pictures, pixels; 0: teacher.resolution, the trained generator's (sd14: 512)",
+        "train, infer: side of the pictures, pixels; 0: that of the teacher, or of the generator (sd14: 512)",
         at_least=0,
-    )
-    steps: int = option(
-        4,
-        "train: steps of distill.batch that each loop is timed on, after as many that are not",
-        at_least=1,
     )
 
 
@@ -525,7 +515,7 @@ REMOVED = {  # keys there were, and what took their place: the end of an error m
     "distill.cache_gb": "it is a constant (distill/pairs.py)",
     "distill.adapter_rank": "distill.init= trains all weights, which takes no more images than adapters did",
     "export.onnxruntime_web": "put the package's .tgz into the cache folder that docs/distill.md names",
-    "evaluate.bootstrap": "it is 1000 resamples (scripts/measure/metrics.py)",
+    "evaluate.bootstrap": "it is 1000 resamples (scripts/measure/tables.py)",
     "evaluate.sdedit_strengths": "they are the paper's 0.5 to 0.8 (scripts/evaluate.py)",
     "evaluate.methods": "name them as evaluate.sweep={edit.method: [pix2pix-zero, B]}",
     "evaluate.amounts": "name them as evaluate.sweep={guidance.amount: [1, 3]}",

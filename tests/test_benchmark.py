@@ -7,6 +7,7 @@ import pytest
 from distill import formats
 from models.comodgan import CoModGenerator
 from scripts import benchmark
+from scripts.measure import case_train
 
 
 def test_generate_prints_and_writes_the_same_table(tiny_run, tmp_path, capsys):
@@ -67,11 +68,11 @@ def test_infer_times_the_teacher_and_each_file(tiny_run, tmp_path, capsys):
     assert found["ratio"] in [found["rows"][name]["ratio"] for name in files]
 
 
-def test_train_writes_what_each_loop_took(tmp_path):
+def test_train_writes_what_each_loop_took(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(case_train.STEPS, "cpu", 1)
     sizes = ["channel_base=64", "channel_max=8", "z_dim=8", "w_dim=8", "code_dim=16", "mapping_layers=2"]
     settings = [
         "benchmark.side=16",
-        "benchmark.steps=1",
         "distill.batch=4",
         "distill.lpips_crop=0",
         *(f"generator.{size}" for size in sizes),
@@ -82,6 +83,21 @@ def test_train_writes_what_each_loop_took(tmp_path):
     assert found["ratio"] == ours["ratio"] == pytest.approx(plain["seconds"] / ours["seconds"])
     assert ours["images_per_s"] == pytest.approx(1 / ours["seconds"]) and 0 <= ours["data_wait_share"] <= 1
     assert found["settings"].startswith("16 x 16, batches of 4")
+    printed = capsys.readouterr()
+    assert printed.out.startswith("train: 16 x 16") and "images" in printed.err  # the training's own lines
+
+
+def test_the_steps_that_count_are_those_after_the_warm_up():
+    """By hand, with a line in the midst of either half, as a training has one every ten seconds."""
+
+    def line(images, seconds, waited_s, count):
+        rates = {"images_per_s": count / seconds, "data_wait_share": waited_s / seconds}
+        return {"kind": "train", "images": images, **rates}
+
+    lines = [line(5, 9.0, 8.0, 5), line(8, 1.0, 0.0, 3), {"kind": "validation", "images": 8}]
+    lines += [line(10, 4.0, 1.0, 2), line(16, 2.0, 0.5, 6), {"kind": "validation", "images": 16}]
+    row = case_train.timed_half(lines, 8)
+    assert row == pytest.approx({"seconds": 6.0 / 8, "data_wait_share": 1.5 / 6.0})
 
 
 @pytest.mark.parametrize(
@@ -95,20 +111,18 @@ def test_an_unknown_benchmark_or_architecture(name, known, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "setting"),
+    ("name", "setting", "limit"),
     [
-        ("generate", "pairs=0"),
-        ("filter", "plain_pairs=0"),
-        ("infer", "pairs=-1"),
-        ("infer", "calls=0"),
-        ("train", "steps=0"),
+        ("generate", "pairs=0", "generate takes 1 or more"),
+        ("filter", "pairs=0", "filter takes 1 or more"),
+        ("infer", "pairs=-1", "it is 0 or more"),
+        ("infer", "calls=0", "it is 1 or more"),
+        ("infer", "images_at_once=0", "it is 1 or more"),
     ],
 )
-def test_nothing_to_time_is_refused(name, setting, capsys):
-    assert (
-        benchmark.main([name, f"benchmark.{setting}"]) == 2
-        and f"benchmark.{setting}: {name} takes" in capsys.readouterr().err
-    )
+def test_nothing_to_time_is_refused(name, setting, limit, capsys):
+    assert benchmark.main([name, f"benchmark.{setting}"]) == 2
+    assert f"benchmark.{setting}: {limit}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("architecture", ["", "sd14"])
@@ -116,4 +130,4 @@ def test_an_unknown_precision_says_so(architecture, capsys):
     assert (
         benchmark.main(["generate", f"benchmark.architecture={architecture}", "generate.dtype=float8"]) == 2
     )
-    assert "generate.dtype=float8: there are float32" in capsys.readouterr().err
+    assert "generate.dtype=float8: it is float32, float16 or bfloat16" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""scripts/benchmark_filter.py: the plain use of the libraries gives the scores that the batches give, so their times can be compared."""
+"""scripts/benchmark.py filter: the plain use of the libraries gives the scores that the batches
+give, so their times can be compared.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,19 @@ from filter.run import batch_scorer
 from models.clip_scorer import ClipScorer
 from models.perceptual import perceptual_loss
 from models.segmenter import Segmenter
-from scripts import benchmark, benchmark_filter
-from scripts.benchmark_filter import PlainScorer, scene_pairs
+from scripts import benchmark
+from scripts.measure import case_filter
+from scripts.measure.case_filter import scene_pairs
+from scripts.measure.plain_scorer import PlainScorer
 from tests.helpers import make_scorer_folder, tiny_sam
 
 SMALL = ["segmenter.points_per_side=5", "benchmark.pairs=2", "filter.batch=2", "device=cpu"]
 
 
 def test_the_plain_scores_are_the_filters() -> None:
-    """The library's preprocessing, automatic masks, crops in numpy and lpips, one picture at a time, with the miniature's weights."""
+    """The library's preprocessing, automatic masks, crops in numpy and lpips, one picture at a
+    time, with the miniature's weights.
+    """
     config = load(["task=oak2pine", *SMALL])
     scorer, perceptual = ClipScorer(config.scorer), perceptual_loss()
     pairs = scene_pairs(3, 128)
@@ -38,7 +44,7 @@ def test_the_plain_scores_are_the_filters() -> None:
         found | {"bbox": [float(side) for side in found["bbox"]]} for found in generate(image)
     ]
     for row, pair in enumerate(pairs):
-        found = plain(pair.images["input"], pair.images["edit"])
+        found = plain(pair)
         assert found.pop("overlap_iou") == pytest.approx(ours["overlap_iou"][row], abs=0.02)
         assert ours["clip_gain"][row] == pytest.approx(
             found.pop("clip_gain"), abs=0.01
@@ -63,7 +69,9 @@ def test_the_table_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_the_real_size_needs_no_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With small stand-ins for the two networks: the limits let masks of random weights through, and both ways are timed."""
+    """With small stand-ins for the two networks: the limits let masks of random weights through,
+    and both ways are timed.
+    """
     name = f"local-dir:{make_scorer_folder(tmp_path)}"
     model, tokenizer = open_clip.create_model(name), open_clip.get_tokenizer(name)
     asked = []
@@ -71,9 +79,9 @@ def test_the_real_size_needs_no_weights(
         open_clip, "create_model", lambda kind, pretrained, **_: asked.append((kind, pretrained)) or model
     )
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda kind: tokenizer)
-    monkeypatch.setattr(benchmark_filter, "SIDE", 96)
+    monkeypatch.setattr(case_filter, "SIDE", 96)
     monkeypatch.setitem(segment_anything.sam_model_registry, "vit_h", tiny_sam)
-    assert benchmark.main(["filter", "benchmark.architecture=vit_h", "benchmark.plain_pairs=1", *SMALL]) == 0
+    assert benchmark.main(["filter", "benchmark.architecture=vit_h", *SMALL]) == 0
     printed = capsys.readouterr().out
     assert asked == [("ViT-L-14", None)] and "SAM ViT-H, CLIP ViT-L-14, random weights, 96 x 96" in printed
     assert int(printed.split(" masks a picture")[0].split()[-1]) > 0

@@ -1,4 +1,6 @@
-"""scripts/compare.py: a table end to end on rendered scenes, and what it reads out of a training's log."""
+"""scripts/compare.py: a table end to end on rendered scenes, and what it reads out of a training's
+log.
+"""
 
 import json
 import os
@@ -10,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from configs.files import write_json
 from configs.loader import load
+from configs.runs import run_dir
+from distill import checkpoints
 from distill.pairs import selected_keys, split
 from generate.shards import Pair, write_shard
 from generate.sources import open_source
@@ -20,6 +25,8 @@ from scripts import compare
 from scripts.measure import metrics
 from scripts.measure.truth import true_edit
 from tests.helpers import TINY_TRAINING, laplacian_variance, mean, printed_tables
+
+SHIPPED = "models/miniature/generator/generator.safetensors"
 
 
 @pytest.fixture
@@ -50,6 +57,11 @@ def asked(tmp_path, monkeypatch):
     write_shard(run / "pairs", 0, pairs, {})
     write_json(run / "selection.json", {"kept": [pair.key for pair in pairs]})
     return arguments
+
+
+def edits_of(config, inputs):
+    checkpoint = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
+    return compare.edit(checkpoint, inputs, 4, torch.device("cpu"))
 
 
 def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
@@ -84,19 +96,14 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
         str(line["images"]): f"{line['lpips']:.3f}" for line in checks
     }
     row = result["rows"]["L1 + LPIPS + GAN .1"]
-    assert (
-        row["lpips_teacher"]["mean"] == last["lpips"] and row["images"]["mean"] == 8 and "reached" not in row
-    )
-    log = (folder / "l1-lpips-gan-1/log.txt").read_text()
-    assert (
-        f"training {row['trained']['mean']:.1%} of the weights" in log
-    )  # as the training itself counts them
+    assert row["lpips_teacher"]["mean"] == last["lpips"] and row["images"]["mean"] == 8
+    assert "reached" not in row
     with Image.open(folder / "grid.png") as grid:  # input, two rows, truth
         assert grid.width == 4 * 96
 
     config = load([*asked, f"runs_dir={folder}/l1", "source.first_seed=3000000"])
     loaded = [open_source(config.source, config.task, 16, 3).load(place) for place in range(3)]
-    edits, _ = compare.edit(config, np.stack([one.image for one in loaded]), torch.device("cpu"))
+    edits = edits_of(config, np.stack([one.image for one in loaded]))
     truth = np.stack([true_edit(config, one.source, 16) for one in loaded])
     assert mean(table["L1"]["PSNR to truth, dB"]) == pytest.approx(
         metrics.psnr(edits, truth).mean(), abs=0.006
@@ -112,40 +119,35 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     assert json.loads((folder / "table.json").read_text())["rows"] == {"L1": result["rows"]["L1"]}
 
 
-def test_edits_and_counts_are_those_of_export_and_training(asked, tmp_path, capsys):
-    """With a sampled latent, too: the one that export fixes; and with adapters, whose weights are merged."""
+def test_edits_and_counts_are_those_of_the_export(asked):
     from distill.export import export
     from distill.train import train
     from models.translator import Translator
 
-    config = load([*compare.BASE, *asked, "distill.latent=sampled", "export.formats=[]"])
+    config = load([*compare.BASE, *asked, "export.formats=[]"])
     train(config)
     inputs = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    edits, about = compare.edit(config, inputs, torch.device("cpu"))
+    edits = edits_of(config, inputs)
     exported = export(config)
     difference = Translator(exported / "generator.onnx")(inputs).astype(int) - edits
-    assert np.abs(difference).max() <= 1 and about["images"] == 8
-
-    compare._select(config, load([*asked, f"runs_dir={tmp_path}/adapted"]), 0)
-    own = [f"runs_dir={tmp_path}/adapted", f"generate.out={tmp_path}/runs/tree2winter/miniature/pairs"]
-    adapted = load([*asked, *own, f"distill.init={exported}/generator.safetensors", "distill.adapter_rank=1"])
-    train(adapted)
-    _, with_adapters = compare.edit(adapted, inputs, torch.device("cpu"))
-    assert with_adapters["parameters"] == about["parameters"] and with_adapters["trained"] < about["trained"]
-    assert f"training {with_adapters['trained']:.1%} of the weights" in capsys.readouterr().out
+    assert np.abs(difference).max() <= 1
+    counts = compare.counts(checkpoints.newest(run_dir(config) / "train" / "checkpoints"))
+    weights = load_file(exported / "generator.safetensors")
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    assert counts == {"images": 8, "parameters": pytest.approx(parameters / 1e6)}
 
 
 def test_few_pairs_are_the_first_and_what_is_held_out_stays(asked, tmp_path):
     config, variant = load(asked), load([*asked, f"runs_dir={tmp_path}/few"])
     keys = selected_keys(tmp_path / "runs/tree2winter/miniature")
     training, held_out = split(keys, 0.3, 0)  # a scene's id is its pair's key
-    compare._select(config, variant, 2)
+    compare.select_pairs(config, variant, 2)
     few = selected_keys(tmp_path / "few/tree2winter/miniature")
     of_few = split(few, 0.3, 0)
     assert len(training) > 2
     assert [few[place] for place in of_few[0]] == [keys[place] for place in training[:2]]
     assert [few[place] for place in of_few[1]] == [keys[place] for place in held_out]
-    compare._select(config, variant, 0)
+    compare.select_pairs(config, variant, 0)
     assert selected_keys(tmp_path / "few/tree2winter/miniature") == keys
 
 
@@ -158,7 +160,7 @@ def log_of(*checks):
 
 def test_shares_of_the_training_from_scratch_by_hand():
     scratch = log_of((100, 0.9), (200, 0.29), (300, 0.32), (400, 0.30))
-    found = compare.of_training(scratch, scratch)
+    found = compare.training_columns(scratch, scratch)
     assert found == {
         "lpips_teacher": 0.30,
         "psnr_teacher": 20.0,
@@ -167,20 +169,21 @@ def test_shares_of_the_training_from_scratch_by_hand():
         "reached_near": 0.5,
     }
     assert (
-        compare.of_training(log_of((50, 0.308), (100, 0.30), (150, 0.5)), scratch).items()
+        compare.training_columns(log_of((50, 0.308), (100, 0.30), (150, 0.5)), scratch).items()
         > {"reached_near": 0.125, "reached": 0.25}.items()
     )
-    assert "reached" not in compare.of_training(log_of((100, 0.305)), scratch)
-    assert not {"reached", "reached_near"} & {*compare.of_training(log_of((100, 0.32)), scratch)}
-    assert not {"reached", "reached_near"} & {*compare.of_training(scratch)}
+    assert "reached" not in compare.training_columns(log_of((100, 0.305)), scratch)
+    assert not {"reached", "reached_near"} & {*compare.training_columns(log_of((100, 0.32)), scratch)}
+    assert not {"reached", "reached_near"} & {*compare.training_columns(scratch)}
 
 
 def test_a_training_that_fails_is_named_and_the_others_end(asked, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(compare.TABLES, "losses", {"wrong": "distill.dtype=float16", "L1": "distill.lpips=0"})
+    rows = {"wrong": "distill.init=nowhere.safetensors", "L1": "distill.lpips=0"}
+    monkeypatch.setitem(compare.TABLES, "losses", rows)
     assert compare.main(["losses", *asked, "evaluate.scenes=2"]) == 2
     out, err = capsys.readouterr()
     assert (
-        err.startswith("error: wrong: distill.dtype=float16: it is")
+        err.startswith("error: wrong: nowhere.safetensors is not")
         and "compare/losses/wrong/log.txt" in err
         and err.count("\n") == 1
     )
@@ -246,7 +249,7 @@ def check_stopped(out, folder):
 def test_what_is_refused_or_only_told(asked, tmp_path, capsys):
     assert (
         compare.main(["loss", *asked]) == 2
-        and "losses, augment, batches, latent, sizes, transfer" in capsys.readouterr().err
+        and "losses, augment, batches, sizes, transfer" in capsys.readouterr().err
     )
     assert compare.main(asked) == 2 and "no table ''" in capsys.readouterr().err
     assert (
@@ -257,20 +260,17 @@ def test_what_is_refused_or_only_told(asked, tmp_path, capsys):
         compare.main(["losses", *asked, "evaluate.first_seed=1000011"]) == 2
         and "first_seed=1000011" in capsys.readouterr().err
     )
-    assert compare.main(["transfer", *asked, "compare.init=a b.safetensors", "--dry-run"]) == 0
-    assert (
-        "adapters of rank 4: distill.init=a b.safetensors distill.adapter_rank=4" in capsys.readouterr().out
-    )
+    assert compare.main(["transfer", *asked, "--dry-run"]) == 0
+    assert f"whole weights: distill.init={SHIPPED}" in capsys.readouterr().out
     assert not (tmp_path / "runs/tree2winter/miniature/compare").exists()
 
 
 @pytest.mark.parametrize("table", compare.TABLES)
 def test_every_row_is_a_configuration_of_its_own(table):
-    config = load([])
     asked = ["distill.beta1=0.5", "generator.width=0.5"]
     made = {
-        row: load([*compare.BASE, *asked, *compare._sets(config, table, row)])
-        for row in compare.TABLES[table]
+        row: load([*compare.BASE, *asked, *overrides.split()])
+        for row, overrides in compare.TABLES[table].items()
     }
     assert len({str(one) for one in made.values()}) == len(made)
     for row, one in made.items():

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from models.pictures import batch_of
 from scripts import evaluate
-from scripts.measure import metrics
+from scripts.measure import metrics, tables
 from scripts.measure.truth import true_edit
 from tests.helpers import mean, printed_tables
 
@@ -36,10 +37,13 @@ def test_psnr_is_scikit_images(images):
 
 
 def test_columns_are_their_formulas(images, perceptual):
-    """LPIPS as the package gives it; the structure distance of one image pair in float64, cosine by cosine."""
+    """LPIPS as the package gives it; the structure distance of one image pair in float64, cosine by
+    cosine.
+    """
     edit, inputs, truth = images[0], images[1], images[0][::-1]
-    columns = metrics.perceptual_columns(perceptual, {"edit": edit, "unchanged": inputs}, inputs, truth)
-    signed = [metrics.signed(pictures, perceptual) for pictures in (edit, inputs, truth)]
+    networks = metrics.Networks(perceptual)
+    columns = metrics.measure_edits(networks, {"edit": edit, "unchanged": inputs}, inputs, truth)
+    signed = [batch_of(pictures) for pictures in (edit, inputs, truth)]
     with torch.no_grad():
         expected = {
             "lpips_true": perceptual.lpips(signed[0], signed[2]),
@@ -81,11 +85,8 @@ def test_nearer_to_target_by_hand():
     pictures = np.zeros((3, 2, 2, 3), np.uint8)
     pictures[:, 0, 0, :2] = [(200, 10), (10, 200), (100, 99)]
     # Mean of summer and warm: (0.9, -0.3) / |.|, so (100, 99) is nearer to winter than to it.
-    assert metrics.nearer_to_target(Scorer(), pictures, ["summer", "warm"], ["winter"]).tolist() == [
-        False,
-        True,
-        True,
-    ]
+    check = metrics.TargetCheck(Scorer(), ["summer", "warm"], ["winter"])
+    assert check(pictures).tolist() == [False, True, True]
 
 
 def test_the_sweep_end_to_end(tiny_run, tmp_path, capsys):
@@ -94,7 +95,7 @@ def test_the_sweep_end_to_end(tiny_run, tmp_path, capsys):
             [
                 *tiny_run,
                 "evaluate.scenes=2",
-                "evaluate.methods=[pix2pix-zero,B]",
+                "evaluate.sweep={edit.method: [pix2pix-zero, B]}",
                 "evaluate.first_seed=3000000",
             ]
         )
@@ -110,6 +111,51 @@ def test_the_sweep_end_to_end(tiny_run, tmp_path, capsys):
     )
     assert all(table["B scale 5"][title] for title in ("inverted noise: variance", "auto-correlation"))
     assert (tmp_path / "runs/tree2winter/miniature/evaluate/sweep/3000000/grid.png").exists()
+
+
+def test_a_sweep_has_a_row_for_each_combination():
+    """Of those that differ in what their method uses: the word swap has neither an amount nor a
+    strength.
+    """
+    from configs.loader import load
+
+    sweep = "{edit.method: [pix2pix-zero, B, sdedit], guidance.amount: [1, 3], direction.strength: [1.5, 2]}"
+    rows = evaluate.variants(load([f"evaluate.sweep={sweep}"]), "sweep")
+    names = ["amount 1 strength 1.5", "amount 1 strength 2", "amount 3 strength 1.5", "amount 3 strength 2"]
+    zero = [f"pix2pix-zero scale 5 {name}" for name in names]
+    assert list(rows) == [*zero, "B scale 5", "sdedit scale 5 part 0.75"]
+    third = rows[zero[2]]
+    assert (third.edit.method, third.guidance.amount, third.direction.strength) == ("pix2pix-zero", 3.0, 1.5)
+    assert third.generate.out.endswith("evaluate/3000000/pix2pix-zero-scale-5-amount-3-strength-1.5")
+
+    more = load(["evaluate.sweep={edit.method: [B], edit.steps: [4, 8], inversion.lambda_ac: [2.5]}"])
+    rows = evaluate.variants(more, "sweep")
+    steps = {name: row.edit.steps for name, row in rows.items()}
+    assert steps == {
+        "B scale 5 edit.steps 4 inversion.lambda_ac 2.5": 4,
+        "B scale 5 edit.steps 8 inversion.lambda_ac 2.5": 8,
+    }
+    methods = {row.edit.method for row in evaluate.variants(load([]), "sweep").values()}
+    assert methods == {"pix2pix-zero", "B", "D"}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("{guidance.amuont: [1]}", "no key 'guidance.amuont'; did you mean guidance.amount"),
+        ("{filter.batch: [1]}", "no key 'filter.batch'.* It takes those of edit, direction, guidance"),
+        ("{edit: [1]}", "no key 'edit'"),
+        ("{guidance.amount: [1, high]}", "guidance.amount=high: .*high"),
+        ("{guidance.amount: [1, -1]}", "guidance.amount=-1: it is 0 or more"),
+        ("{edit.method: [E]}", "edit.method=E: it is sdedit, "),
+        ("{edit.method: []}", "edit.method has no values"),
+    ],
+)
+def test_a_sweep_of_what_there_is_not_is_refused(sweep, message):
+    from configs.loader import load
+
+    with pytest.raises(UserError, match=f"evaluate.sweep: {message}"):
+        evaluate.variants(load([f"evaluate.sweep={sweep}"]), "sweep")
 
 
 def test_the_tables_share_their_edits(tiny_run):
@@ -143,7 +189,9 @@ def test_the_shipped_generator_is_not_measured_on_scenes_it_may_know():
 
 
 def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys):
-    """Kept and dropped together are all pairs; the task's own row is selection.json's; the distances are the metrics' own."""
+    """Kept and dropped together are all pairs; the task's own row is selection.json's; the
+    distances are the metrics' own.
+    """
     from configs.loader import load
     from filter import run as filter_stage
     from generate import run as generate_stage
@@ -192,14 +240,14 @@ def test_background_lpips_is_the_packages_map_averaged_by_hand(images, perceptua
     edit, inputs = images
     background = np.random.default_rng(1).random((3, 32, 32)) < 0.6
     background[2] = False
-    found = metrics.perceptual_columns(perceptual, {"edit": edit}, inputs, background={"edit": background})[
-        "edit"
-    ]["background"]
+    masks = metrics.Masks({"edit": ~background}, inputs=np.zeros_like(background))
+    columns = metrics.measure_edits(metrics.Networks(perceptual), {"edit": edit}, inputs, masks=masks)
+    found = columns["edit"]["background"]
     package = perceptual.lpips
     package.spatial = True
     try:
         with torch.no_grad():
-            maps = package(metrics.signed(edit, perceptual), metrics.signed(inputs, perceptual)).numpy()[:, 0]
+            maps = package(batch_of(edit), batch_of(inputs)).numpy()[:, 0]
     finally:
         package.spatial = False
     for place in range(2):
@@ -229,10 +277,9 @@ def test_structure_distance_by_hand_in_float64():
 
 def test_other_keys_take_the_stand_ins_place(images, perceptual):
     keys = lambda picture_BCHW: picture_BCHW[:, :, ::8, ::8].flatten(2)  # noqa: E731
-    found = metrics.perceptual_columns(perceptual, {"edit": images[0]}, images[1], keys=keys)["edit"][
-        "structure"
-    ]
-    expected = metrics.structure_distance(*(keys(metrics.signed(stack, perceptual)) for stack in images))
+    networks = metrics.Networks(perceptual, keys)
+    found = metrics.measure_edits(networks, {"edit": images[0]}, images[1])["edit"]["structure"]
+    expected = metrics.structure_distance(*(keys(batch_of(stack)) for stack in images))
     assert found == pytest.approx(expected.numpy(), rel=1e-5)
 
 
@@ -245,20 +292,19 @@ def test_mask_iou_against_a_loop():
         assert (np.isnan(value) and place == 3) or value == pytest.approx(both / either)
 
 
-def test_the_interval_is_the_standard_error_of_the_mean():
+def test_the_interval_is_the_standard_error_of_the_mean(monkeypatch):
+    monkeypatch.setattr(tables, "RESAMPLES", 4000)
     values = np.random.default_rng(0).exponential(2.0, 4000)
-    low, high = metrics.interval(values, 4000, seed=1)
+    low, high = tables.interval(values, seed=1)
     error = 1.96 * values.std() / len(values) ** 0.5  # the central limit theorem
     assert values.mean() - low == pytest.approx(error, rel=0.06) and high - values.mean() == pytest.approx(
         error, rel=0.06
     )
-    assert (
-        metrics.interval(values, 100, seed=1)
-        == metrics.interval(values, 100, seed=1)
-        != metrics.interval(values, 100, seed=2)
-    )
-    shifted = metrics.interval(values + 5, 4000, seed=1)  # the same draws, so that rows compare
+    shifted = tables.interval(values + 5, seed=1)  # the same draws, so that rows compare
     assert shifted == pytest.approx((low + 5, high + 5))
+    monkeypatch.setattr(tables, "RESAMPLES", 100)
+    again = tables.interval(values, seed=1)
+    assert tables.interval(values, seed=1) == again != tables.interval(values, seed=2)
 
 
 def test_fid_and_kid_against_scipy_and_a_loop():
@@ -288,7 +334,9 @@ def test_fid_and_kid_against_scipy_and_a_loop():
 
 
 def test_inceptions_file_is_named_and_never_executed(tmp_path, monkeypatch):
-    """Neither by us nor by the package, which would execute it (a stand-in here, as it is no requirement)."""
+    """Neither by us nor by the package, which would execute it (a stand-in here, as it is no
+    requirement).
+    """
 
     class Evil:
         def __reduce__(self):
@@ -324,23 +372,26 @@ def test_scene_masks_are_the_renderers():
 
 def test_the_grid_has_a_row_a_scene_and_names_above():
     red, blue = (np.full((3, 128, 128, 3), colour, np.uint8) for colour in ((200, 0, 0), (0, 0, 200)))
-    grid = np.asarray(evaluate.picture_grid({"red": red, "a rather long name of a method": blue}))
+    grid = np.asarray(tables.picture_grid({"red": red, "a rather long name of a method": blue}))
     top = grid.shape[0] - 3 * 128
     assert grid.shape[1] == 256 and 20 < top < 60
     assert (grid[top:, :128] == (200, 0, 0)).all() and (grid[top:, 128:] == (0, 0, 200)).all()
     assert (grid[:top, :128] < 100).any() and (grid[:top, 128:] < 100).any()  # black on white
 
 
-FEW = [
-    "evaluate.scenes=2",
-    "evaluate.bootstrap=50",
-    "evaluate.sdedit_strengths=[0.5,0.8]",
-    "segmenter.points_per_side=2",
-]
+FEW = ["evaluate.scenes=2", "segmenter.points_per_side=2"]
+
+
+@pytest.fixture
+def two_strengths(monkeypatch):
+    """Of SDEdit in table1, in the place of four."""
+    monkeypatch.setattr(evaluate, "SDEDIT_STRENGTHS", (0.5, 0.8))
 
 
 def identity_generator(run):
-    """An 'exported generator' that leaves pictures as they are, so every figure of its row is known."""
+    """An 'exported generator' that leaves pictures as they are, so every figure of its row is
+    known.
+    """
     import onnx
     from onnx import TensorProto, helper
 
@@ -357,7 +408,7 @@ def identity_generator(run):
     )
 
 
-def test_table1_end_to_end(tiny_run, tmp_path, capsys, monkeypatch):
+def test_table1_end_to_end(tiny_run, two_strengths, tmp_path, capsys, monkeypatch):
     import csv
     import json
 
@@ -401,7 +452,9 @@ def test_table1_end_to_end(tiny_run, tmp_path, capsys, monkeypatch):
 
 
 def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, monkeypatch):
-    """BG-LPIPS spares the input's rendered trees and what the segmenter finds in the edit, here the upper half; IoU to the true pines."""
+    """BG-LPIPS spares the input's rendered trees and what the segmenter finds in the edit, here the
+    upper half; IoU to the true pines.
+    """
     from generate.shards import read_pairs
     from models.miniature.scenes import Look, mask, scene
 
@@ -418,10 +471,7 @@ def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, mon
         oaks, pines = (
             mask(view, Look("summer", species=species), "tree")[2::4, 2::4] for species in ("oak", "pine")
         )
-        features = [
-            perceptual.features(metrics.signed(np.stack([pair.images[name]]), perceptual))
-            for name in ("edit", "input")
-        ]
+        features = [perceptual.features(batch_of([pair.images[name]])) for name in ("edit", "input")]
         distances.append(perceptual.distance_map(*features)[0].numpy()[~(upper | oaks)].mean())
         overlaps.append((upper & pines).sum() / (upper | pines).sum())
     assert mean(table["A: random noise + swap"]["BG-LPIPS"]) == pytest.approx(np.mean(distances), abs=6e-4)
@@ -431,7 +481,7 @@ def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, mon
     assert mean(table["input unchanged"]["BG-LPIPS"]) == 0
 
 
-def test_photographs_get_the_papers_columns(tiny_run, tmp_path, images, capsys):
+def test_photographs_get_the_papers_columns(tiny_run, two_strengths, tmp_path, images, capsys):
     from PIL import Image
 
     (tmp_path / "photos").mkdir()

@@ -1,4 +1,6 @@
-"""Every stage in turn through the demo, at a scale that takes half a minute: files of one stage are what the next one reads."""
+"""Every stage in turn through the demo, at a scale that takes half a minute: files of one stage are
+what the next one reads.
+"""
 
 import numpy as np
 from PIL import Image

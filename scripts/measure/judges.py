@@ -1,4 +1,7 @@
-"""The networks that measure edits, loaded once, and the columns of a table that they give. Images are RGB uint8, N x H x W x 3."""
+"""The networks that measure edits, loaded once, and the columns of a table that they give.
+
+Images are RGB uint8, N x H x W x 3. N images, H W pixels.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,82 +23,94 @@ from models.miniature.scenes import Look, mask, scene
 from models.perceptual import perceptual_loss
 from models.segmenter import open_segmenter
 from scripts.measure import metrics
+from scripts.measure.truth import INPUT, TRUTH
 
-SCENE_NOUN = "tree"  # every rendered scene has one: whose mask is compared where the task names no foreground
+SCENE_NOUN = "tree"  # every rendered scene has one: the foreground where the task names none
+STAND_IN = "VGG16's relu4_3 in place of "
+
+Records = Sequence[Mapping[str, Any]]
 
 
 class Judges:
-    """Scorer, LPIPS, structure and, with masks, the segmenter. UserError where weights are missing."""
+    """Scorer, LPIPS, structure distance and, with `masks`, the segmenter.
+
+    UserError where weights are missing.
+    """
 
     def __init__(self, config: Config, device: torch.device, masks: bool) -> None:
-        self.config, asked, task = config, config.evaluate, config.task
-        self.perceptual, self.scorer = perceptual_loss(device), ClipScorer(config.scorer, device)
-        self.banks = task_banks(task, config.direction)
-        self.keys = partial(dino_keys, load_dino(asked.dino, device)) if asked.dino else None
-        self.set_network, self.set_network_name = metrics.set_network(asked.inception, self.perceptual)
-        self.nouns = (task.source_noun, task.target_noun) if task.source_noun else (SCENE_NOUN, SCENE_NOUN)
-        wanted = masks and (task.source_noun or not config.source.images)
-        self.segmenter = open_segmenter(config.segmenter, self.scorer, device) if wanted else None
+        self.config = config
+        task = config.task
+        settings = config.evaluate
+        perceptual = perceptual_loss(device)
+        scorer = ClipScorer(config.scorer, device)
+        source, target = task_banks(task, config.direction)
+        keys = partial(dino_keys, load_dino(settings.dino, device)) if settings.dino else None
+        target_check = metrics.TargetCheck(scorer, source, target)
+        self.networks = metrics.Networks(perceptual, keys, target_check)
+        self.set_network = metrics.set_network(settings.inception, perceptual)
+        self.input_noun = task.source_noun or SCENE_NOUN
+        self.edit_noun = task.target_noun if task.source_noun else SCENE_NOUN
+        self.segmenter = None
+        if masks and (task.source_noun or not config.source.images):
+            self.segmenter = open_segmenter(config.segmenter, scorer, device)
         self.measured_by = {
             "CLIP-Acc": f"{config.scorer.model} {config.scorer.pretrained}".strip(),
-            "Structure-Dist": "DINO ViT-B/8" if asked.dino else "VGG16's relu4_3 in place of DINO ViT-B/8",
+            "Structure-Dist": f"{'' if settings.dino else STAND_IN}DINO ViT-B/8",
         }
         if self.segmenter:
-            self.measured_by["masks"] = f"{config.segmenter.model}, '{self.nouns[1]}'"
+            self.measured_by["masks"] = f"{config.segmenter.model}, '{self.edit_noun}'"
 
     def columns(
-        self, images: Mapping[str, np.ndarray], records: Sequence[Mapping[str, Any]], cache: Path
+        self, images: Mapping[str, np.ndarray], records: Records, cache: Path
     ) -> dict[str, dict[str, np.ndarray]]:
-        """The columns that compare each set of edits with 'input unchanged' and, where it is among them, 'true edit': N values each.
+        """For each named set of images N values of each of metrics.METRICS that applies.
 
-        records: what the pairs' records say of their source. cache: folder where masks are kept, as they take longer than all else.
+        images: INPUT is among them and, where there is one, TRUTH. records: what the pairs' records
+        say of their source. cache: folder where masks are kept, as they take longer than all else.
         """
-        inputs, truth, task = images["input unchanged"], images.get("true edit"), self.config.task
-        side, background = inputs.shape[1], None
-        masks = (
-            {name: self._masks(cache, edit, self.nouns[1]) for name, edit in images.items()}
-            if self.segmenter
-            else {}
-        )
-        if masks and task.source_noun:
-            if truth is None:
-                of_input = self._masks(cache, inputs, self.nouns[0])
-            else:
-                of_input = scene_masks(records, task.scene_input, side, self.nouns[0])
-            background = {name: ~(found | of_input) for name, found in masks.items()}
-        columns = metrics.perceptual_columns(self.perceptual, images, inputs, truth, background, self.keys)
-        for name, edit in images.items():
-            columns[name]["accuracy"] = metrics.nearer_to_target(self.scorer, edit, *self.banks)
-            if truth is not None:
-                columns[name]["psnr_true"] = metrics.psnr(edit, truth)
-        if masks and truth is not None:
-            of_truth = scene_masks(records, task.scene_truth, side, self.nouns[1])
-            for name, found in masks.items():
-                columns[name]["mask_found"] = found.mean((1, 2)) > 0
-                columns[name]["iou_true"] = metrics.mask_iou(found, of_truth)
-        return columns
+        inputs = images[INPUT]
+        truth = images.get(TRUTH)
+        masks = self._masks(images, records, cache)
+        return metrics.measure_edits(self.networks, images, inputs, truth, masks)
 
     def against_teacher(
         self, edits: np.ndarray, teacher: np.ndarray
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Columns of N values, and those of the whole sets, of a generator's edits against its teacher's."""
-        of_images = {
-            "psnr_teacher": metrics.psnr(edits, teacher),
-            "lpips_teacher": metrics.lpips_distance(self.perceptual, edits, teacher),
-        }
-        self.measured_by["FID, KID"] = self.set_network_name
-        features = [metrics.set_features(stack, self.set_network) for stack in (edits, teacher)]
-        return of_images, metrics.set_distances(*features) if len(edits) > 1 else {}
+        """What compares a generator's edits with its teacher's: columns of N values, values of the sets."""
+        distances = metrics.image_distances(self.networks.perceptual, edits, teacher)
+        columns = {f"{name}_teacher": values for name, values in distances.items()}
+        self.measured_by["FID, KID"] = self.set_network.name
+        return columns, self.set_network.distances(edits, teacher)
 
-    def _masks(self, cache: Path, images: np.ndarray, noun: str) -> np.ndarray:
-        """Bool N x H x W: where the segmenter sees the noun; from the cache where the same was asked before."""
+    def _masks(self, images: Mapping[str, np.ndarray], records: Records, cache: Path) -> metrics.Masks:
+        """Where the foreground is in each set of images; nowhere known without a segmenter.
+
+        Of rendered scenes the renderer tells, of edits and of photographs the segmenter.
+        """
+        if self.segmenter is None:
+            return metrics.Masks()
+        task = self.config.task
+        side = images[INPUT].shape[1]
+        edits = {name: self._segmented(cache, stack, self.edit_noun) for name, stack in images.items()}
+        inputs = None
+        if task.source_noun and TRUTH in images:
+            inputs = scene_masks(records, task.scene_input, side, self.input_noun)
+        elif task.source_noun:
+            inputs = self._segmented(cache, images[INPUT], self.input_noun)
+        truth = None
+        if TRUTH in images:
+            truth = scene_masks(records, task.scene_truth, side, self.edit_noun)
+        return metrics.Masks(edits, inputs, truth)
+
+    def _segmented(self, cache: Path, images: np.ndarray, noun: str) -> np.ndarray:
+        """Bool N x H x W: where the segmenter sees the noun; from the cache where it looked before."""
         assert self.segmenter
-        scorer, settings = self.config.scorer, self.config.segmenter
+        scorer = self.config.scorer
+        settings = self.config.segmenter
         weights = [model_files(path) for path in (settings.model, settings.checkpoint, settings.detector)]
         content = hashlib.sha256(images.tobytes()).hexdigest()
-        path = (
-            cache / f"masks-{digest(settings, scorer, [*weights, scorer_files(scorer)], noun, content)}.npz"
-        )
+        name = digest(settings, scorer, [*weights, scorer_files(scorer)], noun, content)
+        path = cache / f"masks-{name}.npz"
         if not path.exists():
             masks = np.stack(self.segmenter.segment(list(images), noun))
             with whole_file(path) as stream:
@@ -104,11 +119,10 @@ class Judges:
             return stored["masks"]
 
 
-def scene_masks(
-    records: Sequence[Mapping[str, Any]], look: Mapping[str, str], side: int, noun: str
-) -> np.ndarray:
+def scene_masks(records: Records, look: Mapping[str, str], side: int, noun: str) -> np.ndarray:
     """Bool N x side x side: where the noun is in the rendered scenes of the records, in that look."""
-    masks = (mask(scene(record["scene_seed"]), Look(**look), noun) for record in records)
-    return np.stack(
-        [np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.NEAREST)) for each in masks]
-    )
+    masks = []
+    for record in records:
+        rendered = Image.fromarray(mask(scene(record["scene_seed"]), Look(**look), noun))
+        masks.append(np.asarray(rendered.resize((side, side), Image.Resampling.NEAREST)))
+    return np.stack(masks)

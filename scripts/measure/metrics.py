@@ -1,145 +1,332 @@
-"""Distances between images, and between an edit and the truth. Images are RGB uint8, N x H x W x 3, unless said otherwise."""
+"""What is measured of edits: METRICS, each a column of a table, and distances of whole sets.
+
+To add a metric, add its function to METRICS, and its title to the columns of scripts/evaluate.py.
+
+Images are RGB uint8. N images, B of them in a batch; C channels, H W pixels, T tokens, D width of a
+feature.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from configs.errors import UserError
 from models.clip_scorer import ClipScorer
 from models.perceptual import Perceptual
+from models.pictures import batch_of, to_signed
 
 BATCH = 8  # of 512 x 512 images: the features that VGG16 gives of them take 1 GB
-INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 STRUCTURE_LAYER = 3  # relu4_3 of LPIPS's five, the stand-in for DINO's keys
+INCEPTION = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
 
 
-def psnr(image_NHWC: np.ndarray, truth_NHWC: np.ndarray) -> np.ndarray:
+class TargetCheck:
+    """The paper's CLIP-Acc (Parmar et al. 2023, section 4): is the target shown, not the source?"""
+
+    def __init__(self, scorer: ClipScorer, source: Sequence[str], target: Sequence[str]) -> None:
+        self.scorer = scorer
+        self.source_D = normalize(scorer.text_features(list(source)).mean(0), dim=0)
+        self.target_D = normalize(scorer.text_features(list(target)).mean(0), dim=0)
+
+    def __call__(self, image_BHWC: np.ndarray) -> np.ndarray:
+        """B booleans: whether the cosine to the mean target text is above that to the mean source text."""
+        features_BD = self.scorer.image_features(list(image_BHWC))
+        nearer_B = features_BD @ self.target_D > features_BD @ self.source_D
+        return nearer_B.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that METRICS look through.
+
+    perceptual: LPIPS. keys: DINO's last keys of images B x 3 x H x W in [-1, 1], B x T x D; without
+    them VGG16's relu4_3 stands in, a place a token, and structure distances compare with each
+    other, not with the paper's. target_check: without it no accuracy is measured.
+    """
+
+    perceptual: Perceptual
+    keys: Callable[[Tensor], Tensor] | None = None
+    target_check: TargetCheck | None = None
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Where the foreground is, bool N x H x W.
+
+    edits: by the name of the set of edits. inputs, truth: of the inputs and of the true edits.
+    """
+
+    edits: Mapping[str, np.ndarray] = field(default_factory=dict)
+    inputs: np.ndarray | None = None
+    truth: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A batch of images and what the networks see in them; computed once, where a metric asks for it.
+
+    image_BHWC: RGB uint8. mask_BHW: bool, where the foreground is; None where nobody looked for it.
+    """
+
+    networks: Networks
+    image_BHWC: np.ndarray
+    mask_BHW: np.ndarray | None
+
+    @cached_property
+    def signed_BCHW(self) -> Tensor:
+        """The images in [-1, 1], on the networks' device."""
+        return batch_of(self.image_BHWC, device_of(self.networks.perceptual))
+
+    @cached_property
+    def features(self) -> list[Tensor]:
+        """LPIPS's features, B x C x H x W of five layers."""
+        return self.networks.perceptual.features(self.signed_BCHW)
+
+    @cached_property
+    def tokens_BTD(self) -> Tensor:
+        """What the structure distance compares: DINO's keys, or relu4_3 with a token a place."""
+        if self.networks.keys:
+            return self.networks.keys(self.signed_BCHW)
+        return self.features[STRUCTURE_LAYER].flatten(2).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A batch of edits, the inputs they were made from, and the true edits where there are any."""
+
+    networks: Networks
+    edit: View
+    input: View
+    truth: View | None
+
+
+# ---- a metric: B values of a comparison, or None where it does not apply ----
+
+Values = Tensor | np.ndarray | None
+
+
+def accuracy(batch: Comparison) -> Values:
+    """CLIP-Acc: 1 where the edit shows the target rather than the source."""
+    return batch.networks.target_check(batch.edit.image_BHWC) if batch.networks.target_check else None
+
+
+def structure(batch: Comparison) -> Values:
+    """The structure distance of edit and input."""
+    return structure_distance(batch.edit.tokens_BTD, batch.input.tokens_BTD)
+
+
+def background(batch: Comparison) -> Values:
+    """BG-LPIPS of edit and input, where neither shows the foreground."""
+    if batch.edit.mask_BHW is None or batch.input.mask_BHW is None:
+        return None
+    distance_BHW = batch.networks.perceptual.distance_map(batch.edit.features, batch.input.features)
+    return background_distance(distance_BHW, ~(batch.edit.mask_BHW | batch.input.mask_BHW))
+
+
+def lpips_input(batch: Comparison) -> Values:
+    """LPIPS of edit and input."""
+    return batch.networks.perceptual.distance(batch.edit.features, batch.input.features)
+
+
+def lpips_true(batch: Comparison) -> Values:
+    """LPIPS of edit and true edit."""
+    if batch.truth is None:
+        return None
+    return batch.networks.perceptual.distance(batch.edit.features, batch.truth.features)
+
+
+def psnr_true(batch: Comparison) -> Values:
+    """PSNR of the edit, the true edit being the signal; dB."""
+    return psnr(batch.edit.image_BHWC, batch.truth.image_BHWC) if batch.truth else None
+
+
+def mask_found(batch: Comparison) -> Values:
+    """1 where the segmenter sees the foreground in the edit; measured where the true mask is known."""
+    if batch.edit.mask_BHW is None or batch.truth is None or batch.truth.mask_BHW is None:
+        return None
+    return np.any(batch.edit.mask_BHW, axis=(1, 2))
+
+
+def iou_true(batch: Comparison) -> Values:
+    """Overlap of the foreground that the segmenter sees in the edit with the true edit's."""
+    if batch.edit.mask_BHW is None or batch.truth is None or batch.truth.mask_BHW is None:
+        return None
+    return mask_iou(batch.edit.mask_BHW, batch.truth.mask_BHW)
+
+
+METRICS: dict[str, Callable[[Comparison], Values]] = {
+    "accuracy": accuracy,
+    "structure": structure,
+    "background": background,
+    "lpips_input": lpips_input,
+    "lpips_true": lpips_true,
+    "psnr_true": psnr_true,
+    "mask_found": mask_found,
+    "iou_true": iou_true,
+}
+
+
+@torch.no_grad()
+def measure_edits(
+    networks: Networks,
+    edits: Mapping[str, np.ndarray],
+    inputs_NHWC: np.ndarray,
+    truth_NHWC: np.ndarray | None = None,
+    masks: Masks | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """For each named set of edits (N x H x W x 3) N values of each of METRICS that applies."""
+    masks = masks or Masks()
+    parts: dict[str, dict[str, list[np.ndarray]]] = {name: defaultdict(list) for name in edits}
+    for part in batches(len(inputs_NHWC)):
+        inputs = View(networks, inputs_NHWC[part], _part(masks.inputs, part))
+        truth = None
+        if truth_NHWC is not None:
+            truth = View(networks, truth_NHWC[part], _part(masks.truth, part))
+        for name, edit_NHWC in edits.items():
+            edit = View(networks, edit_NHWC[part], _part(masks.edits.get(name), part))
+            comparison = Comparison(networks, edit, inputs, truth)
+            for column, metric in METRICS.items():
+                values_B = metric(comparison)
+                if values_B is not None:
+                    parts[name][column].append(_as_array(values_B))
+    return {name: _joined(columns) for name, columns in parts.items()}
+
+
+# ---- the formulas ----
+
+
+def psnr(image_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of each pair, dB, N; infinite for equal images."""
-    error = ((image_NHWC.astype(np.float64) - truth_NHWC) ** 2).mean((1, 2, 3))
+    error = ((image_NHWC.astype(np.float64) - reference_NHWC) ** 2).mean((1, 2, 3))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255**2 / error)
 
 
 @torch.no_grad()
-def lpips_distance(perceptual: Perceptual, image_NHWC: np.ndarray, truth_NHWC: np.ndarray) -> np.ndarray:
-    """LPIPS (VGG16) of each pair, N; lower is nearer."""
-    parts = _parts(len(image_NHWC))
-    distances = [
-        perceptual(*(signed(images[part], perceptual) for images in (image_NHWC, truth_NHWC)))
-        for part in parts
-    ]
+def lpips_distance(perceptual: Perceptual, image_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> np.ndarray:
+    """LPIPS (Zhang et al. 2018, VGG16) of each pair, N; lower is nearer."""
+    device = device_of(perceptual)
+    distances = []
+    for part in batches(len(image_NHWC)):
+        image_BCHW = batch_of(image_NHWC[part], device)
+        reference_BCHW = batch_of(reference_NHWC[part], device)
+        distances.append(perceptual(image_BCHW, reference_BCHW))
     return torch.cat(distances).cpu().numpy()
 
 
-@torch.no_grad()
-def perceptual_columns(
-    perceptual: Perceptual,
-    edits: Mapping[str, np.ndarray],
-    inputs: np.ndarray,
-    truth: np.ndarray | None = None,
-    background: Mapping[str, np.ndarray] | None = None,
-    keys: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> dict[str, dict[str, np.ndarray]]:
-    """For each named set of edits N values each of 'lpips_input', 'structure' (to the input), with truth 'lpips_true', with background
-    'background' (see background_distance). Every image is looked at once.
-
-    background: bool N x H x W by name, where neither input nor edit shows the foreground. keys: DINO's, images B x 3 x H x W in [-1, 1] ->
-    B x T x D; without it VGG16's relu4_3 stands in, a place a token, and values compare with each other, not with the paper's.
-    """
-    found: dict[str, dict[str, list[torch.Tensor]]] = {name: defaultdict(list) for name in edits}
-
-    def looked_at(images: np.ndarray) -> tuple[list[torch.Tensor], torch.Tensor]:
-        image_BCHW = signed(images, perceptual)
-        features = perceptual.features(image_BCHW)
-        return features, keys(image_BCHW) if keys else features[STRUCTURE_LAYER].flatten(2).transpose(1, 2)
-
-    for part in _parts(len(inputs)):
-        of_input, input_tokens = looked_at(inputs[part])
-        of_truth = perceptual.features(signed(truth[part], perceptual)) if truth is not None else None
-        for name, images in edits.items():
-            columns, (of_edit, edit_tokens) = found[name], looked_at(images[part])
-            columns["lpips_input"].append(perceptual.distance(of_edit, of_input))
-            columns["structure"].append(structure_distance(edit_tokens, input_tokens))
-            if of_truth:
-                columns["lpips_true"].append(perceptual.distance(of_edit, of_truth))
-            if background:
-                columns["background"].append(
-                    background_distance(perceptual.distance_map(of_edit, of_input), background[name][part])
-                )
+def image_distances(
+    perceptual: Perceptual, image_NHWC: np.ndarray, reference_NHWC: np.ndarray
+) -> dict[str, np.ndarray]:
+    """'psnr' (dB) and 'lpips' of each pair, N values each."""
     return {
-        name: {column: torch.cat(parts).cpu().numpy() for column, parts in columns.items()}
-        for name, columns in found.items()
+        "psnr": psnr(image_NHWC, reference_NHWC),
+        "lpips": lpips_distance(perceptual, image_NHWC, reference_NHWC),
     }
 
 
-def structure_distance(first_BTD: torch.Tensor, second_BTD: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of two images' self-similarities, B: the cosines of all pairs of their T tokens (Tumanyan et al. 2022)."""
-    first, second = (
-        normalize(tokens, dim=-1) @ normalize(tokens, dim=-1).transpose(1, 2)
-        for tokens in (first_BTD, second_BTD)
-    )
-    return (first - second).square().mean((1, 2))
+def structure_distance(first_BTD: Tensor, second_BTD: Tensor) -> Tensor:
+    """Mean squared difference of two images' self-similarities, B (Tumanyan et al. 2022).
+
+    S_ij is the cosine of tokens i and j of an image; the distance is the mean of (S_ij - S'_ij)^2.
+    """
+    first_BTT = _self_similarity(first_BTD)
+    second_BTT = _self_similarity(second_BTD)
+    return (first_BTT - second_BTT).square().mean((1, 2))
 
 
-def background_distance(distance_BHW: torch.Tensor, background_BHW: np.ndarray) -> torch.Tensor:
-    """Mean of a distance map over the background, B: the paper's BG-LPIPS; nan where the foreground fills the picture."""
+def _self_similarity(tokens_BTD: Tensor) -> Tensor:
+    """The cosines of all pairs of an image's tokens, B x T x T."""
+    unit_BTD = normalize(tokens_BTD, dim=-1)
+    return unit_BTD @ unit_BTD.transpose(1, 2)
+
+
+def background_distance(distance_BHW: Tensor, background_BHW: np.ndarray) -> Tensor:
+    """Mean of a distance map over the background, B; nan where the foreground fills the picture.
+
+    Of LPIPS's map it is BG-LPIPS (Parmar et al. 2023, section 4).
+    """
     weight_BHW = torch.from_numpy(background_BHW).to(distance_BHW)
     return (distance_BHW * weight_BHW).sum((1, 2)) / weight_BHW.sum((1, 2))
 
 
 def mask_iou(first_NHW: np.ndarray, second_NHW: np.ndarray) -> np.ndarray:
-    """Intersection over union of each pair of bool masks, N; nan where either is empty: nothing found, no score, as in the filter."""
-    both, either = (first_NHW & second_NHW).sum((1, 2)), (first_NHW | second_NHW).sum((1, 2))
-    return np.where(first_NHW.any((1, 2)) & second_NHW.any((1, 2)), both / np.maximum(either, 1), np.nan)
+    """Intersection over union of each pair of bool masks, N; nan where either is empty."""
+    intersection_N = (first_NHW & second_NHW).sum((1, 2))
+    union_N = (first_NHW | second_NHW).sum((1, 2))
+    both_there_N = first_NHW.any((1, 2)) & second_NHW.any((1, 2))
+    return np.where(both_there_N, intersection_N / np.maximum(union_N, 1), np.nan)
 
 
-def interval(values_N: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean: its 2.5th and 97.5th percentile over resamples of the N values, equal for equal N and seed."""
-    drawn = np.random.default_rng(seed).integers(len(values_N), size=(resamples, len(values_N)))
-    low, high = np.percentile(np.asarray(values_N, np.float64)[drawn].mean(1), (2.5, 97.5))
-    return float(low), float(high)
+# ---- distances of whole sets ----
 
 
-def set_distances(features_ND: torch.Tensor, reference_ND: torch.Tensor) -> dict[str, float]:
-    """'fid' (Heusel et al. 2017) and 'kid' (Binkowski et al. 2018, unbiased, all images at once) of two sets of features, N at least 2."""
+@dataclass(frozen=True)
+class SetNetwork:
+    """The network whose features FID and KID compare. network: uint8 B x 3 x H x W -> B x D."""
+
+    name: str
+    network: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def features(self, image_NHWC: np.ndarray) -> Tensor:
+        """N x D: the features of every image, on the CPU."""
+        image_NCHW = torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2)
+        features = []
+        for image_BCHW in image_NCHW.split(BATCH):
+            features.append(self.network(image_BCHW).cpu())
+        return torch.cat(features)
+
+    def distances(self, image_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> dict[str, float]:
+        """The set_distances of two sets of images; {} of a single image, which has no covariance."""
+        if len(image_NHWC) < 2:
+            return {}
+        return set_distances(self.features(image_NHWC), self.features(reference_NHWC))
+
+
+def set_network(inception: str, perceptual: Perceptual) -> SetNetwork:
+    """Inception from that file; where it is empty, the mean of VGG16's relu5_3 in its place."""
+    if inception:
+        return SetNetwork("Inception", load_inception(inception))
+    device = device_of(perceptual)
+
+    def pooled(image_BCHW: Tensor) -> Tensor:
+        return perceptual.pooled(to_signed(image_BCHW.to(device)))
+
+    return SetNetwork("VGG16's relu5_3 in place of Inception", pooled)
+
+
+def set_distances(features_ND: Tensor, reference_ND: Tensor) -> dict[str, float]:
+    """'fid' (Heusel et al. 2017) and 'kid' (Binkowski et al. 2018) of two sets of features.
+
+    N is at least 2. KID is the unbiased estimate over all images at once.
+    """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import poly_mmd
 
-    ready = torch.nn.Identity()  # in the place of the network: the features are there
-    ready.num_features = features_ND.shape[1]  # type: ignore[assignment]
-    frechet = FrechetInceptionDistance(feature=ready)
-    first, second = features_ND.double().cpu(), reference_ND.double().cpu()
-    frechet.update(first, real=False)
-    frechet.update(second, real=True)
-    return {"fid": float(frechet.compute()), "kid": float(poly_mmd(second, first))}
+    identity = torch.nn.Identity()  # in the place of the network: the features are there
+    identity.num_features = features_ND.shape[1]  # type: ignore[assignment]
+    frechet = FrechetInceptionDistance(feature=identity)
+    features_ND = features_ND.double().cpu()
+    reference_ND = reference_ND.double().cpu()
+    frechet.update(features_ND, real=False)
+    frechet.update(reference_ND, real=True)
+    return {"fid": float(frechet.compute()), "kid": float(poly_mmd(reference_ND, features_ND))}
 
 
-@torch.no_grad()
-def set_features(image_NHWC: np.ndarray, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """N x D: the network's features (uint8 B x 3 x H x W -> B x D) of every image."""
-    image_NCHW = torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2)
-    return torch.cat([network(batch).cpu() for batch in image_NCHW.split(BATCH)])
-
-
-def set_network(inception: str, perceptual: Perceptual) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
-    """What set_features takes, and its name: Inception from that file; where it is empty, VGG16's relu5_3 in its place."""
-    if inception:
-        return load_inception(inception), "Inception"
-    device = next(perceptual.parameters()).device
-    return lambda image_BCHW: perceptual.pooled(
-        image_BCHW.to(device).float() / 127.5 - 1
-    ), "VGG16's relu5_3 in place of Inception"
-
-
-def load_inception(weights: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """FID's own Inception, for set_features: uint8 B x 3 x H x W -> B x 2048. UserError where the file is not it."""
+def load_inception(weights: str) -> Callable[[Tensor], Tensor]:
+    """FID's own Inception, uint8 B x 3 x H x W -> B x 2048. UserError where the file is not it."""
     try:
-        torch.load(
-            weights, map_location="cpu", weights_only=True
-        )  # the package would run code that lies in the file: not after this
+        # The package would run code that lies in the file; a file that this line reads holds none.
+        torch.load(weights, map_location="cpu", weights_only=True)
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         network = FeatureExtractorInceptionV3(
@@ -148,28 +335,38 @@ def load_inception(weights: str) -> Callable[[torch.Tensor], torch.Tensor]:
     except Exception as error:  # noqa: BLE001 - torch's unpickler raises a dozen kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise UserError(
-            f"evaluate.inception={weights} ({reason}): it takes {INCEPTION} and pip install torch-fidelity==0.3.0"
+            f"evaluate.inception={weights} ({reason}): it takes {INCEPTION} and "
+            "pip install torch-fidelity==0.3.0"
         ) from error
-    return lambda image_BCHW: network(image_BCHW)[0]
+
+    def features(image_BCHW: Tensor) -> Tensor:
+        return network(image_BCHW)[0]
+
+    return features
 
 
-def nearer_to_target(
-    scorer: ClipScorer, image_NHWC: np.ndarray, source: Sequence[str], target: Sequence[str]
-) -> np.ndarray:
-    """Whether each image is nearer to the target texts (their mean feature) than to the source texts, N booleans: the paper's CLIP-Acc."""
-    features = torch.cat([scorer.image_features(list(image_NHWC[part])) for part in _parts(len(image_NHWC))])
-    to_source, to_target = (
-        features @ normalize(scorer.text_features(list(texts)).mean(0), dim=0) for texts in (source, target)
-    )
-    return (to_target > to_source).cpu().numpy()
+# ---- batches ----
 
 
-def signed(image_NHWC: np.ndarray, where: torch.nn.Module) -> torch.Tensor:
-    """uint8 N x H x W x 3 as a float tensor N x 3 x H x W in [-1, 1], on the module's device."""
-    image = torch.from_numpy(np.ascontiguousarray(image_NHWC)).to(next(where.parameters()).device)
-    return image.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _parts(count: int) -> list[slice]:
-    """`count` images as batches."""
+def batches(count: int) -> list[slice]:
+    """`count` images as slices of at most BATCH."""
     return [slice(start, start + BATCH) for start in range(0, count, BATCH)]
+
+
+def device_of(network: torch.nn.Module) -> torch.device:
+    """Where a network's weights lie."""
+    return next(network.parameters()).device
+
+
+def _part(masks_NHW: np.ndarray | None, part: slice) -> np.ndarray | None:
+    """Those of a batch, where there are masks."""
+    return None if masks_NHW is None else masks_NHW[part]
+
+
+def _as_array(values: Tensor | np.ndarray) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
+
+
+def _joined(columns: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Each column's batches in one array."""
+    return {column: np.concatenate(parts) for column, parts in columns.items()}
