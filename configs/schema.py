@@ -47,7 +47,7 @@ class Task:
 class Teacher:
     """A Stable Diffusion folder in diffusers' layout."""
 
-    name: str = option("", "name of the teacher, from teacher=NAME")
+    name: str = ""  # of teacher=NAME, filled in by configs/loader.py
     path: str = option("", "folder or hub name for StableDiffusionPipeline.from_pretrained")
     resolution: int = option(
         0,
@@ -78,7 +78,7 @@ class Source:
         "or a text file of prompts, from which the teacher makes the inputs itself "
         "(a path, or a file in configs/banks)",
     )
-    scenes: bool = option(False, "where neither is named, render scenes (the miniature teacher's world)")
+    scenes: bool = False  # of a teacher whose world can be rendered: scenes, where neither is named
     caption: str = option(
         "",
         "one for every image; empty: the image's own (NAME.txt beside it), else the captioner's, "
@@ -442,34 +442,32 @@ class Demo:
 
 @dataclass
 class Config:
-    """Everything."""
+    """Everything, in the order in which a user meets it."""
 
+    runs_dir: str = option("runs", "everything is written below <runs_dir>/<task>/<teacher>")
+    device: str = option("auto", "where all networks run: auto (a GPU if there is one), cpu, cuda or cuda:N")
+    seed: int = option(0, "every random draw derives from it and from the sample's key")
+    force: bool = option(False, "go on in a run folder that was made with another configuration")
+    json: str = option("", "scripts/benchmark.py also writes its table here")
     task: Task = field(default_factory=Task)
     teacher: Teacher = field(default_factory=Teacher)
     source: Source = field(default_factory=Source)
-    direction: Direction = field(default_factory=Direction)
-    inversion: Inversion = field(default_factory=Inversion)
+    generate: Generate = field(default_factory=Generate)
     edit: Edit = field(default_factory=Edit)
     guidance: Guidance = field(default_factory=Guidance)
-    generate: Generate = field(default_factory=Generate)
+    direction: Direction = field(default_factory=Direction)
+    inversion: Inversion = field(default_factory=Inversion)
+    filter: Filter = field(default_factory=Filter)
     scorer: Scorer = field(default_factory=Scorer)
     segmenter: Segmenter = field(default_factory=Segmenter)
-    filter: Filter = field(default_factory=Filter)
-    generator: Generator = field(default_factory=Generator)
-    augment: Augment = field(default_factory=Augment)
     distill: Distill = field(default_factory=Distill)
+    augment: Augment = field(default_factory=Augment)
+    generator: Generator = field(default_factory=Generator)
     export: Export = field(default_factory=Export)
+    demo: Demo = field(default_factory=Demo)
     evaluate: Evaluate = field(default_factory=Evaluate)
     compare: Compare = field(default_factory=Compare)
     benchmark: Benchmark = field(default_factory=Benchmark)
-    demo: Demo = field(default_factory=Demo)
-    runs_dir: str = option("runs", "everything is written below <runs_dir>/<task>/<teacher>")
-    device: str = option(
-        "auto", "where all networks run: auto (a GPU where there is one), cpu, cuda or cuda:N"
-    )
-    seed: int = option(0, "every draw derives from it and from the sample's key")
-    json: str = option("", "scripts/benchmark.py also writes its table here")
-    force: bool = option(False, "go on in a run folder that was made with another configuration")
 
 
 REMOVED = {  # keys there were, and what took their place: the end of an error message
@@ -486,6 +484,7 @@ REMOVED = {  # keys there were, and what took their place: the end of an error m
     "prompt_to_prompt.self_replace": "it is the paper's 0.4 (generate/prompt_to_prompt.py)",
     "prompt_to_prompt.self_side": "it is the paper's 16 (generate/prompt_to_prompt.py)",
     "source.max_pixels": "it is Pillow's limit of 89 million pixels: scale larger images down first",
+    "source.scenes": "it is the teacher's: configs/teacher/miniature.yaml says that its world is rendered",
     "generate.device": "device= is where all networks run",
     "generate.workers": "it is a constant (generate/pairs.py)",
     "scorer.templates": "they are constants (models/clip_scorer.py)",

@@ -56,8 +56,6 @@ FREE = (
     "generate.save_latents",
     "generate.safety_checker",
     "source.max_unreadable_share",
-    # whether scenes may be rendered: source.images and source.prompts tell whether they are
-    "source.scenes",
     # the later stages; the scorer's files count where it retrieves images
     "task.clip_gain",
     "task.overlap",
