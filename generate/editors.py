@@ -1,7 +1,7 @@
 """An editor: images and captions in, edited images out, by pix2pix-zero or a method it is compared with.
 
-A method is an entry of METHODS, and Editor.__call__ shows what happens for it. A new method is a file
-of its own, an entry and a branch here, and a name in configs/schema.py.
+A method is an entry of METHODS, and Editor.__call__ shows what happens for it. A new method is a
+file of its own, an entry and a branch here, and a name in configs/schema.py.
 
 Shapes: B images, H W pixels, C h w latent channels and cells, T text tokens, D text width.
 """
@@ -29,12 +29,12 @@ from models.teacher import Teacher
 class Method:
     """What a method is made of.
 
-    noise: how the image becomes the noise that the edit starts from. 'stochastic': random noise is
-    added to it, to the noisiest level; 'partial': to edit.strength of the steps; 'ddim': DDIM
-    inversion; 'regularised': DDIM inversion with the paper's regularisation.
-    text: how the caption becomes the edit's text, by a 'swap' of words or by the edit 'direction'.
-    guided: whether the reference's attention maps guide the edit. replaced: whether they take the
-    place of the edit's.
+    - noise, how the image becomes the noise that the edit starts from: 'stochastic', random noise
+      is added up to the noisiest level; 'partial', up to edit.strength of the steps; 'ddim', by
+      DDIM inversion; 'regularised', by DDIM inversion with the paper's regularisation.
+    - text, how the caption becomes the edit's text: by a 'swap' of words or the edit 'direction'.
+    - guided: whether the reference's attention maps guide the edit.
+    - replaced: whether the reference's attention maps take the place of the edit's.
     """
 
     noise: str
@@ -58,12 +58,12 @@ METHODS = {
 class Edited:
     """What an edit gives, each by name.
 
-    pictures: B x 3 x H x W in [-1, 1]. 'edit'; 'reconstruction' where it was asked for; 'input' where
-    the captions made it.
-    latents: B x C x h x w. Those of the pictures; 'input' of images that were given; 'inverted', the
-    noise that the trajectories start from.
-    noises: B x C x h x w. 'inverted' again; of an inversion also 'predicted' and 'regularised', the
-    noise of its last step before and after the regularisation.
+    - pictures, B x 3 x H x W in [-1, 1]: 'edit'; 'reconstruction' where it was asked for; 'input'
+      where the captions made it.
+    - latents, B x C x h x w: those of the pictures; 'input' of images that were given; 'inverted',
+      the noise that the trajectories start from.
+    - noises, B x C x h x w: 'inverted' again; of an inversion also 'predicted' and 'regularised',
+      the noise of its last step before and after the regularisation.
     """
 
     pictures: dict[str, Tensor]
@@ -110,8 +110,8 @@ class Editor:
     ) -> Edited:
         """Edit images B x 3 x H x W in [-1, 1], or with None images that the captions make.
 
-        keys: draws derive from the run's seed and an image's key, so no result depends on its batch.
-        reconstruct: give the reconstruction too; where captions make the images it is always there.
+        keys: an image's draws derive from the run's seed and its key, not from the batch around it.
+        reconstruct: give the reconstruction too; of images that captions make it is always there.
         """
         synthetic = image_BCHW is None
         follow_reference = reconstruct or synthetic
@@ -167,7 +167,7 @@ class Editor:
         empty_BTD = self.teacher.embed([""] * len(captions))
         if synthetic or self.official:
             return Texts(caption_BTD, edited_BTD, empty_BTD, reference_negative=empty_BTD)
-        # The reference of an image undoes an inversion without guidance: it follows the caption alone.
+        # An image's reference undoes an inversion, which is unguided: it follows the caption alone.
         return Texts(caption_BTD, edited_BTD, empty_BTD)
 
     def _invert(
@@ -175,8 +175,8 @@ class Editor:
     ) -> Inverted:
         """The noise of latents by inversion, with guidance.maps=inversion also maps to guide by.
 
-        Those of all guided steps but the first: the inversion ends at its level, and predicts its last
-        noise one level below.
+        Those of all guided steps but the first: the inversion ends at its level, and predicts its
+        last noise one level below.
         """
         map_steps = 0
         if self.guidance.maps == "inversion":

@@ -1,8 +1,8 @@
 """Cross-attention guidance (Parmar et al. 2023, section 3.3): the edit keeps the reference's layout.
 
-The reference is the trajectory that reconstructs the input. At each step the edit's latent goes down
-the gradient of the distance between the attention maps of both. They go in lockstep, so that only
-the maps of one step are held: those of Stable Diffusion 1.4's 50 steps would be 6.6 GB.
+The reference is the trajectory that reconstructs the input. At each step the edit's latent goes
+down the gradient of the distance between the attention maps of both. They go in lockstep, so that
+only the maps of one step are held: those of Stable Diffusion 1.4's 50 steps would be 6.6 GB.
 
 Shapes: B images, C H W latent channels and cells, T text tokens, D text width.
 """
@@ -51,10 +51,10 @@ def edit_in_lockstep(
     """Latents (reference, edit), each B x C x H x W, of the noise that both start from.
 
     guidance: `amount` is the step size on x_t down the gradient of the attention distance, in the
-    first `until` of the steps; `scale` is that of classifier-free guidance. follow_reference: take the
-    reference to its end; without it, it goes only as far as its maps are needed, and its latent is
-    unfinished. ready_maps: reference maps by timestep that the inversion kept, of all guided steps but
-    the first; no others are recorded where there are some.
+    first `until` of the steps; `scale` is that of classifier-free guidance. follow_reference: take
+    the reference to its end; without it, it goes only as far as its maps are needed, and its latent
+    is unfinished. ready_maps: reference maps by timestep that the inversion kept, of all guided
+    steps but the first; no others are recorded where there are some.
     """
     reference_BCHW = noise_BCHW
     edit_BCHW = noise_BCHW
@@ -90,9 +90,10 @@ def reference_noise(
 ) -> tuple[Tensor, list[Tensor]]:
     """The noise predicted for the reference, and the maps of all the rows that predict it.
 
-    Where the reference has a negative text, classifier-free guidance takes 2B rows, first those of the
-    negative text, and their maps are there anyway. Else the caption's B rows do: guidance away from
-    the caption itself, as the paper has it, changes nothing. Then maps are there with `record` only.
+    Where the reference has a negative text, classifier-free guidance takes 2B rows, first those of
+    the negative text, and their maps are there anyway. Else the caption's B rows do: guidance away
+    from the caption itself, as the paper has it, changes nothing. Then maps are there with `record`
+    only.
     """
     if texts.reference_negative is not None:
         rows_BCHW = reference_BCHW.repeat(2, 1, 1, 1)  # 2B
@@ -109,8 +110,8 @@ def edit_step(teacher: Teacher, edit_BCHW: Tensor, step: Step, texts: Texts, sca
     rows_BCHW = edit_BCHW.repeat(2, 1, 1, 1)  # 2B
     both_BTD = torch.cat([texts.negative, texts.edited])  # 2B x T x D
     noise_BCHW = classifier_free(teacher.noise(rows_BCHW, step.timestep, both_BTD), scale)
-    # The first B rows are the edit again, in contiguous memory whatever its layout was: the autoencoder
-    # rounds differently for another layout.
+    # The first B rows are the edit again, but contiguous whatever its memory layout was: for another
+    # layout the autoencoder rounds differently.
     return ddim_step(rows_BCHW[: len(edit_BCHW)], noise_BCHW, step.alpha, step.alpha_next)
 
 

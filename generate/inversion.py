@@ -169,10 +169,10 @@ def auto_correlation_gradient(noise_BCHW: Tensor, circulants: list[Tensor], pool
 
 
 def symmetric_circulants(noise_BCHW: Tensor, shifts_BxCL: Tensor) -> list[Tensor]:
-    """The matrices S_r with S_r v = roll(v, r) + roll(v, -r) of shifts r: B x ... x C x side x side a level.
+    """For each level the matrices S_r of the shifts r, with S_r v = roll(v, r) + roll(v, -r).
 
-    Every image and channel has a shift of its own. A product with matrices is one batched call,
-    where rolls would be a gather.
+    B x ... x C x side x side a level, as every image and channel has a shift of its own. A product
+    with matrices is one batched call, where rolls would be a gather.
     """
     circulants = []
     for level, side in enumerate(_pyramid_sides(noise_BCHW.shape[2])):

@@ -1,7 +1,7 @@
 """edit.mode=official: pix2pix-zero value by value as the published code computes it.
 
-It differs from the paper's text, and so from generate/inversion.py and generate/guidance.py, in what
-is numbered here and beside the lines:
+It differs from the paper's text, and so from generate/inversion.py and generate/guidance.py, in
+what is numbered here and beside the lines:
 
   (1) The inverse schedule leaves out the first and the last timestep, and reads alpha_bar one
       training step early.

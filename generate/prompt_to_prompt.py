@@ -1,8 +1,8 @@
 """The baseline edit.method=prompt-to-prompt (Hertz et al. 2022): attention maps are taken over.
 
 Where cross-attention guidance pulls the edit's maps towards the reference's, here those are put in
-their place: the words' maps in the first steps, and self-attention in fewer steps and coarse layers.
-The reference is the trajectory that reconstructs the input.
+their place: the words' maps in the first steps, and self-attention in fewer steps and coarse
+layers. The reference is the trajectory that reconstructs the input.
 
 Shapes: B images, C H W latent channels and cells, T text tokens, D text width; an attention map is
 (rows, heads, pixels, keys), where keys are tokens, in self-attention pixels.
@@ -20,18 +20,18 @@ from generate.inversion import ddim_step
 from models.attention import AttentionControl
 from models.teacher import Step, Teacher
 
-# Of the authors' notebook for Stable Diffusion (prompt-to-prompt_stable), for word swap and refinement alike:
+# All three are those of the authors' notebook for Stable Diffusion, prompt-to-prompt_stable.
 CROSS_REPLACE = 0.8  # share of the steps, from the noise on, in which the words' maps are taken over
 SELF_REPLACE = 0.4  # share of the steps in which self-attention is
-SELF_SIDE = 16  # of layers of at most so many latent cells a side: they hold the layout, finer ones texture
+SELF_SIDE = 16  # in layers of at most so many cells a side: they hold the layout, finer ones texture
 
 
 @dataclass(frozen=True)
 class Alignment:
     """Which of the caption's maps each token of the swapped text takes.
 
-    weights_BTT: token j of the swapped text takes the sum over the caption's tokens i of weights[i, j]
-    times the map of i. own_BT: 1 where it keeps its own map, else 0.
+    weights_BTT: token j of the swapped text takes the sum, over the caption's tokens i, of the map
+    of i times weights[i, j]. own_BT: 1 where it keeps its own map, else 0.
     """
 
     weights_BTT: Tensor
@@ -71,8 +71,9 @@ def edit_by_replacing(
 
 
 def replacement(alignment: Alignment, replace_cross: bool, most_pixels: int) -> AttentionControl:
-    """The control that gives the edit the reference's probabilities; rows are thirds, as in the call above.
+    """The control by which the edit takes the reference's attention probabilities.
 
+    Rows are thirds: the reference, the edit under the negative text, and the edit, which changes.
     replace_cross: whether in cross-attention, token by token as the texts align. most_pixels: in
     self-attention, in layers of at most so many pixels.
     """

@@ -22,12 +22,12 @@ class AllMapsRecorded(Exception):
 class Attention:
     """One attention processor for every layer of a UNet, as diffusers' set_attn_processor takes it.
 
-    A layer takes PyTorch's fused kernel, which never holds its probabilities (B, heads, P, K), unless
-    one of two states asks for them:
+    A layer takes PyTorch's fused kernel, which never holds its probabilities (B, heads, P, K),
+    unless one of two states asks for them:
 
-    - Recording: `maps` is a list, and each cross-attention layer appends its probabilities, in order.
-      With `leave`, the last of the `cross_layers` raises AllMapsRecorded, which the caller of the UNet
-      catches.
+    - Recording: `maps` is a list; each cross-attention layer appends its probabilities, in order.
+      With `leave`, the last of the `cross_layers` raises AllMapsRecorded, which whoever runs the
+      UNet catches.
     - Control: `control` may change the probabilities of any layer.
     """
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def pick_device(name: str) -> torch.device:
     """The torch device called 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'cuda:N'.
 
-    With `accelerate launch`, 'auto' and 'cuda' are the process's own GPU, shared where there are more
-    processes than GPUs. UserError for another name or a GPU that is not there.
+    With `accelerate launch`, 'auto' and 'cuda' are the process's own GPU, shared where there are
+    more processes than GPUs. UserError for another name or a GPU that is not there.
     """
     import torch
 
@@ -45,8 +45,8 @@ def pick_device(name: str) -> torch.device:
 def _tell_of_idle_cores() -> None:
     """Tell on standard error where `accelerate launch` leaves CPU cores idle.
 
-    On a CPU it starts one process, whatever --num_processes says, and allows it one thread unless told
-    otherwise.
+    On a CPU it starts one process, whatever --num_processes says, and allows it one thread unless
+    told otherwise.
     """
     import torch
 

@@ -33,9 +33,10 @@ class Step(NamedTuple):
 class Teacher:
     """Frozen VAE, text encoder and UNet of a StableDiffusionPipeline.
 
-    The networks run in `dtype`, one of DTYPES; latents, noise and text embeddings are float32 outside.
-    pipeline: one that is loaded, in the place of the one at config.path. compiled: run the UNet through
-    torch.compile. UserError where the pipeline does not load or predicts neither epsilon nor v.
+    The networks run in `dtype`, one of DTYPES; latents, noise and text embeddings are float32
+    outside. pipeline: one that is loaded, in the place of the one at config.path. compiled: run the
+    UNet through torch.compile. UserError where the pipeline does not load or predicts neither
+    epsilon nor v.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Teacher:
         self.text_encoder = _frozen(pipeline.text_encoder, device)
         self.unet = _frozen(pipeline.unet, device).to(memory_format=torch.channels_last)
         self.feature_extractor = pipeline.feature_extractor
-        self.safety_checker = _frozen(pipeline.safety_checker, device) if pipeline.safety_checker else None
+        self.safety_checker = pipeline.safety_checker and _frozen(pipeline.safety_checker, device)
 
         self.scheduler = pipeline.scheduler
         kind = self.scheduler.config.prediction_type
@@ -72,7 +73,7 @@ class Teacher:
         self._predict: Callable[..., tuple[Tensor, list[Tensor]]] = self._run_unet
         self._predict_maps: Callable[..., list[Tensor]] = self._run_unet_until_last_map
         if compiled:
-            # No exception leaves a compiled UNet, nor need it: the compiler drops what no map depends on.
+            # No exception can leave a compiled UNet. The compiler itself drops what no map needs.
             self._predict = torch.compile(self._run_unet, dynamic=False)
             self._predict_maps = torch.compile(self._run_unet_for_maps, dynamic=False)
 
@@ -85,7 +86,7 @@ class Teacher:
 
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
         known = scheduler.config.num_train_timesteps
-        most = known - scheduler.config.steps_offset  # of more, the offset would move the first past the last
+        most = known - scheduler.config.steps_offset  # the offset must not move the first past the last
         if not 1 <= steps <= most:
             raise UserError(f"edit.steps={steps}: from 1 to {most}")
         scheduler.set_timesteps(steps)

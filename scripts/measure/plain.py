@@ -1,7 +1,7 @@
 """pix2pix-zero as the reference code structures it: the baseline of a benchmark and the truth of a test.
 
-It is written plainly: one image at a time, explicit attention everywhere, two rows in every pass, the
-maps of all steps kept in CPU memory, the regulariser through autograd, gradients of the
+It is written plainly: one image at a time, explicit attention everywhere, two rows in every pass,
+the maps of all steps kept in CPU memory, the regulariser through autograd, gradients of the
 cross-attention weights computed and thrown away. Nothing here is shared with generate/.
 
 Shapes: C latent channels, H W latent cells, T text tokens, D text width.
