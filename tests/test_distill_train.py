@@ -14,13 +14,14 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from configs.errors import UserError
 from configs.loader import load
 from distill import checkpoints, losses
 from distill import train as train_module
 from distill.ema import EMA
 from distill.pairs import open_pairs
 from distill.runlog import read_metrics
-from distill.train import main, prepare, seed_step, set_learning_rate, train
+from distill.train import check, main, prepare, seed_step, set_learning_rate, train
 from distill.validation import MAX_PAIRS, validate
 from models.comodgan import CoModGenerator
 from tests.helpers import TINY, make_selected_pairs, tiny_training
@@ -265,6 +266,8 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(run):
     done = subprocess.run(command, env=ON_CPU, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "distill.batch=3 cannot be shared by 2 processes" in done.stderr
+    with pytest.raises(UserError, match="device=cuda:1 is one GPU for 2 processes"):
+        check(load(["device=cuda:1"]), 2)
 
 
 def test_a_tracker_is_told_what_metrics_jsonl_is(run, monkeypatch):
