@@ -123,8 +123,7 @@ def load_checkpoint(networks: Networks, optimizer: torch.optim.Optimizer, checkp
     adam = checkpoint.tensors["adam"]
     for name, parameter in networks.trained.items():
         if f"{name}.step" in adam:  # not there where a parameter never had a gradient
-            # fused Adam wants the step on the parameter's device, the moments in its memory format
-            # too
+            # fused Adam wants the step on the parameter's device, the moments also in its layout
             state = {"step": adam[f"{name}.step"].to(parameter.device, copy=True)}
             for moment in MOMENTS:
                 state[moment] = torch.empty_like(parameter).copy_(adam[f"{name}.{moment}"])

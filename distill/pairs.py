@@ -269,13 +269,12 @@ def batches(pairs: PairDataset, steps: range, config: Config, accelerator: Accel
     started = time.perf_counter()
     try:
         for step, levels in zip(steps, loader, strict=True):
-            input_BCHW, edit_BCHW = images_on(device, levels)
             keys = [pairs.locations[position].key for position in all_positions(step)]
+            input_BCHW, edit_BCHW = images_on(device, levels)
             yield Batch(step, keys, input_BCHW, edit_BCHW, time.perf_counter() - started)
             started = time.perf_counter()
     except UserError as error:
-        # A decoding process's error arrives with its traceback as text, and the message in the last
-        # line.
+        # A decoding process's error arrives with its traceback as text; the message is the last line.
         last_line = str(error).strip().splitlines()[-1]
         raise UserError(last_line.removeprefix("configs.errors.UserError: ")) from error
 

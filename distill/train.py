@@ -63,7 +63,6 @@ def train(config: Config) -> Path:
     from distill.pairs import batches, open_pairs
     from distill.validation import validate
 
-    check(config)
     settings = config.distill
     folder = run_dir(config) / "train"
     with processes(config, folder) as accelerator:
@@ -285,8 +284,8 @@ def save(training: Training, made_with: dict[str, Any], steps: int) -> Path:
 def processes(config: Config, folder: Path) -> Iterator[Accelerator]:
     """This process among those that train together, on device=, as accelerate sees it.
 
-    The main process holds the lock of `folder`. UserError where another run has it, where
-    distill.batch cannot be shared by the processes, and for a device that is not there.
+    The main process holds the lock of `folder`. UserError where another run has it, and for a device
+    that is not there.
     """
     import torch
     from accelerate import Accelerator
@@ -303,11 +302,7 @@ def processes(config: Config, folder: Path) -> Iterator[Accelerator]:
         log_with=tracker_names(settings.tracker) or None,
         project_dir=folder,
     )
-    count = accelerator.num_processes
-    if settings.batch % count:
-        raise UserError(
-            f"distill.batch={settings.batch} cannot be shared by {count} processes: give a multiple"
-        )
+    check(config, accelerator.num_processes)
     lock = exclusive(folder, "train") if accelerator.is_main_process else contextlib.nullcontext()
     with lock:
         try:
@@ -316,8 +311,13 @@ def processes(config: Config, folder: Path) -> Iterator[Accelerator]:
             accelerator.end_training()  # so that no process is left waiting
 
 
-def check(config: Config) -> None:
-    """UserError for a value that training cannot use but the limits in configs/schema.py allow."""
+def check(config: Config, count: int = 1) -> None:
+    """UserError for what `count` processes cannot use but the limits in configs/schema.py allow."""
+    batch = config.distill.batch
+    if batch % count:
+        raise UserError(f"distill.batch={batch} cannot be shared by {count} processes: give a multiple")
+    if count > 1 and config.device.startswith("cuda:"):
+        raise UserError(f"device={config.device} is one GPU for {count} processes: take device=auto")
     crop = config.distill.lpips_crop
     if 0 < crop < SMALLEST_CROP:
         raise UserError(

