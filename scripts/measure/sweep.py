@@ -56,7 +56,7 @@ def _with_value(config: Config, key: str, value: Any) -> Config:
         )
     typed = OmegaConf.structured(getattr(config, section))
     try:
-        typed[name] = value  # checks the type, and makes 1.0 of a 1 where the key is a float
+        OmegaConf.update(typed, name, value)  # checks the type; a float key makes 1.0 of a 1
     except OmegaConfBaseException as error:
         raise UserError(f"evaluate.sweep: {key}={value}: {str(error).splitlines()[0]}") from error
     settings: Any = OmegaConf.to_object(typed)
