@@ -100,9 +100,9 @@ def check_teacher(pipe) -> dict[str, float]:
             time_B = time_N[part].to(pipe.device)
             token_BT = token_NT[part].to(pipe.device)
             errors.append(teacher.noise_errors(pipe, scaled_BCHW, noise_BCHW, time_B, token_BT))
-        rows[f"autoencoder, {style}s: PSNR in dB"] = float(torch.cat(decibels).mean())
-        rows[f"autoencoder, {style}s: LPIPS (VGG)"] = float(torch.cat(distances).mean())
-        rows[f"UNet, {style}s: mean squared error of the noise"] = float(torch.cat(errors).mean())
+        rows[f"autoencoder, {style}: PSNR in dB"] = float(torch.cat(decibels).mean())
+        rows[f"autoencoder, {style}: LPIPS (VGG)"] = float(torch.cat(distances).mean())
+        rows[f"UNet, {style}: mean squared error of the noise"] = float(torch.cat(errors).mean())
     return rows
 
 
