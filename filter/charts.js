@@ -111,7 +111,9 @@ function yieldLine(values, total, name = "") {
 // The chart without its content: the legend of several lines, axes, ticks and labels. x and y place values in it.
 function addPlot(figure, title, xRange, yRange, xLabel, yLabel, lines = []) {
   figure.querySelectorAll(":scope > svg, :scope > .legend").forEach(element => element.remove());
-  const svg = addElement(figure, "svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title});
+  const height = xLabel ? HEIGHT : HEIGHT - 18; // without the label's line
+  const box = `0 0 ${WIDTH} ${height}`;
+  const svg = addElement(figure, "svg", {viewBox: box, role: "img", "aria-label": title});
   figure.querySelector("figcaption")?.after(svg);
   if (lines.length > 1) {
     svg.before(legendOf(lines));
