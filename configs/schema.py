@@ -210,13 +210,12 @@ class Scorer:
 
     model: str = option("ViT-L-14", "open_clip model name, or local-dir:FOLDER")
     pretrained: str = option("openai", "open_clip pretrained tag or checkpoint; empty with local-dir")
-    templates: list[str] = option(["a photo of {}", "a picture of {}", "{}"], "text templates, averaged")
     gain_unit: float = option(1.0, "a gain of g in the paper's CLIP counts as g x gain_unit in this one")
 
 
 @dataclass
 class Segmenter:
-    """For the overlap score: segment-anything's automatic masks, or with a detector transformers' text-prompted ones."""
+    """For the overlap score: segment-anything's automatic masks, or with a detector SAM 2's masks of its boxes."""
 
     model: str = option(
         "vit_h",
@@ -225,37 +224,15 @@ class Segmenter:
     checkpoint: str = option("", "the .pth for a vit_* model")
     detector: str = option(
         "",
-        "a Grounding DINO (hub name or folder) that finds the noun for transformers' SAM 2; empty: segment-anything",
+        "a Grounding DINO (hub name or folder) that finds the noun for transformers' SAM 2; empty: none",
     )
-    min_box_score: float = option(
-        0.3,
-        "with a detector: boxes it trusts less are left out (Grounding DINO's own choice is 0.25 to 0.35)",
-    )
-    batch: int = option(8, "pictures that share a pass of the image encoder", at_least=1)
     points_per_side: int = option(32, "grid of automatic mask prompts", at_least=1)
-    points_per_batch: int = option(
-        256,
-        "of these decoded together; 1 GB of GPU memory at segment-anything's own sizes",
-        at_least=1,
-    )
     min_predicted_iou: float = option(
         0.88,
         "proposed masks of which the model itself expects less are left out (segment-anything's default)",
     )
     min_stability: float = option(
         0.95, "so are masks that change more than this with the cut-off (segment-anything's default)"
-    )
-    min_area: float = option(
-        0.002, "smaller masks, as a share of the picture, are not looked at: they hardly move an overlap"
-    )
-    crop_margin: float = option(
-        0.1, "around a mask's box when the scorer looks at it, as a share of its longer side"
-    )
-    outside: float = option(
-        0.3, "how much of the picture outside the mask the scorer sees: 0 grey, 1 untouched"
-    )
-    min_noun_probability: float = option(
-        0.5, "a mask counts as the noun where the scorer gives it at least this against the other nouns"
     )
     other_nouns: list[str] = option(["the background", "the sky", "the ground"], "what else a mask may show")
 
@@ -267,21 +244,16 @@ class Filter:
     batch: int = option(32, "pairs scored together", at_least=1)
     dtype: str = option(
         "bfloat16",
-        "of the networks' arithmetic on a GPU: bfloat16 (autocast) or float32; a CPU computes in float32",
+        "arithmetic of the networks on a GPU, LPIPS excepted; a CPU computes in float32",
         choices=("float32", "bfloat16"),
     )
-    workers: int = option(4, "threads that decode pairs while others are scored", at_least=1)
     select: list[str] = option(
         [], "instead of the task's thresholds, as --select: [overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain]"
     )
     reject: list[str] = option(
         ["blank"],
-        "flags that no pair may have: blank, unchanged, no_foreground_input, no_foreground_edit",
+        "a pair with one of these flags is never kept",
         choices=("blank", "unchanged", "no_foreground_input", "no_foreground_edit"),
-    )
-    page_pairs: int = option(120, "pairs whose pictures are in filter.html, about 12 kB each", at_least=0)
-    good_margin: float = option(
-        0.25, "a good edit is nearer to the true one than the input is by this share of its LPIPS"
     )
 
 

@@ -1,15 +1,16 @@
-"""The scores: which there are, and how they lie on disk: one parquet file a shard, every raw score whatever the thresholds.
+"""The scores: which there are, and how they lie on disk.
 
-    scores/000000.parquet   for pairs/000000.tar; its metadata `zero2gan` is JSON: the shard's hash, models_identity, library versions
+    scores/000000.parquet   one row a pair of pairs/000000.tar: its key, every raw score, its flags
 
-A file made with another model, text or shard is stale, and its shard is scored again. Library versions do not count: an upgrade is no
-reason to score 15,000 pairs anew.
+The file's metadata `zero2gan` is JSON: 'made_with' (see `made_with` below) and 'versions' of the
+libraries. A file that was made with something else is stale, and its shard is scored again.
+Library versions do not count: an upgrade is no reason to score 15,000 pairs anew.
 """
 
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ import pyarrow.parquet
 
 from configs.errors import UserError
 from configs.files import digest, model_files, whole_file
-from configs.runs import pairs_dir, run_dir, scorer_files
+from configs.runs import changes, pairs_dir, run_dir, scorer_files, settings_of
 from configs.schema import Config
 from generate.shards import finished_shards, read_manifest
 
-CLIP_SCORES = {
+SCORES: dict[str, str] = {  # name -> meaning; filter/scores.py computes them
+    # CLIP: cosines of unit features
     "sim_input_source": "cosine of input and source text",
     "sim_input_target": "cosine of input and target text",
     "sim_edit_source": "cosine of edit and source text",
@@ -31,53 +33,107 @@ CLIP_SCORES = {
     "clip_gain": "how much nearer to the target text the edit is than the input",
     "clip_directional": "cosine of the change in picture and the change in text",
     "image_image": "cosine of input and edit",
-}
-OVERLAP_SCORES = {
+    # overlap: the foreground masks
     "overlap_iou": "foreground masks: intersection over union",
     "overlap_dice": "foreground masks: twice the intersection over the sum",
     "area_input": "foreground of the input, share of the picture",
     "area_edit": "foreground of the edit, share of the picture",
-}
-PICTURE_SCORES = {
+    # the pictures themselves
     "lpips_input_edit": "LPIPS between input and edit",
     "sharpness_input": "variance of the Laplacian",
     "sharpness_edit": "variance of the Laplacian",
     "sharpness_ratio": "sharpness of the edit over that of the input",
 }
-SAYS = CLIP_SCORES | OVERLAP_SCORES | PICTURE_SCORES
-SCORES = tuple(SAYS)
+# Those that need masks: null where the task names no foreground.
+OVERLAP_SCORES = ("overlap_iou", "overlap_dice", "area_input", "area_edit")
 
-FLAGS = {  # what is plainly wrong with a pair, and the scores of which one below the limit says so
-    # A safety checker's black picture. One colour has sharpness 0; the softest of 32 of the miniature's edits has 234.
-    "blank": (("sharpness_input", "sharpness_edit"), 1.0),
-    # The edit is the input. JPEG of quality 90 does more (.04 to .09 on the miniature's scenes), its reconstructions .10 and more.
-    "unchanged": (("lpips_input_edit",), 0.02),
-    "no_foreground_input": (
-        ("area_input",),
-        1e-12,
-    ),  # the segmenter found no such object: one pixel would be more
-    "no_foreground_edit": (("area_edit",), 1e-12),
+
+@dataclass(frozen=True)
+class Flag:
+    """What is plainly wrong with a pair: raised where one of these scores is below the limit."""
+
+    scores: tuple[str, ...]
+    below: float
+
+
+FLAGS = {
+    # A safety checker's black picture. One colour has sharpness 0; the softest of 32 of the
+    # miniature's edits has 234.
+    "blank": Flag(("sharpness_input", "sharpness_edit"), below=1.0),
+    # The edit is the input. JPEG of quality 90 does more (.04 to .09 on the miniature's scenes),
+    # its reconstructions .10 and more.
+    "unchanged": Flag(("lpips_input_edit",), below=0.02),
+    # The segmenter found no such object: one pixel would be more.
+    "no_foreground_input": Flag(("area_input",), below=1e-12),
+    "no_foreground_edit": Flag(("area_edit",), below=1e-12),
 }
 
-FORMAT = 2
+# Keys and sections that change no score. The pairs' own content is in the shard's hash, however
+# they were made.
+FREE = (
+    # what chooses pairs by their scores, and what names things
+    "task.name",
+    "task.clip_gain",
+    "task.overlap",
+    "scorer.gain_unit",
+    "filter.select",
+    "filter.reject",
+    # what made the pairs
+    "task.source_bank",
+    "task.target_bank",
+    "task.caption",
+    "task.swap",
+    "task.scene_input",
+    "teacher",
+    "source",
+    "direction",
+    "inversion",
+    "edit",
+    "guidance",
+    "prompt_to_prompt",
+    "generate",
+    "seed",
+    # what is done with them, or how, or where
+    "task.scene_truth",
+    "filter.batch",
+    "generator",
+    "augment",
+    "distill",
+    "export",
+    "evaluate",
+    "compare",
+    "benchmark",
+    "demo",
+    "runs_dir",
+    "device",
+    "json",
+    "force",
+)
+
+FORMAT = 3  # raised where the code gives other scores than before for the same settings
 METADATA = b"zero2gan"
 LIBRARIES = ("torch", "open_clip_torch", "segment-anything", "transformers", "lpips")
 SCHEMA = pyarrow.schema(
-    [
-        ("key", pyarrow.string()),
-        *((name, pyarrow.float64()) for name in SCORES),
-        ("flags", pyarrow.list_(pyarrow.string())),
-    ]
+    {
+        "key": pyarrow.string(),
+        **dict.fromkeys(SCORES, pyarrow.float64()),
+        "flags": pyarrow.list_(pyarrow.string()),
+    }
 )
 
 
 def flags_of(row: Mapping[str, Any]) -> list[str]:
-    """The FLAGS that a pair's raw scores raise; a score that is not there raises none."""
-    return [
-        flag
-        for flag, (names, limit) in FLAGS.items()
-        if any(row.get(name) is not None and row[name] < limit for name in names)
-    ]
+    """The names of FLAGS that a pair's raw scores raise; a score that is None or not there raises
+    none.
+    """
+    raised = []
+    for name, flag in FLAGS.items():
+        for score in flag.scores:
+            value = row.get(score)
+            if value is not None and value < flag.below:
+                raised.append(name)
+                break
+    return raised
 
 
 def scores_path(config: Config, shard: Path) -> Path:
@@ -85,70 +141,86 @@ def scores_path(config: Config, shard: Path) -> Path:
     return run_dir(config) / "scores" / f"{shard.stem}.parquet"
 
 
-def models_identity(config: Config) -> dict[str, Any]:
-    """What every score file of this configuration must say of its models and texts. UserError where only one noun is named."""
-    task, scorer, segmenter = config.task, asdict(config.scorer), asdict(config.segmenter)
+def made_with(config: Config) -> dict[str, Any]:
+    """What the scores of this configuration depend on, the pairs excepted: settings, files of the
+    models, format.
+
+    A task without foreground nouns runs no segmenter, so that no key of it counts. UserError where
+    only one noun is named.
+    """
+    task = config.task
     if bool(task.source_noun) != bool(task.target_noun):
         raise UserError("task.source_noun and task.target_noun go together: name both or neither")
-    del (
-        scorer["gain_unit"],
-        segmenter["batch"],
-        segmenter["points_per_batch"],
-    )  # the scores are the same whatever these are
-    nouns = [task.source_noun, task.target_noun] if task.source_noun else None
-    parts = {name: segmenter[name] for name in ("model", "checkpoint", "detector")} if nouns else {}
-    return {
-        "format": FORMAT,
-        "scorer": " ".join(filter(None, (scorer["model"], scorer["pretrained"]))),
-        "segmenter": " ".join(filter(None, parts.values())) or None,
-        "texts": [task.source, task.target],
-        "nouns": nouns,
-        "settings": digest(scorer, segmenter if nouns else None, config.filter.dtype),
-        "weights": {
-            "scorer": scorer_files(config.scorer),
-            **{name: model_files(path) for name, path in parts.items()},
-        },
-    }
+    files = {"scorer.files": digest(scorer_files(config.scorer))}
+    if not task.source_noun:
+        return {**settings_of(config, [*FREE, "segmenter"]), **files, "format": FORMAT}
+    for part in ("model", "checkpoint", "detector"):
+        files[f"segmenter.{part}.files"] = digest(model_files(getattr(config.segmenter, part)))
+    return {**settings_of(config, FREE), **files, "format": FORMAT}
+
+
+def stale_shards(config: Config) -> dict[Path, dict[str, Any]]:
+    """The finished shards without current scores, each with what its score file is to be made
+    with.
+    """
+    models = made_with(config)
+    stale = {}
+    for shard in finished_shards(pairs_dir(config)):
+        wanted = {**models, "shard": read_manifest(shard)["sha256"]}
+        if not is_current(scores_path(config, shard), wanted):
+            stale[shard] = wanted
+    return stale
 
 
 def is_current(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a score file is there, whole, and made as `wanted`."""
+    """Whether a score file is there, whole, and made with what is wanted."""
     with contextlib.suppress(OSError, ValueError, KeyError, pyarrow.ArrowException):
-        about = json.loads(pyarrow.parquet.read_schema(path).metadata[METADATA])
-        return {name: value for name, value in about.items() if name != "versions"} == wanted
+        metadata = json.loads(pyarrow.parquet.read_schema(path).metadata[METADATA])
+        return not changes(metadata["made_with"], wanted)
     return False
 
 
-def write_scores(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
-    """Write one score file, whole or not at all. rows: 'key' and scores by name; one that is missing, None or NaN becomes null."""
-    numbers = [{name: None if value != value else value for name, value in row.items()} for row in rows]
-    made_with = {**about, "versions": {name: version(name) for name in LIBRARIES}}
-    schema = SCHEMA.with_metadata({METADATA: json.dumps(made_with, sort_keys=True)})
+def write_scores(path: Path, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any]) -> None:
+    """Write one score file, whole or not at all.
+
+    rows: 'key' and scores by name; a score that is missing, None or NaN becomes null. The flags
+    are added. inputs: what the scores were made with.
+    """
+    table = []
+    for row in rows:
+        table_row = dict(row)
+        for name, value in row.items():
+            if value != value:  # NaN is unlike itself
+                table_row[name] = None
+        table_row["flags"] = flags_of(table_row)
+        table.append(table_row)
+    versions = {name: version(name) for name in LIBRARIES}
+    metadata = json.dumps({"made_with": inputs, "versions": versions}, sort_keys=True)
+    schema = SCHEMA.with_metadata({METADATA: metadata})
     with whole_file(path) as stream:
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist([row | {"flags": flags_of(row)} for row in numbers], schema), stream
-        )
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table, schema), stream)
 
 
 def read_scores(config: Config) -> list[dict[str, Any]]:
-    """One row a pair ('key', SCORES with None for null, 'flags') of every finished shard, in order.
+    """One row a pair of every finished shard, in order: 'key', SCORES with None for null, 'flags'.
+    Whatever models made them.
 
-    Whatever models made them. UserError where a shard has no score file, one of other pairs, or an older version's.
+    UserError where a shard has no score file, one of other pairs, or an older version's.
     """
     rows: list[dict[str, Any]] = []
     for shard in finished_shards(pairs_dir(config)):
         path = scores_path(config, shard)
         try:
-            found = pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
+            shard_rows = pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UserError(
                 f"{path} is missing or unreadable: run filter/run.py to score the pairs"
             ) from error
-        if [row["key"] for row in found] != read_manifest(shard)["keys"] or any(
-            row["flags"] is None for row in found
-        ):
+        keys = [row["key"] for row in shard_rows]
+        if keys != read_manifest(shard)["keys"] or any(row["flags"] is None for row in shard_rows):
             raise UserError(
-                f"{path} is an older version's, or of other pairs than {shard}: run filter/run.py to score the pairs again"
+                f"{path} is an older version's, or of other pairs than {shard}:"
+                " run filter/run.py to score the pairs again"
             )
-        rows += found
+        rows += shard_rows
     return rows

@@ -1,83 +1,194 @@
-"""The raw scores of a pair (score_table.py says what each means), from its features, masks and pixels.
+"""The raw scores of pairs: filter/score_table.py names them, this file computes them.
 
-Shapes: B pairs, C channels, H W pixels, D feature width.
+To add a score, add its name and meaning to SCORES there, and its value to one of the three
+functions below. Shapes: B pairs, C channels, H W pixels, D feature width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
-from filter.score_table import PICTURE_SCORES
-from models.perceptual import Perceptual
+from configs.schema import Config
+from generate.shards import Pair
+from models.clip_scorer import ClipScorer
+from models.perceptual import Perceptual, perceptual_loss
+from models.pictures import to_signed
+from models.segmenter import NounSegmenter, open_segmenter
 
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as OpenCV and Pillow make grey
-LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
+LUMA = (0.299, 0.587, 0.114)  # of red, green, blue in grey: Rec. 601, as OpenCV and Pillow do it
+LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))  # of the four neighbours
+
+Scores = dict[str, list[float | None]]  # name -> a value a pair, None or NaN where it has none
+
+
+class PairScorer:
+    """Called with a list of pairs, gives their raw scores. Loads the networks, but for a scorer
+    and a segmenter that are given.
+
+    On a GPU and with filter.dtype=bfloat16 CLIP and the segmenter compute in bfloat16 (autocast);
+    LPIPS is computed in float32 always. UserError without a model's weights.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        scorer: ClipScorer | None = None,
+        segmenter: NounSegmenter | None = None,
+    ) -> None:
+        self.task = config.task
+        self.device = device
+        self.reduced = device.type == "cuda" and config.filter.dtype == "bfloat16"
+        self.scorer = scorer or ClipScorer(config.scorer, device)
+        self.perceptual = perceptual_loss(device)
+        self.segmenter = segmenter
+        if self.task.source_noun and segmenter is None:
+            self.segmenter = open_segmenter(config.segmenter, self.scorer, device)
+
+    def __call__(self, pairs: Sequence[Pair]) -> Scores:
+        """The scores of SCORES; those of the overlap only where the task names a foreground."""
+        inputs = [pair.images["input"] for pair in pairs]
+        edits = [pair.images["edit"] for pair in pairs]
+        scores: Scores = {}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
+            scores |= self._clip_scores(inputs, edits)
+            if self.segmenter:
+                scores |= self._overlap_scores(self.segmenter, inputs, edits)
+        return scores | picture_scores(self.perceptual, inputs, edits)
+
+    def _clip_scores(self, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray]) -> Scores:
+        input_BD = _float64(self.scorer.image_features(inputs))
+        edit_BD = _float64(self.scorer.image_features(edits))
+        texts = [self.task.source, self.task.target]
+        source_D, target_D = _float64(self.scorer.text_features(texts))
+        scores = clip_scores(input_BD, edit_BD, source_D, target_D)
+        return {name: values_B.tolist() for name, values_B in scores.items()}
+
+    def _overlap_scores(
+        self, segmenter: NounSegmenter, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray]
+    ) -> Scores:
+        input_masks = segmenter.segment(inputs, self.task.source_noun)
+        edit_masks = segmenter.segment(edits, self.task.target_noun)
+        scores: Scores = {}
+        for input_mask, edit_mask in zip(input_masks, edit_masks, strict=True):
+            for name, value in overlap_scores(input_mask, edit_mask).items():
+                scores.setdefault(name, []).append(value)
+        return scores
+
+
+def _float64(features: torch.Tensor) -> np.ndarray:
+    return features.double().cpu().numpy()
 
 
 def clip_scores(
     input_BD: np.ndarray, edit_BD: np.ndarray, source_D: np.ndarray, target_D: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """CLIP_SCORES from unit features of the pictures and texts: cosines in [-1, 1], differences of two in [-2, 2].
+    """B values a score, from unit features of the pictures and of the two texts: cosines in [-1,
+    1], their differences in [-2, 2].
 
-    clip_gain: Parmar et al. 2023, section 3.4. clip_directional: the cosine between what changed in the picture and what changes in the
-    text (Brooks et al. 2023, InstructPix2Pix, section 3.1.2); NaN where the picture did not change.
+    clip_directional is NaN where the picture did not change.
     """
-    change_BD, wanted_D = edit_BD - input_BD, target_D - source_D
+    # Parmar et al. 2023, section 3.4: an edit is good where the target text fits it better than it
+    # fits the input.
+    clip_gain_B = edit_BD @ target_D - input_BD @ target_D
+
+    # Brooks et al. 2023 (InstructPix2Pix), section 3.1.2: the change in the picture agrees with
+    # the change in the text.
+    change_BD = edit_BD - input_BD
+    wanted_D = target_D - source_D
     lengths_B = np.linalg.norm(change_BD, axis=1) * np.linalg.norm(wanted_D)
+    clip_directional_B = (change_BD @ wanted_D) / np.where(lengths_B > 0, lengths_B, np.nan)
+
     return {
         "sim_input_source": input_BD @ source_D,
         "sim_input_target": input_BD @ target_D,
         "sim_edit_source": edit_BD @ source_D,
         "sim_edit_target": edit_BD @ target_D,
-        "clip_gain": edit_BD @ target_D - input_BD @ target_D,
-        "clip_directional": (change_BD @ wanted_D) / np.where(lengths_B > 0, lengths_B, np.nan),
+        "clip_gain": clip_gain_B,
+        "clip_directional": clip_directional_B,
         "image_image": (input_BD * edit_BD).sum(axis=1),
     }
 
 
 def overlap_scores(input_mask: np.ndarray, edit_mask: np.ndarray) -> dict[str, float | None]:
-    """OVERLAP_SCORES of two bool H x W masks, all in [0, 1]; IoU and Dice are None where either mask is empty."""
-    both = np.count_nonzero(input_mask & edit_mask)
-    size_input, size_edit = np.count_nonzero(input_mask), np.count_nonzero(edit_mask)
-    found = size_input > 0 and size_edit > 0
-    return {
-        "overlap_iou": both / (size_input + size_edit - both) if found else None,
-        "overlap_dice": 2 * both / (size_input + size_edit) if found else None,
-        "area_input": size_input / input_mask.size,
-        "area_edit": size_edit / edit_mask.size,
-    }
+    """A value a score, from two bool H x W masks: all in [0, 1], IoU and Dice None where either
+    mask is empty.
 
-
-@torch.inference_mode()
-def picture_scores(
-    perceptual: Perceptual, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray]
-) -> dict[str, list[float | None]]:
-    """PICTURE_SCORES of B pairs of RGB uint8 images, sides of 16 pixels or more; input and edit of a pair are of one size.
-
-    Sharpness, of the pixels inside the picture's edge, grows with detail and shrinks when the same picture is enlarged.
+    Parmar et al. 2023, section 3.4: the foreground of a good edit is where that of the input was.
     """
-    device = next(perceptual.parameters()).device
-    scores: dict[str, list[float | None]] = {name: [] for name in PICTURE_SCORES}
-    together = len(inputs) if len({image.shape for image in inputs}) == 1 else 1
-    for start in range(0, len(inputs), together):
-        parts = (np.stack(images[start : start + together]) for images in (inputs, edits))
-        input_BCHW, edit_BCHW = (
-            torch.from_numpy(part).to(device).permute(0, 3, 1, 2).float() for part in parts
-        )
-        distances = perceptual(input_BCHW / 127.5 - 1, edit_BCHW / 127.5 - 1).tolist()
-        of_input, of_edit = sharpness(input_BCHW).tolist(), sharpness(edit_BCHW).tolist()
-        ratios = [
-            edit / before if before > 0 else None for before, edit in zip(of_input, of_edit, strict=True)
-        ]
-        for name, values in zip(PICTURE_SCORES, (distances, of_input, of_edit, ratios), strict=True):
-            scores[name] += values
+    both = np.count_nonzero(input_mask & edit_mask)  # pixels
+    of_input = np.count_nonzero(input_mask)
+    of_edit = np.count_nonzero(edit_mask)
+    scores: dict[str, float | None] = {
+        "overlap_iou": None,
+        "overlap_dice": None,
+        "area_input": of_input / input_mask.size,
+        "area_edit": of_edit / edit_mask.size,
+    }
+    if of_input > 0 and of_edit > 0:
+        scores["overlap_iou"] = both / (of_input + of_edit - both)  # |A and B| / |A or B|
+        scores["overlap_dice"] = 2 * both / (of_input + of_edit)  # 2 |A and B| / (|A| + |B|)
     return scores
 
 
+def picture_scores(
+    perceptual: Perceptual, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray]
+) -> Scores:
+    """A value a pair of RGB uint8 images H x W x 3, sides of 16 pixels or more, input and edit of
+    a pair of one size.
+
+    The pairs may be of several sizes. sharpness_ratio is None for an input of one colour.
+    """
+    of_one_size = len({image.shape for image in inputs}) == 1
+    together = len(inputs) if of_one_size else 1
+    scores: Scores = {}
+    for start in range(0, len(inputs), together):
+        stop = start + together
+        batch = _picture_scores(perceptual, inputs[start:stop], edits[start:stop])
+        for name, values in batch.items():
+            scores.setdefault(name, []).extend(values)
+    return scores
+
+
+@torch.inference_mode()
+def _picture_scores(
+    perceptual: Perceptual, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray]
+) -> Mapping[str, Sequence[float | None]]:
+    """The same of pairs that are all of one size."""
+    device = next(perceptual.parameters()).device
+    input_BCHW = _levels(inputs, device)
+    edit_BCHW = _levels(edits, device)
+    lpips_B = perceptual(to_signed(input_BCHW), to_signed(edit_BCHW))  # Zhang et al. 2018
+    of_input = sharpness(input_BCHW).tolist()
+    of_edit = sharpness(edit_BCHW).tolist()
+    ratios = []
+    for before, after in zip(of_input, of_edit, strict=True):
+        ratios.append(after / before if before > 0 else None)
+    return {
+        "lpips_input_edit": lpips_B.tolist(),
+        "sharpness_input": of_input,
+        "sharpness_edit": of_edit,
+        "sharpness_ratio": ratios,
+    }
+
+
+def _levels(images: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+    """B x 3 x H x W float32, levels 0 to 255."""
+    levels_BHWC = torch.from_numpy(np.stack(images)).to(device)
+    return levels_BHWC.permute(0, 3, 1, 2).float()
+
+
 def sharpness(levels_BCHW: torch.Tensor) -> torch.Tensor:
-    """Variance of the Laplacian of the grey levels, B, from RGB levels 0 to 255."""
-    grey_B1HW = (levels_BCHW * levels_BCHW.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
-    edges_B1HW = conv2d(grey_B1HW, levels_BCHW.new_tensor(LAPLACIAN)[None, None])
+    """Variance of the Laplacian of the grey levels, B, from RGB levels 0 to 255 (Pech-Pacheco et
+    al. 2000).
+
+    Of the pixels inside the picture's edge. It grows with detail and shrinks when the same picture
+    is enlarged.
+    """
+    luma_C11 = levels_BCHW.new_tensor(LUMA)[:, None, None]
+    kernel_1133 = levels_BCHW.new_tensor(LAPLACIAN)[None, None]
+    grey_B1HW = (levels_BCHW * luma_C11).sum(1, keepdim=True)
+    edges_B1HW = conv2d(grey_B1HW, kernel_1133)
     return edges_B1HW.flatten(1).var(dim=1, correction=0)

@@ -1,7 +1,10 @@
-"""Which pairs are good enough: pure arithmetic on the stored scores, so another selection costs nothing."""
+"""Which pairs are good enough: pure arithmetic on the stored scores, so another selection costs
+nothing.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from configs.errors import UserError
@@ -9,15 +12,18 @@ from configs.loader import nearest
 from configs.schema import Config
 from filter.score_table import FLAGS, OVERLAP_SCORES, SCORES
 
-Row = Mapping[str, Any]
+Row = Mapping[str, Any]  # 'key', the scores, and 'flags' where there are any
 ALIASES = {"overlap": "overlap_iou"}
 SYNTAX = "SCORE=LOW, SCORE=LOW:HIGH, SCORE=:HIGH, keep=SHARE or by=SCORE"
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """What a pair must have: raw scores within bounds, a place among the best `keep` (a share) `by` a score ('-NAME': low is good), and no
-    flag of `reject`.
+    """What a pair must have to be kept; all of it.
+
+    at_least, at_most: bounds on raw scores, by name. keep: the pair is among this share of all
+    pairs, the best by the score `by`; None: no share. by: the score's name, which is good where it
+    is high, or with a '-' before it where it is low. reject: none of these flags.
     """
 
     at_least: Mapping[str, float] = field(default_factory=dict)
@@ -26,70 +32,102 @@ class Criteria:
     by: str = "clip_gain"
     reject: Sequence[str] = ()
 
+    @property
+    def by_score(self) -> str:
+        """The name of the score that ranks the pairs."""
+        return self.by.removeprefix("-")
+
+    @property
+    def low_is_good(self) -> bool:
+        """Whether the lowest of that score are the best."""
+        return self.by.startswith("-")
+
     def __str__(self) -> str:
-        parts = [f"{name} >= {low:g}" for name, low in self.at_least.items()]
-        parts += [f"{name} <= {high:g}" for name, high in self.at_most.items()]
-        parts += [f"the best {100 * self.keep:g}% by {self.by}"] if self.keep is not None else []
-        return ", ".join(parts + [f"not {flag}" for flag in self.reject]) or "everything"
+        parts = []
+        for name, low in self.at_least.items():
+            parts.append(f"{name} >= {low:g}")
+        for name, high in self.at_most.items():
+            parts.append(f"{name} <= {high:g}")
+        if self.keep is not None:
+            parts.append(f"the best {100 * self.keep:g}% by {self.by}")
+        for flag in self.reject:
+            parts.append(f"not {flag}")
+        return ", ".join(parts) or "everything"
 
 
 def criteria(config: Config) -> Criteria:
-    """filter.select's, or the task's own thresholds where it is empty. UserError for what cannot be selected by."""
-    task, settings = config.task, config.filter
-    unknown = [flag for flag in settings.reject if flag not in FLAGS]
-    if unknown:
-        raise UserError(f"filter.reject: no flag '{unknown[0]}'. There are: {', '.join(FLAGS)}")
-    if settings.select:
-        asked = _parse(settings.select, settings.reject)
+    """Those of filter.select, or the task's own thresholds where it is empty. UserError for what
+    cannot be selected by.
+    """
+    if config.filter.select:
+        chosen = parse(config.filter.select, config.filter.reject)
     else:
-        limits = {
-            "clip_gain": task.clip_gain and task.clip_gain * config.scorer.gain_unit,
-            "overlap_iou": task.overlap,
-        }
-        asked = Criteria(
-            {name: limit for name, limit in limits.items() if limit is not None}, reject=settings.reject
-        )
-    masked = [
-        name
-        for name in (*asked.at_least, *asked.at_most, asked.by.removeprefix("-"))
-        if name in OVERLAP_SCORES
-    ]
-    if masked and not (task.source_noun and task.target_noun):
+        chosen = task_thresholds(config)
+    bounded = [*chosen.at_least, *chosen.at_most, chosen.by_score]
+    need_masks = [name for name in bounded if name in OVERLAP_SCORES]
+    if need_masks and not (config.task.source_noun and config.task.target_noun):
         raise UserError(
-            f"{masked[0]} needs masks: set task.source_noun and task.target_noun, or ask for no overlap (task.overlap=null)"
+            f"{need_masks[0]} needs masks: set task.source_noun and task.target_noun,"
+            " or ask for no overlap (task.overlap=null)"
         )
-    return asked
+    return chosen
 
 
-def _parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
+def task_thresholds(config: Config) -> Criteria:
+    """The bounds that the task states: task.clip_gain, in the units of the paper's CLIP, and
+    task.overlap.
+    """
+    at_least = {}
+    if config.task.clip_gain is not None:
+        at_least["clip_gain"] = config.task.clip_gain * config.scorer.gain_unit
+    if config.task.overlap is not None:
+        at_least["overlap_iou"] = config.task.overlap
+    return Criteria(at_least, reject=config.filter.reject)
+
+
+def parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
+    """The criteria of --select's items, as SYNTAX says. UserError for an item that is none of
+    that.
+    """
     at_least: dict[str, float] = {}
     at_most: dict[str, float] = {}
-    keep, by = None, ""
+    keep = None
+    by = ""
     for item in items:
         name, _, value = item.partition("=")
         if name == "keep":
-            keep = _number(item, value or "0")
-            if not 0 < keep <= 1:
-                raise UserError(f"--select {item}: a share above 0 and up to 1, as keep=0.6")
+            keep = _share(item, value)
         elif name == "by":
-            by = ("-" if value.startswith("-") else "") + _score(value.removeprefix("-"))
-        elif not value.strip(":"):
-            raise UserError(f"--select {item}: it is {SYNTAX}")
+            sign = "-" if value.startswith("-") else ""
+            by = sign + _score(value.removeprefix("-"))
+        elif value.strip(":"):
+            low, _, high = value.partition(":")
+            if low:
+                at_least[_score(name)] = _number(item, low)
+            if high:
+                at_most[_score(name)] = _number(item, high)
         else:
-            for limits, limit in zip((at_least, at_most), value.split(":", 1), strict=False):
-                if limit:
-                    limits[_score(name)] = _number(item, limit)
+            raise UserError(f"--select {item}: it is {SYNTAX}")
     if by and keep is None:
         raise UserError(f"--select by={by} says by what, but not how many: add keep=0.6")
     return Criteria(at_least, at_most, keep, by or "clip_gain", reject)
 
 
+def _share(item: str, text: str) -> float:
+    share = _number(item, text or "0")
+    if not 0 < share <= 1:
+        raise UserError(f"--select {item}: a share above 0 and up to 1, as keep=0.6")
+    return share
+
+
 def _score(name: str) -> str:
-    if ALIASES.get(name, name) not in SCORES:
-        raise UserError(
-            f"--select: no score '{name}'{nearest(name, SCORES)} There are: overlap, {', '.join(SCORES)}"
-        )
-    return ALIASES.get(name, name)
+    """The full name of a score."""
+    full = ALIASES.get(name, name)
+    if full not in SCORES:
+        hint = nearest(name, list(SCORES))
+        names = ", ".join(["overlap", *SCORES])
+        raise UserError(f"--select: no score '{name}'{hint} There are: {names}")
+    return full
 
 
 def _number(item: str, text: str) -> float:
@@ -99,69 +137,103 @@ def _number(item: str, text: str) -> float:
         raise UserError(f"--select {item}: '{text}' is no number; it is {SYNTAX}") from error
 
 
-def select(table: Sequence[Row], asked: Criteria) -> tuple[list[str], dict[str, str]]:
-    """The keys that pass, in the table's order, and the others with the reason of each.
+def select(table: Sequence[Row], criteria: Criteria) -> tuple[list[str], dict[str, str]]:
+    """The keys of the pairs that are kept, in the table's order, and the keys of the others with
+    the reason of each.
 
-    table: rows with 'key', the scores and optionally 'flags'. A score that is null or NaN passes no bound and is in no share.
+    A score that is null or NaN is within no bound and in no share.
     """
-    best = {row["key"] for row in _best(table, asked)}
-    dropped = {row["key"]: reason for row in table if (reason := _reason(row, asked, best))}
-    return [row["key"] for row in table if row["key"] not in dropped], dropped
+    best = {row["key"] for row in _best(table, criteria)}
+    kept = []
+    dropped = {}
+    for row in table:
+        reason = _reason(row, criteria, best)
+        if reason:
+            dropped[row["key"]] = reason
+        else:
+            kept.append(row["key"])
+    return kept, dropped
 
 
-def _best(table: Sequence[Row], asked: Criteria) -> Sequence[Row]:
-    """The best `keep` of all pairs (of equals the first), best first; where no share is asked for, all."""
-    if asked.keep is None:
+def _best(table: Sequence[Row], criteria: Criteria) -> Sequence[Row]:
+    """The best `keep` of all pairs, best first and of equals the first; the whole table where no
+    share is asked for.
+    """
+    if criteria.keep is None:
         return table
-    sign, name = 1 if asked.by.startswith("-") else -1, asked.by.removeprefix("-")
-    ranked = sorted((row for row in table if not _missing(name, row)), key=lambda row: sign * row[name])
-    return ranked[: round(asked.keep * len(table))]
+    known = [row for row in table if _has(row, criteria.by_score)]
+    ranked = sorted(known, key=itemgetter(criteria.by_score), reverse=not criteria.low_is_good)
+    return ranked[: round(criteria.keep * len(table))]
 
 
-def down_to(table: Sequence[Row], asked: Criteria) -> float | None:
-    """The score of the last of the best `keep`; None where no share is asked for, and of an empty table."""
-    best = _best(table, asked)
-    return None if asked.keep is None or not best else best[-1][asked.by.removeprefix("-")]
+def down_to(table: Sequence[Row], criteria: Criteria) -> float | None:
+    """The score of the last of the best `keep`; None where no share is asked for, and of an empty
+    share.
+    """
+    best = _best(table, criteria)
+    if criteria.keep is None or not best:
+        return None
+    return best[-1][criteria.by_score]
 
 
-def _reason(row: Row, asked: Criteria, best: Collection[str]) -> str:
-    """Why the row is dropped; '' where it is kept."""
-    for flag in asked.reject:
+def _reason(row: Row, criteria: Criteria, best: Collection[str]) -> str:
+    """Why the row is dropped; '' where it is kept. best: the keys of the share."""
+    for flag in criteria.reject:
         if flag in row.get("flags", ()):
             return f"flagged {flag}"
-    for limits, sign, side in ((asked.at_least, 1, "below"), (asked.at_most, -1, "above")):
-        for name, limit in limits.items():
-            if _missing(name, row) or sign * row[name] < sign * limit:
-                return _missing(name, row) or f"{name} {row[name]:.4f} {side} {limit:g}"
+    for name, low in criteria.at_least.items():
+        if not _has(row, name):
+            return _missing(name)
+        if row[name] < low:
+            return f"{name} {row[name]:.4f} below {low:g}"
+    for name, high in criteria.at_most.items():
+        if not _has(row, name):
+            return _missing(name)
+        if row[name] > high:
+            return f"{name} {row[name]:.4f} above {high:g}"
     if row["key"] not in best:
-        return (
-            _missing(asked.by.removeprefix("-"), row)
-            or f"not in the best {100 * (asked.keep or 0):g}% by {asked.by}"
-        )
+        if not _has(row, criteria.by_score):
+            return _missing(criteria.by_score)
+        return f"not in the best {100 * (criteria.keep or 0):g}% by {criteria.by}"
     return ""
 
 
-def _missing(name: str, row: Row) -> str:
-    """Why the row has no such score; '' where it has one."""
-    if row[name] is not None and row[name] == row[name]:
-        return ""
+def _has(row: Row, name: str) -> bool:
+    """Whether the row has this score: it is neither None nor NaN, which is unlike itself."""
+    return row[name] is not None and row[name] == row[name]
+
+
+def _missing(name: str) -> str:
     return "no foreground" if name in OVERLAP_SCORES else f"no {name}"
 
 
-def selection_of(table: Sequence[Row], asked: Criteria) -> dict[str, Any]:
-    """The content of selection.json: 'thresholds' (lower bounds; 'clip_gain' and 'overlap' always there), 'at_most', 'keep', 'reject',
-    'kept', 'dropped' (key to reason), 'total', 'yield' (the share kept; 0 of an empty table) and 'flags' (how many pairs have each).
+def selection_of(table: Sequence[Row], criteria: Criteria) -> dict[str, Any]:
+    """The content of selection.json.
+
+    'thresholds': lower bounds, 'clip_gain' and 'overlap' always there. 'at_most': upper bounds.
+    'keep': the share asked for, by which score, and the score of its last pair; or None. 'reject':
+    flags. 'kept': keys. 'dropped': key to reason. 'total': of all pairs. 'yield': the share kept,
+    0 of an empty table. 'flags': how many pairs have each.
     """
-    kept, dropped = select(table, asked)
-    lows = {"overlap" if name == "overlap_iou" else name: low for name, low in asked.at_least.items()}
+    kept, dropped = select(table, criteria)
+    thresholds: dict[str, float | None] = {"clip_gain": None, "overlap": None}
+    for name, low in criteria.at_least.items():
+        thresholds["overlap" if name == "overlap_iou" else name] = low
+    keep = None
+    if criteria.keep is not None:
+        keep = {"share": criteria.keep, "by": criteria.by, "down_to": down_to(table, criteria)}
+    flags = dict.fromkeys(FLAGS, 0)
+    for row in table:
+        for flag in row.get("flags", ()):
+            flags[flag] += 1
     return {
-        "thresholds": {"clip_gain": None, "overlap": None, **lows},
-        "at_most": asked.at_most,
-        "keep": asked.keep and {"share": asked.keep, "by": asked.by, "down_to": down_to(table, asked)},
-        "reject": asked.reject,
+        "thresholds": thresholds,
+        "at_most": criteria.at_most,
+        "keep": keep,
+        "reject": criteria.reject,
         "kept": kept,
         "dropped": dropped,
         "total": len(table),
         "yield": len(kept) / len(table) if table else 0.0,
-        "flags": {flag: sum(flag in row.get("flags", ()) for row in table) for flag in FLAGS},
+        "flags": flags,
     }

@@ -1,11 +1,14 @@
-"""The CLIP model that judges edits: unit image and text features from open_clip.
+"""The CLIP model that judges edits (Radford et al. 2021): unit features of images and texts, from
+open_clip.
 
-Shapes: B images, C channels, H W pixels, N texts, D feature width. A dot product of what leaves is a cosine.
+The dot product of two features is their cosine, -1 to 1.
+Shapes: B images, C channels, H W pixels, N texts, T templates, D feature width.
 """
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +16,58 @@ import numpy as np
 import open_clip
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import normalize as unit
 from torchvision.transforms.functional import InterpolationMode, center_crop, normalize, resize
 
 from configs.errors import UserError
 from configs.files import find_file
 from configs.schema import Scorer
 
-LOCAL = "local-dir:"
-WEIGHTS = ".safetensors", ".bin", ".pth"  # what open_clip itself looks for in a local-dir
+# A text is put into each and the features are averaged: CLIP was trained on captions of pictures,
+# and an average
+# over wordings classifies better than one (Radford et al. 2021, section 3.1.4).
+TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
+LOCAL = "local-dir:"  # open_clip's prefix of a model's folder
+WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip itself looks for in such a folder
 
 
 class ClipScorer:
-    """Features of images, preprocessed as the model was trained, and of texts. loaded: an open_clip model and its tokenizer to use.
-    UserError where the model is unknown or its weights cannot be found.
+    """Features of images and of texts.
+
+    loaded: an open_clip model and its tokenizer, to be used in the place of the configured ones.
+    templates: each with {} where the text goes. UserError where the model is unknown, its weights
+    cannot be found, or its preprocessing is not supported.
     """
 
     def __init__(
-        self, scorer: Scorer, device: torch.device | str = "cpu", loaded: tuple[Any, Any] | None = None
+        self,
+        settings: Scorer,
+        device: torch.device | str = "cpu",
+        loaded: tuple[Any, Any] | None = None,
+        templates: Sequence[str] = TEMPLATES,
     ):
         self.device = torch.device(device)
-        self.templates = list(scorer.templates)
-        if not self.templates or not all("{}" in template for template in self.templates):
-            raise UserError(
-                f"scorer.templates={self.templates}: give at least one, each with {{}} where the text goes"
-            )
-        self.model, self.tokenizer = loaded or _load(scorer, self.device)
-        self.preprocess = self.model.visual.preprocess_cfg
-        size, how = (
-            self.preprocess["size"],
-            (self.preprocess["interpolation"], self.preprocess["resize_mode"]),
-        )
-        self.size_HW = (size, size) if isinstance(size, int) else tuple(size)
-        known = how[0] in ("bicubic", "bilinear") and how[1] in ("shortest", "squash")
-        if not known or (how[1] == "shortest" and self.size_HW[0] != self.size_HW[1]):
-            raise UserError(
-                f"scorer.model={scorer.model}: resizing '{', '.join(how)}' to {size} is not supported"
-            )
+        self.templates = templates
+        self.model, self.tokenizer = loaded or load_clip(settings, self.device)
+
+        preprocessing = self.model.visual.preprocess_cfg
+        self.mean = preprocessing["mean"]
+        self.std = preprocessing["std"]
+        self.interpolation = preprocessing["interpolation"]
+        self.resize_mode = preprocessing["resize_mode"]
+        size = preprocessing["size"]
+        self.size_HW = [size, size] if isinstance(size, int) else list(size)
+        self._check_preprocessing(settings.model)
+
+    def _check_preprocessing(self, name: str) -> None:
+        """UserError where the model's own preprocessing is not one of those that `_preprocess`
+        knows.
+        """
+        square = self.size_HW[0] == self.size_HW[1]
+        known_mode = self.resize_mode == "squash" or (self.resize_mode == "shortest" and square)
+        if self.interpolation not in ("bicubic", "bilinear") or not known_mode:
+            how = f"'{self.interpolation}, {self.resize_mode}' to {self.size_HW}"
+            raise UserError(f"scorer.model={name}: resizing {how} is not supported")
 
     @property
     def logit_scale(self) -> float:
@@ -58,84 +76,134 @@ class ClipScorer:
 
     @torch.inference_mode()
     def image_features(self, images: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
-        """Unit features B x D of tensors 3 x H x W in [0, 1], or of RGB uint8 H x W x 3; of one size or, in a list, of any."""
-        of_one_size = len({image.shape for image in images}) == 1
-        pixels_BCHW = torch.cat(
-            [self._fit(group) for group in ([images] if of_one_size else [[image] for image in images])]
-        )
-        features_BD = self.model.encode_image(
-            normalize(pixels_BCHW, self.preprocess["mean"], self.preprocess["std"])
-        )
-        return functional.normalize(features_BD.float(), dim=-1)
+        """Unit features, B x D float32, of B images: tensors 3 x H x W in [0, 1], or RGB uint8
+        arrays H x W x 3.
+
+        The images of a list may be of several sizes.
+        """
+        sizes = {image.shape for image in images}
+        if len(sizes) == 1:
+            pixels_BCHW = self._preprocess(images)
+        else:
+            pixels_BCHW = torch.cat([self._preprocess([image]) for image in images])
+        features_BD = self.model.encode_image(pixels_BCHW)
+        return unit(features_BD.float(), dim=-1)
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Unit features N x D: each text in every template, averaged and made a unit again (Radford et al. 2021, 3.1.4)."""
-        sentences = [template.replace("{}", text) for text in texts for template in self.templates]
-        features_MD = functional.normalize(
-            self.model.encode_text(self.tokenizer(sentences).to(self.device)).float(), dim=-1
-        )
-        return functional.normalize(
-            features_MD.unflatten(0, (len(texts), len(self.templates))).mean(dim=1), dim=-1
-        )
+        """Unit features, N x D float32, of N texts: the mean over the templates, made a unit
+        again.
+        """
+        sentences = []
+        for text in texts:
+            for template in self.templates:
+                sentences.append(template.replace("{}", text))
+        tokens_ML = self.tokenizer(sentences).to(self.device)  # M = N T sentences of L tokens
+        features_MD = unit(self.model.encode_text(tokens_ML).float(), dim=-1)
+        features_NTD = features_MD.unflatten(0, (len(texts), len(self.templates)))
+        return unit(features_NTD.mean(dim=1), dim=-1)
 
-    def _fit(self, images: Any) -> Tensor:
-        """The images, all of one size, as float32 in [0, 1] resized and cropped to the model's own size as open_clip does it."""
+    def _preprocess(self, images: Any) -> Tensor:
+        """Images of one size as the model was trained on them, B x 3 x H x W: resized, cropped,
+        normalised as open_clip does it.
+        """
+        images_BCHW = self._in_0_1(images)
+        # "shortest": one number is the length of the shorter side
+        size = self.size_HW if self.resize_mode == "squash" else self.size_HW[:1]
+        interpolation = InterpolationMode(self.interpolation)
+        resized_BCHW = resize(images_BCHW, size, interpolation, antialias=True)
+        cropped_BCHW = center_crop(resized_BCHW.clamp(0, 1), self.size_HW)  # bicubic overshoots
+        return normalize(cropped_BCHW, self.mean, self.std)
+
+    def _in_0_1(self, images: Any) -> Tensor:
+        """B x 3 x H x W float32 in [0, 1] on the device, of tensors in [0, 1] or uint8 arrays, all
+        of one size.
+        """
+        if isinstance(images, Tensor):
+            return images.to(self.device, torch.float32)
         if isinstance(images[0], Tensor):
-            images_BCHW = (images if isinstance(images, Tensor) else torch.stack(images)).to(
-                self.device, torch.float32
-            )
-        else:
-            images_BCHW = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
-        size = (
-            list(self.size_HW) if self.preprocess["resize_mode"] == "squash" else [self.size_HW[0]]
-        )  # one: of the shorter side
-        resized_BCHW = resize(
-            images_BCHW, size, InterpolationMode(self.preprocess["interpolation"]), antialias=True
-        )
-        return center_crop(resized_BCHW.clamp(0, 1), list(self.size_HW))
+            return torch.stack(images).to(self.device, torch.float32)
+        levels_BHWC = torch.from_numpy(np.stack(images)).to(self.device)
+        return levels_BHWC.permute(0, 3, 1, 2).float() / 255
 
 
-def _load(
-    scorer: Scorer, device: torch.device
-) -> tuple[open_clip.CLIP | open_clip.CustomTextCLIP, open_clip.SimpleTokenizer]:
-    name, folder = scorer.model, None
-    if name.startswith(LOCAL):
-        folder = Path(find_file(name.removeprefix(LOCAL)))
-        if not (folder / "open_clip_config.json").is_file() or not any(
-            file.suffix in WEIGHTS for file in folder.iterdir()
-        ):
-            raise UserError(
-                f"scorer.model={name}: no open_clip model in {folder} (open_clip_config.json and weights are needed); "
-                "scripts/train_miniature.py makes the miniature's, or set scorer.model=ViT-L-14 scorer.pretrained=openai"
-            )
-        name = f"{LOCAL}{folder}"
-    elif name not in open_clip.list_models():
-        raise UserError(
-            f"scorer.model={name}: open_clip has no such model; its open_clip.list_models() names those it has"
-        )
-    elif not scorer.pretrained:
-        raise UserError(
-            f"scorer.pretrained is empty: a randomly initialised {name} judges nothing; set a tag or a checkpoint file"
-        )
-    # Some tags (OpenAI's among them) were trained with QuickGELU; where the name does not say so, open_clip only warns.
-    tag = {} if folder else open_clip.get_pretrained_cfg(name, scorer.pretrained) or {}
-    chatter = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # open_clip reports through the root logger what the UserError below says
+def load_clip(settings: Scorer, device: torch.device) -> tuple[Any, open_clip.SimpleTokenizer]:
+    """The open_clip model, frozen and in evaluation mode, and its tokenizer. UserError without the
+    model or its weights.
+    """
+    if settings.model.startswith(LOCAL):
+        name = LOCAL + str(_local_folder(settings.model))
+        pretrained = None
+        quick_gelu = False
+    else:
+        _check_registered(settings)
+        name = settings.model
+        pretrained = settings.pretrained
+        # OpenAI's weights, and some others, were trained with QuickGELU; where the model's name
+        # does not say so,
+        # open_clip would only warn.
+        tag = open_clip.get_pretrained_cfg(name, pretrained) or {}
+        quick_gelu = bool(tag.get("quick_gelu"))
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
-            pretrained, quick_gelu = None if folder else scorer.pretrained, bool(tag.get("quick_gelu"))
+        with _quiet():
             model = open_clip.create_model(
-                name, pretrained, device=device, force_quick_gelu=quick_gelu, require_pretrained=True
+                name,
+                pretrained,
+                device=device,
+                force_quick_gelu=quick_gelu,
+                require_pretrained=True,
             )
             tokenizer = open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"scorer weights '{scorer.model}' '{scorer.pretrained}' cannot be loaded ({reason}): open_clip fetches known tags "
-            "from the Hugging Face hub once; without a network, download the checkpoint elsewhere and set scorer.pretrained=FILE"
+            f"scorer weights '{settings.model}' '{settings.pretrained}' cannot be loaded ({reason}):"
+            " open_clip fetches known tags from the Hugging Face hub once; without a network, download"
+            " the checkpoint elsewhere and set scorer.pretrained=FILE"
         ) from error
-    finally:
-        logging.disable(chatter)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _local_folder(model: str) -> Path:
+    """The folder that 'local-dir:FOLDER' names; UserError where it holds no open_clip model with
+    weights.
+    """
+    folder = Path(find_file(model.removeprefix(LOCAL)))
+    has_config = (folder / "open_clip_config.json").is_file()
+    if not has_config or not any(file.suffix in WEIGHTS for file in folder.iterdir()):
+        raise UserError(
+            f"scorer.model={model}: no open_clip model in {folder} (open_clip_config.json and weights"
+            " are needed); scripts/train_miniature.py makes the miniature's, or set"
+            " scorer.model=ViT-L-14 scorer.pretrained=openai"
+        )
+    return folder
+
+
+def _check_registered(settings: Scorer) -> None:
+    """UserError where open_clip does not know the model's name, or no weights are named."""
+    name = settings.model
+    if name not in open_clip.list_models():
+        raise UserError(
+            f"scorer.model={name}: open_clip has no such model; its open_clip.list_models() names"
+            " those it has"
+        )
+    if not settings.pretrained:
+        raise UserError(
+            f"scorer.pretrained is empty: a randomly initialised {name} judges nothing; "
+            "set a tag or a checkpoint file"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what open_clip logs through the root logger and warns of: the UserError of
+    load_clip says it in one line.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            yield
+    finally:
+        logging.disable(before)

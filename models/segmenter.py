@@ -1,10 +1,13 @@
-"""The foreground mask of a noun: segment-anything proposes masks, the CLIP scorer says which of them show the noun.
+"""The foreground mask of a noun: segment-anything proposes masks, the CLIP scorer says which of
+them show the noun.
 
+Kirillov et al. 2023, "Segment Anything"; its automatic mask generation is described in appendix B.
 Shapes: B images, C channels, H W pixels, P points, M proposed masks, N nouns, D feature width.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,193 +27,301 @@ from configs.files import find_file
 from configs.schema import Segmenter as Settings
 from models.clip_scorer import ClipScorer
 
-STABILITY_OFFSET, SAME_BOX_IOU = 1.0, 0.7  # SamAutomaticMaskGenerator's defaults
-ENLARGED_TOGETHER = 64  # masks: at 1024 x 1024 a quarter of a gigabyte
-GREY = 128.0  # what the picture around a proposed mask is faded to
-REGISTERED = ("vit_h", "vit_l", "vit_b")
+REGISTERED = ("vit_h", "vit_l", "vit_b")  # the sizes whose weights the project publishes
+
+# How many go through a network together; the masks are the same whatever these are.
+IMAGES_TOGETHER = 8  # through the image encoder, where a published one sees 1024 x 1024 pixels
+POINTS_TOGETHER = 256  # through the mask decoder: 1 GB of GPU memory with a published one
+MASKS_TOGETHER = 64  # enlarged to the picture's size: at 1024 x 1024 a quarter of a gigabyte
+
+# SamAutomaticMaskGenerator's own choices.
+STABILITY_OFFSET = 1.0  # stability: IoU of the masks cut off so much above and below the threshold
+SAME_BOX_IOU = 0.7  # of masks whose boxes overlap more, that with the highest predicted IoU stays
+
+# How the scorer looks at a proposed mask.
+MIN_AREA = 0.002  # share of the picture: smaller masks hardly move an overlap, and are not looked at
+CROP_MARGIN = 0.1  # around the mask's box on each side, as a share of its longer side
+OUTSIDE = 0.3  # how much of the picture outside the mask remains: 0 grey, 1 untouched
+MIN_NOUN_PROBABILITY = 0.5  # the noun is likelier than all other nouns together
+GREY = 128.0  # what the picture around a mask is faded to
 
 
 class NounSegmenter(Protocol):
-    """What the overlap score asks of a segmenter."""
+    """What the overlap score needs of a segmenter."""
 
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image; all False where there is none."""
+        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image; all False where there is
+        none.
+        """
 
 
 def open_segmenter(
-    segmenter: Settings, scorer: ClipScorer, device: torch.device | str = "cpu"
+    settings: Settings, scorer: ClipScorer, device: torch.device | str = "cpu"
 ) -> NounSegmenter:
-    """The configured segmenter: text-prompted where a detector is named, else segment-anything. UserError without its weights."""
-    if segmenter.detector:
+    """The configured segmenter: text-prompted where a detector is named, else segment-anything's
+    masks as the scorer names them.
+
+    UserError where its weights cannot be found.
+    """
+    if settings.detector:
         from models.segmenter_text import TextSegmenter
 
-        return TextSegmenter(segmenter, device)
-    return Segmenter(segmenter, scorer, device)
+        return TextSegmenter(settings, device)
+    return Segmenter(settings, scorer, device)
+
+
+@dataclass
+class Proposals:
+    """The masks that segment-anything proposes for one picture, the one with the highest predicted
+    IoU first.
+    """
+
+    mask_MHW: Tensor  # bool
+    box_M4: Tensor  # left, top, right and bottom pixel of each mask, both ends included
 
 
 class Segmenter:
-    """Noun -> mask. sam: the model to use. UserError where the configured one or its weights cannot be found."""
+    """Noun -> mask. sam: the model to use in the place of the configured one, whose weights are
+    then not needed.
+
+    UserError where the configured model or its weights cannot be found.
+    """
 
     def __init__(
         self,
-        segmenter: Settings,
+        settings: Settings,
         scorer: ClipScorer,
         device: torch.device | str = "cpu",
         sam: Sam | None = None,
     ):
-        self.settings, self.scorer = segmenter, scorer
-        self.sam = (sam or load_sam(segmenter)).to(device).eval().requires_grad_(False)
+        self.settings = settings
+        self.scorer = scorer
+        self.sam = (sam or load_sam(settings)).to(device).eval().requires_grad_(False)
         self.transform = ResizeLongestSide(self.sam.image_encoder.img_size)
-        self.grid_P2 = build_point_grid(segmenter.points_per_side)
+        self.grid_P2 = build_point_grid(settings.points_per_side)  # x and y of each point, 0 to 1
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """As NounSegmenter says: the union of the proposed masks that show the noun."""
-        nouns = [noun, *(other for other in self.settings.other_nouns if other != noun)]
-        texts_ND = self.scorer.text_features(nouns)
-        return [
-            self._choose(image, *found, texts_ND)
-            for image, found in zip(images, self.propose(images), strict=True)
-        ]
+        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image: the union of the proposed
+        masks that show it.
 
-    def _choose(self, image: np.ndarray, mask_MHW: Tensor, box_M4: Tensor, texts_ND: Tensor) -> np.ndarray:
-        settings = self.settings
-        large_M = mask_MHW.sum((1, 2)) >= max(1, settings.min_area * image[..., 0].size)
-        mask_MHW, box_M4 = mask_MHW[large_M], box_M4[large_M]
+        All False where no mask does.
+        """
+        rivals = [other for other in self.settings.other_nouns if other != noun]
+        texts_ND = self.scorer.text_features([noun, *rivals])
+        masks = []
+        for image, proposals in zip(images, self.propose(images), strict=True):
+            masks.append(self._union_of_noun(image, proposals, texts_ND))
+        return masks
+
+    def _union_of_noun(self, image: np.ndarray, proposals: Proposals, texts_ND: Tensor) -> np.ndarray:
+        """Bool H x W: the union of the masks of which the scorer says the first of the texts."""
+        high, wide, _ = image.shape
+        area_M = proposals.mask_MHW.sum((1, 2))  # pixels
+        large_M = area_M >= max(1, MIN_AREA * high * wide)
+        mask_MHW = proposals.mask_MHW[large_M]
+        box_M4 = proposals.box_M4[large_M]
         if not len(mask_MHW):
-            return np.zeros(image.shape[:2], dtype=bool)
-        image_CHW = torch.tensor(image, device=mask_MHW.device).permute(2, 0, 1).float()
-        crops = [
-            masked_crop(image_CHW, mask_HW, box, settings.crop_margin, settings.outside) / 255
-            for mask_HW, box in zip(mask_MHW, box_M4.tolist(), strict=True)
-        ]
+            return np.zeros((high, wide), dtype=bool)
+
+        levels_HWC = torch.tensor(image, device=mask_MHW.device)
+        image_CHW = levels_HWC.permute(2, 0, 1).float()  # 0 to 255
+        crops = []
+        for mask_HW, box in zip(mask_MHW, box_M4.tolist(), strict=True):
+            crops.append(masked_crop(image_CHW, mask_HW, box, CROP_MARGIN, OUTSIDE) / 255)
         logits_MN = self.scorer.logit_scale * self.scorer.image_features(crops) @ texts_ND.T
-        shows_noun_M = logits_MN.softmax(dim=-1)[:, 0] >= settings.min_noun_probability
+        shows_noun_M = logits_MN.softmax(dim=-1)[:, 0] >= MIN_NOUN_PROBABILITY
         return mask_MHW[shows_noun_M].any(dim=0).cpu().numpy()
 
     @torch.inference_mode()
-    def propose(self, images: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each image bool masks M x H x W, best first, and their boxes M x 4 (left, top, right, bottom pixel): segment-anything's
-        automatic masks, as its SamAutomaticMaskGenerator makes them.
+    def propose(self, images: Sequence[np.ndarray]) -> Iterator[Proposals]:
+        """The masks of each image: those that segment-anything's SamAutomaticMaskGenerator makes,
+        made with less work.
 
-        The library enlarges all three masks of every point before any is judged, and run-length encodes what is left one by one on the
-        CPU. Here the predicted IoU decides before anything is enlarged, masks stay bits on the device, and pictures share a pass of the
-        image encoder.
+        The library enlarges all three masks of every point before any is judged, and run-length
+        encodes what is left one by one on the CPU. Here the predicted IoU decides before anything
+        is enlarged, masks stay bits on the device, and pictures share a pass of the image encoder.
         """
-        for start in range(0, len(images), self.settings.batch):
-            part = images[start : start + self.settings.batch]
-            shrunk = [torch.as_tensor(self.transform.apply_image(image)).permute(2, 0, 1) for image in part]
-            features_BCHW = self.sam.image_encoder(
-                torch.stack([self.sam.preprocess(image.to(self.sam.device)) for image in shrunk])
-            )
-            for image, small, features_CHW in zip(part, shrunk, features_BCHW, strict=True):
-                yield self._masks(features_CHW[None], image.shape[:2], small.shape[-2:])
+        for start in range(0, len(images), IMAGES_TOGETHER):
+            batch = images[start : start + IMAGES_TOGETHER]
+            shrunk = []  # uint8 C x H x W, the longer side as the encoder wants it
+            padded = []  # the same, normalised and padded to the encoder's square
+            for image in batch:
+                small_CHW = torch.as_tensor(self.transform.apply_image(image)).permute(2, 0, 1)
+                shrunk.append(small_CHW)
+                padded.append(self.sam.preprocess(small_CHW.to(self.sam.device)))
+            features_BCHW = self.sam.image_encoder(torch.stack(padded))
+            for image, small_CHW, features_CHW in zip(batch, shrunk, features_BCHW, strict=True):
+                yield self._masks_of(features_CHW[None], image.shape[:2], tuple(small_CHW.shape[-2:]))
 
-    def _masks(
-        self, features_1CHW: Tensor, size_HW: tuple[int, ...], shrunk_HW: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        masks, boxes, ious = [], [], []
-        points_P2 = self.transform.apply_coords(self.grid_P2 * np.array(size_HW)[::-1], size_HW)
-        for points in torch.as_tensor(points_P2, device=self.sam.device, dtype=torch.float32).split(
-            self.settings.points_per_batch
-        ):
-            low_M1HW, iou_M = self._decode(features_1CHW, points)
-            sure_M = iou_M > self.settings.min_predicted_iou
-            for low, iou in zip(
-                low_M1HW[sure_M].split(ENLARGED_TOGETHER), iou_M[sure_M].split(ENLARGED_TOGETHER), strict=True
-            ):
-                logits_MHW = self.sam.postprocess_masks(low, tuple(shrunk_HW), tuple(size_HW))[:, 0]
-                stability_M = calculate_stability_score(logits_MHW, self.sam.mask_threshold, STABILITY_OFFSET)
+    def _masks_of(
+        self, features_1CHW: Tensor, size_HW: tuple[int, ...], shrunk_HW: tuple[int, ...]
+    ) -> Proposals:
+        """The confident and stable masks of a grid of points, without those that show the same
+        thing twice.
+
+        size_HW: the picture's size; shrunk_HW: its size as the encoder saw it, without the
+        padding. Both in pixels.
+        """
+        high, wide = size_HW
+        points_P2 = self.transform.apply_coords(self.grid_P2 * np.array([wide, high]), (high, wide))
+        points_P2 = torch.as_tensor(points_P2, device=self.sam.device, dtype=torch.float32)
+        threshold = self.sam.mask_threshold
+        masks = []
+        boxes = []
+        ious = []
+        for chunk_P2 in points_P2.split(POINTS_TOGETHER):
+            low_M1HW, iou_M = self._decode(features_1CHW, chunk_P2)
+            confident = torch.nonzero(iou_M > self.settings.min_predicted_iou).flatten()
+            for places in confident.split(MASKS_TOGETHER):  # of none it is one empty part
+                logits_M1HW = self.sam.postprocess_masks(low_M1HW[places], shrunk_HW, (high, wide))
+                logits_MHW = logits_M1HW[:, 0]
+                stability_M = calculate_stability_score(logits_MHW, threshold, STABILITY_OFFSET)
                 stable_M = stability_M >= self.settings.min_stability
-                masks.append(logits_MHW[stable_M] > self.sam.mask_threshold)
-                boxes.append(batched_mask_to_box(masks[-1]))
-                ious.append(iou[stable_M])
-        box_M4 = torch.cat(boxes).long()  # the library gives none as floats
-        kept = nms(box_M4.float(), torch.cat(ious), SAME_BOX_IOU)
-        return torch.cat(masks)[kept], box_M4[kept]
+                mask_MHW = logits_MHW[stable_M] > threshold
+                masks.append(mask_MHW)
+                boxes.append(batched_mask_to_box(mask_MHW))
+                ious.append(iou_M[places][stable_M])
+        box_M4 = torch.cat(boxes).long()  # of no masks the library gives floats
+        kept = nms(box_M4.float(), torch.cat(ious), SAME_BOX_IOU)  # places, highest IoU first
+        return Proposals(torch.cat(masks)[kept], box_M4[kept])
 
     def _decode(self, features_1CHW: Tensor, points_P2: Tensor) -> tuple[Tensor, Tensor]:
-        """Low-resolution logits M x 1 x H x W and predicted IoU M of the three masks of each point."""
-        labels_P1 = torch.ones(len(points_P2), 1, dtype=torch.int, device=points_P2.device)
-        sparse, dense = self.sam.prompt_encoder(
+        """Low-resolution logits M x 1 x H x W and predicted IoU M of the three masks of each
+        point: M = 3 P.
+        """
+        foreground = 1
+        labels_P1 = torch.full((len(points_P2), 1), foreground, dtype=torch.int, device=points_P2.device)
+        sparse_P2D, dense_PDHW = self.sam.prompt_encoder(
             points=(points_P2[:, None], labels_P1), boxes=None, masks=None
         )
-        place = self.sam.prompt_encoder.get_dense_pe()
-        low, iou = self.sam.mask_decoder(features_1CHW, place, sparse, dense, multimask_output=True)
-        return low.flatten(0, 1)[:, None].float(), iou.flatten().float()
+        low_P3HW, iou_P3 = self.sam.mask_decoder(
+            image_embeddings=features_1CHW,
+            image_pe=self.sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse_P2D,
+            dense_prompt_embeddings=dense_PDHW,
+            multimask_output=True,
+        )
+        return low_P3HW.flatten(0, 1)[:, None].float(), iou_P3.flatten().float()
 
 
 def masked_crop(
     image_CHW: Tensor, mask_HW: Tensor, box: Sequence[int], margin: float, outside: float
 ) -> Tensor:
-    """The square crop around a mask that the scorer looks at, 3 x S x S, whole levels 0 to 255 as the image's.
+    """The square crop around a mask that the scorer looks at, 3 x S x S, whole levels 0 to 255 as
+    the image's.
 
-    box: the mask's left, top, right and bottom pixel. margin: added on each side of the box, as a share of its longer side. outside: how
-    much of the picture beyond the mask remains, 0 (grey) to 1 (untouched): some context tells a crown from a bush.
+    box: the mask's left, top, right and bottom pixel. margin: added on each side of the box, as a
+    share of its longer side. outside: how much of the picture beyond the mask remains, 0 (grey) to
+    1 (untouched): some context tells a crown from a bush. What lies beyond the picture's edge is
+    grey.
     """
     left, top, right, bottom = box
-    side = round((max(bottom - top, right - left) + 1) * (1 + 2 * margin))
-    top, left = (top + bottom + 1 - side) // 2, (left + right + 1 - side) // 2
+    longer = max(bottom - top, right - left) + 1
+    side = round(longer * (1 + 2 * margin))
+    crop_top = (top + bottom + 1 - side) // 2
+    crop_left = (left + right + 1 - side) // 2
+
     high, wide = mask_HW.shape
-    rows, columns = slice(max(top, 0), min(top + side, high)), slice(max(left, 0), min(left + side, wide))
-    inside = image_CHW[:, rows, columns]
-    faded = torch.where(mask_HW[rows, columns], inside, outside * inside + (1 - outside) * GREY)
-    beyond = (columns.start - left, left + side - columns.stop, rows.start - top, top + side - rows.stop)
-    return torch.nn.functional.pad(
-        faded, beyond, value=GREY
-    ).round()  # beyond the picture's edge: grey as well
+    rows = slice(max(crop_top, 0), min(crop_top + side, high))
+    columns = slice(max(crop_left, 0), min(crop_left + side, wide))
+    inside_CHW = image_CHW[:, rows, columns]
+    faded_CHW = outside * inside_CHW + (1 - outside) * GREY
+    crop_CHW = torch.where(mask_HW[rows, columns], inside_CHW, faded_CHW)
+
+    beyond_left = columns.start - crop_left
+    beyond_right = crop_left + side - columns.stop
+    beyond_top = rows.start - crop_top
+    beyond_bottom = crop_top + side - rows.stop
+    beyond = (beyond_left, beyond_right, beyond_top, beyond_bottom)
+    return torch.nn.functional.pad(crop_CHW, beyond, value=GREY).round()
 
 
-def load_sam(segmenter: Settings) -> Sam:
-    """The Sam of a registered size with its .pth, or of a folder with config.json and model.safetensors; else UserError."""
-    if segmenter.model in REGISTERED:
-        path = Path(segmenter.checkpoint)
-        if not path.is_file():
-            raise UserError(
-                f"segmenter.checkpoint='{segmenter.checkpoint}': no such file; download the {segmenter.model} checkpoint "
-                f"(sam_{segmenter.model}_*.pth) that the segment-anything project publishes and give its path"
-            )
-        try:
-            weights = torch.load(
-                path, map_location="cpu", weights_only=True
-            )  # a plain unpickler would run code from the file
-        except Exception as error:
-            raise UserError(
-                f"{path} is not a plain PyTorch checkpoint ({str(error).splitlines()[0][:120]}): download it again"
-            ) from error
-        sam = sam_model_registry[segmenter.model](checkpoint=None)
+def load_sam(settings: Settings) -> Sam:
+    """The Sam of a registered size with the weights of its .pth, or that of a folder with
+    config.json and model.safetensors.
+
+    UserError where there are no such weights, or where they do not fit.
+    """
+    if settings.model in REGISTERED:
+        path = Path(settings.checkpoint)
+        weights = _read_checkpoint(settings)
+        sam = sam_model_registry[settings.model](checkpoint=None)
     else:
-        folder = Path(find_file(segmenter.model))
-        config, path = folder / "config.json", folder / "model.safetensors"
-        if not config.is_file() or not path.is_file():
-            raise UserError(
-                f"segmenter.model={segmenter.model}: it is {', '.join(REGISTERED)}, or a folder with config.json and model.safetensors "
-                f"(with segmenter.detector: a SAM 2), and {folder} has none; scripts/train_miniature.py makes the miniature's"
-            )
-        sam, weights = build_sam(json.loads(config.read_text())), load_file(path)
+        folder = _sam_folder(settings.model)
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        sam = build_sam(json.loads((folder / "config.json").read_text()))
     try:
         sam.load_state_dict(weights)
     except RuntimeError as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path} does not fit this segmenter ({str(error).splitlines()[0]}): wrong size, or a broken download"
+            f"{path} does not fit this segmenter ({reason}): wrong size, or a broken download"
         ) from error
     return sam
+
+
+def _read_checkpoint(settings: Settings) -> dict[str, Tensor]:
+    """The weights in a published .pth; UserError where it is not there or holds anything but
+    tensors.
+    """
+    file = settings.checkpoint
+    model = settings.model
+    if not Path(file).is_file():
+        raise UserError(
+            f"segmenter.checkpoint='{file}': no such file; download the {model} checkpoint "
+            f"(sam_{model}_*.pth) that the segment-anything project publishes and give its path"
+        )
+    try:
+        # weights_only: a plain unpickler would run code from the file
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{file} is not a plain PyTorch checkpoint ({reason}): download it again") from error
+
+
+def _sam_folder(model: str) -> Path:
+    """The folder of a Sam of any size; UserError where its two files are not there."""
+    folder = Path(find_file(model))
+    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"segmenter.model={model}: it is {', '.join(REGISTERED)}, or a folder with config.json and"
+            f" model.safetensors (with segmenter.detector: a SAM 2), and {folder} has none;"
+            " scripts/train_miniature.py makes the miniature's"
+        )
+    return folder
 
 
 def build_sam(config: dict[str, Any]) -> Sam:
     """An untrained Sam of any size, in evaluation mode.
 
-    config: `image_size` and `patch_size` in pixels; `prompt_embed_dim`, the width of prompts and of the image embedding; `encoder`, keyword
-    arguments of ImageEncoderViT; `decoder`, those of MaskDecoder, with its `transformer` as a dictionary for TwoWayTransformer.
+    config: `image_size` and `patch_size` in pixels; `prompt_embed_dim`, the width of prompts and
+    of the image embedding; `encoder`, keyword arguments of ImageEncoderViT; `decoder`, those of
+    MaskDecoder, with its `transformer` as a dictionary for TwoWayTransformer; `mask_in_chans`
+    (16), channels with which a mask prompt is encoded.
     """
-    size, patch_size, width = config["image_size"], config["patch_size"], config["prompt_embed_dim"]
-    decoder = dict(config["decoder"])
-    transformer = TwoWayTransformer(embedding_dim=width, **decoder.pop("transformer"))
-    norm = partial(torch.nn.LayerNorm, eps=1e-6)
-    return Sam(
-        ImageEncoderViT(
-            img_size=size, patch_size=patch_size, out_chans=width, norm_layer=norm, **config["encoder"]
-        ),
-        PromptEncoder(width, (size // patch_size,) * 2, (size, size), config.get("mask_in_chans", 16)),
-        MaskDecoder(transformer=transformer, transformer_dim=width, **decoder),
-    ).eval()
+    size = config["image_size"]
+    patch_size = config["patch_size"]
+    width = config["prompt_embed_dim"]
+    cells = size // patch_size  # of the image embedding, a side
+    decoder_options = dict(config["decoder"])
+    transformer_options = decoder_options.pop("transformer")
+
+    # Made first: trainings from nothing have always drawn its weights first.
+    transformer = TwoWayTransformer(embedding_dim=width, **transformer_options)
+    image_encoder = ImageEncoderViT(
+        img_size=size,
+        patch_size=patch_size,
+        out_chans=width,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        **config["encoder"],
+    )
+    prompt_encoder = PromptEncoder(
+        embed_dim=width,
+        image_embedding_size=(cells, cells),
+        input_image_size=(size, size),
+        mask_in_chans=config.get("mask_in_chans", 16),
+    )
+    mask_decoder = MaskDecoder(transformer=transformer, transformer_dim=width, **decoder_options)
+    return Sam(image_encoder, prompt_encoder, mask_decoder).eval()

@@ -1,6 +1,9 @@
-"""The foreground mask of a noun from transformers: Grounding DINO finds it by its name, SAM 2 draws the mask of each box.
+"""The foreground mask of a noun from transformers: Grounding DINO finds it by its name, SAM 2
+draws the mask of each box.
 
-Not SAM 3, which does both at once: these two's weights are free to fetch (Apache licence), SAM 3's must be applied for.
+Liu et al. 2023, "Grounding DINO"; Ravi et al. 2024, "SAM 2". Not SAM 3, which does both at once:
+the weights of these two are free to fetch (Apache licence), SAM 3's must be applied for. H W
+pixels.
 """
 
 from collections.abc import Sequence
@@ -14,69 +17,99 @@ from configs.errors import UserError
 from configs.files import find_file
 from configs.schema import Segmenter as Settings
 
+MIN_BOX_SCORE = 0.3  # of the boxes that count; Grounding DINO's own choice is 0.25 to 0.35
 EXAMPLES = {"detector": "IDEA-Research/grounding-dino-base", "model": "facebook/sam2.1-hiera-large"}
+Box = list[float]  # left, top, right and bottom in pixels
 
 
 class TextSegmenter:
     """Noun -> mask. UserError where a model or its weights cannot be found."""
 
-    def __init__(self, segmenter: Settings, device: torch.device | str = "cpu"):
-        self.settings, self.device = segmenter, torch.device(device)
-        detector_classes = transformers.GroundingDinoForObjectDetection, transformers.GroundingDinoProcessor
-        self.detector, self.detector_processor = _load(*detector_classes, "detector", segmenter.detector)
-        self.drawer, self.drawer_processor = _load(
-            transformers.Sam2Model, transformers.Sam2Processor, "model", segmenter.model
+    def __init__(self, settings: Settings, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.detector, self.detector_processor = load_model(
+            transformers.GroundingDinoForObjectDetection,
+            transformers.GroundingDinoProcessor,
+            "detector",
+            settings.detector,
+        )
+        self.drawer, self.drawer_processor = load_model(
+            transformers.Sam2Model, transformers.Sam2Processor, "model", settings.model
         )
         for model in (self.detector, self.drawer):
             model.to(self.device).eval().requires_grad_(False)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """As NounSegmenter says: the union over all boxes of segmenter.min_box_score and more."""
+        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image: the union of the masks
+        drawn in all its boxes.
+
+        All False where there is no box.
+        """
+        boxes = self.find(images, noun)
+        with_boxes = [place for place, image_boxes in enumerate(boxes) if image_boxes]
         masks = [np.zeros(image.shape[:2], dtype=bool) for image in images]
-        found = {place: boxes for place, boxes in enumerate(self._boxes(images, noun)) if boxes}
-        if found:
-            most = max(map(len, found.values()))
-            filled = [
-                boxes + boxes[:1] * (most - len(boxes)) for boxes in found.values()
-            ]  # a union does not mind repeats
-            pictures = [np.array(images[place]) for place in found]
-            shown = self.drawer_processor(images=pictures, input_boxes=filled, return_tensors="pt").to(
-                self.device
-            )
-            logits = self.drawer(**shown, multimask_output=False).pred_masks.float()
-            drawn = self.drawer_processor.post_process_masks(logits, shown["original_sizes"])
-            for place, mask in zip(found, drawn, strict=True):
-                masks[place] = mask.flatten(0, -3).any(dim=0).cpu().numpy()
+        if with_boxes:
+            drawn = self.draw([images[place] for place in with_boxes], [boxes[place] for place in with_boxes])
+            for place, mask in zip(with_boxes, drawn, strict=True):
+                masks[place] = mask
         return masks
 
-    def _boxes(self, images: Sequence[np.ndarray], noun: str) -> list[list[list[float]]]:
-        """Left, top, right, bottom in pixels of each box that shows the noun, image by image."""
+    def find(self, images: Sequence[np.ndarray], noun: str) -> list[list[Box]]:
+        """The boxes that show the noun, image by image, by Grounding DINO."""
         text = f"{noun.lower().strip('. ')}."  # the form that Grounding DINO was trained on
-        pictures, sizes = [np.array(image) for image in images], [image.shape[:2] for image in images]
-        asked = self.detector_processor(images=pictures, text=[text] * len(images), return_tensors="pt").to(
-            self.device
+        pictures = [np.array(image) for image in images]
+        texts = [text] * len(images)
+        inputs = self.detector_processor(images=pictures, text=texts, return_tensors="pt")
+        inputs = inputs.to(self.device)
+        detections = self.detector_processor.post_process_grounded_object_detection(
+            self.detector(**inputs),
+            inputs["input_ids"],
+            MIN_BOX_SCORE,
+            target_sizes=[image.shape[:2] for image in images],
         )
-        measure = self.detector_processor.post_process_grounded_object_detection
-        found = measure(
-            self.detector(**asked), asked["input_ids"], self.settings.min_box_score, target_sizes=sizes
-        )
-        return [item["boxes"].tolist() for item in found]
+        return [detection["boxes"].tolist() for detection in detections]
+
+    def draw(self, images: Sequence[np.ndarray], boxes: Sequence[list[Box]]) -> list[np.ndarray]:
+        """Bool H x W for each image: the union of the masks that SAM 2 draws in its boxes, of
+        which there is one or more.
+        """
+        most = max(len(image_boxes) for image_boxes in boxes)
+        filled = []  # every image needs as many: its first box is repeated, which changes no union
+        for image_boxes in boxes:
+            filled.append(image_boxes + image_boxes[:1] * (most - len(image_boxes)))
+        pictures = [np.array(image) for image in images]
+        inputs = self.drawer_processor(images=pictures, input_boxes=filled, return_tensors="pt")
+        inputs = inputs.to(self.device)
+        logits = self.drawer(**inputs, multimask_output=False).pred_masks.float()
+        masks = []
+        for drawn in self.drawer_processor.post_process_masks(logits, inputs["original_sizes"]):
+            masks.append(drawn.flatten(0, -3).any(dim=0).cpu().numpy())  # over the boxes
+        return masks
 
 
-def _load(model_class: Any, processor_class: Any, key: str, name: str) -> tuple[Any, Any]:
-    """The model and its processor from a folder or the hub. UserError where they are not there or lack weights: never random ones."""
-    advice = f"it is a hub name such as {EXAMPLES[key]}, fetched once (without a network: fetch it elsewhere), or the folder of one"
+def load_model(model_class: Any, processor_class: Any, key: str, name: str) -> tuple[Any, Any]:
+    """The model and its processor from a folder or the hub; key: of the segmenter section, for the
+    message.
+
+    UserError where they are not there or lack weights, which transformers itself would fill with
+    random ones.
+    """
+    advice = (
+        f"it is a hub name such as {EXAMPLES[key]}, fetched once (without a network: fetch it"
+        " elsewhere), or the folder of one"
+    )
+    path = find_file(name)
     try:
-        model, report = model_class.from_pretrained(
-            find_file(name), output_loading_info=True, use_safetensors=True
-        )
-        processor = processor_class.from_pretrained(find_file(name))
+        model, report = model_class.from_pretrained(path, output_loading_info=True, use_safetensors=True)
+        processor = processor_class.from_pretrained(path)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        message = str(error).strip() or type(error).__name__
+        reason = message.splitlines()[0][:200]
         raise UserError(f"segmenter.{key}={name} cannot be loaded ({reason}): {advice}") from error
     if report["missing_keys"]:
+        first = min(report["missing_keys"])
         raise UserError(
-            f"segmenter.{key}={name} lacks weights of {model_class.__name__} ({min(report['missing_keys'])}, ...): {advice}"
+            f"segmenter.{key}={name} lacks weights of {model_class.__name__} ({first}, ...): {advice}"
         )
     return model, processor

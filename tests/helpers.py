@@ -1,10 +1,14 @@
 """What several test files build: pairs, tiny networks, the arguments that make a run tiny, and what a page or table says."""
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import open_clip
+import pytest
 import torch
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
@@ -141,3 +145,28 @@ def printed_tables(text):
 def mean(cell):
     """The mean in a cell '0.123 [0.1, 0.2]'."""
     return float(cell.split()[0])
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this machine")
+
+
+def browse(path: Path, actions: str = "", *options: str) -> str:
+    """The document of a page after its own script and then `actions` ran, in a window 1280 pixels
+    wide.
+
+    Fails where anything was written to the console. options: further ones of the browser's. A
+    page's policy forbids foreign scripts, so that it is left out where there are actions.
+    """
+    driven = path.with_name("driven.html")
+    page = path.read_text()
+    if actions:
+        page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+        page = page.replace("</body>", f"<script>{actions}</script></body>")
+    driven.write_text(page)
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += ["--virtual-time-budget=2000", "--window-size=1280,2400", *options]
+    command += [f"--user-data-dir={path.parent}/browser", "--dump-dom", driven.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done.stdout

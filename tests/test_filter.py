@@ -1,4 +1,6 @@
-"""Stage 2's arithmetic against numpy by hand and loops over pixels: CLIP scores, overlap, selection."""
+"""Stage 2's arithmetic against numpy by hand and loops over pixels: CLIP scores, overlap,
+selection.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import torch
 from PIL import Image
 
 from configs.errors import UserError
-from configs.loader import load
-from filter.score_table import CLIP_SCORES, PICTURE_SCORES, flags_of
+from configs.loader import known_keys, load
+from filter.score_table import FLAGS, FREE, OVERLAP_SCORES, SCORES, flags_of, made_with
 from filter.scores import clip_scores, overlap_scores, picture_scores
 from filter.selection import Criteria, criteria, select, selection_of
 from models.perceptual import perceptual_loss
@@ -34,7 +36,6 @@ def test_clip_scores_by_hand() -> None:
     source, target = unit(1, 0, 0), unit(0, 1, 0)
     inputs, edits = [unit(3, 1, 1), unit(1, 2, 2)], [unit(1, 3, 1), unit(0, 2, -1)]
     scores = clip_scores(np.stack(inputs), np.stack(edits), source, target)
-    assert tuple(scores) == tuple(CLIP_SCORES)
     for row, (picture, edit) in enumerate(zip(inputs, edits, strict=True)):
         wanted = {
             "sim_input_source": cosine(picture, source),
@@ -45,6 +46,7 @@ def test_clip_scores_by_hand() -> None:
             "clip_directional": cosine(edit - picture, target - source),
             "image_image": cosine(picture, edit),
         }
+        assert list(scores) == list(wanted)
         assert {name: values[row] for name, values in scores.items()} == pytest.approx(wanted, abs=1e-12)
     assert scores["clip_gain"][0] == pytest.approx(2 / math.sqrt(11))
 
@@ -52,11 +54,9 @@ def test_clip_scores_by_hand() -> None:
 def test_an_edit_that_changes_nothing_has_no_direction() -> None:
     same = unit(1, 2, 3)[None]
     scores = clip_scores(same, same, unit(1, 0, 0), unit(0, 1, 0))
-    assert (
-        scores["clip_gain"][0] == 0
-        and scores["image_image"][0] == pytest.approx(1)
-        and math.isnan(scores["clip_directional"][0])
-    )
+    assert scores["clip_gain"][0] == 0
+    assert scores["image_image"][0] == pytest.approx(1)
+    assert math.isnan(scores["clip_directional"][0])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -69,23 +69,24 @@ def test_overlap_against_a_loop(seed: int) -> None:
             either += bool(a[y, x] or b[y, x])
     scores = overlap_scores(a, b)
     assert scores["overlap_iou"] == pytest.approx(both / either)
-    assert scores["overlap_dice"] == pytest.approx(
-        2 * both / (sum(map(sum, a.tolist())) + sum(map(sum, b.tolist())))
-    )
-    assert scores["area_input"] == pytest.approx(a.mean()) and scores["area_edit"] == pytest.approx(b.mean())
+    of_a = sum(map(sum, a.tolist()))
+    of_b = sum(map(sum, b.tolist()))
+    assert scores["overlap_dice"] == pytest.approx(2 * both / (of_a + of_b))
+    assert scores["area_input"] == pytest.approx(a.mean())
+    assert scores["area_edit"] == pytest.approx(b.mean())
 
 
 def test_overlap_at_its_ends() -> None:
-    full, none, half = np.ones((4, 6), bool), np.zeros((4, 6), bool), np.arange(24).reshape(4, 6) < 12
+    full = np.ones((4, 6), bool)
+    none = np.zeros((4, 6), bool)
+    half = np.arange(24).reshape(4, 6) < 12
     assert overlap_scores(full, full)["overlap_iou"] == overlap_scores(full, full)["overlap_dice"] == 1
     assert overlap_scores(half, ~half)["overlap_iou"] == 0
     for a, b in ((full, none), (none, full), (none, none)):
         scores = overlap_scores(a, b)
-        assert (
-            scores["overlap_iou"] is None
-            and scores["overlap_dice"] is None
-            and scores["area_input"] == a.mean()
-        )
+        assert scores["overlap_iou"] is None
+        assert scores["overlap_dice"] is None
+        assert scores["area_input"] == a.mean()
 
 
 def smooth_pictures(count: int, side: int = 32) -> list[np.ndarray]:
@@ -100,33 +101,63 @@ def test_picture_scores_against_the_lpips_package_and_a_loop() -> None:
     perceptual = perceptual_loss()
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        reference = (
-            lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
-            .eval()
-            .requires_grad_(False)
-        )
+        reference = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+    reference.eval().requires_grad_(False)
     reference.load_state_dict(perceptual.lpips.state_dict(), assign=True)
-    inputs, edits = smooth_pictures(4)[:2], smooth_pictures(4)[2:]
-    inputs[1], edits[1] = (
-        smooth_pictures(1, 48)[0],
-        np.full((48, 48, 3), 77, np.uint8),
-    )  # another size, and one colour
+    inputs = [smooth_pictures(4)[0], smooth_pictures(1, 48)[0]]
+    edits = [smooth_pictures(4)[2], np.full((48, 48, 3), 77, np.uint8)]  # another size, and one colour
     scores = picture_scores(perceptual, inputs, edits)
     for row, (picture, edit) in enumerate(zip(inputs, edits, strict=True)):
-        tensors = [
-            torch.from_numpy(image / 127.5 - 1).float().permute(2, 0, 1)[None] for image in (picture, edit)
-        ]
-        before, after = laplacian_variance(picture), laplacian_variance(edit)
-        wanted = dict(
-            zip(PICTURE_SCORES, (float(reference(*tensors)), before, after, after / before), strict=True)
-        )
-        assert {name: values[row] for name, values in scores.items()} == pytest.approx(
-            wanted, rel=1e-4, abs=1e-6
-        )
+        picture_1CHW = torch.from_numpy(picture / 127.5 - 1).float().permute(2, 0, 1)[None]
+        edit_1CHW = torch.from_numpy(edit / 127.5 - 1).float().permute(2, 0, 1)[None]
+        wanted = {
+            "lpips_input_edit": float(reference(picture_1CHW, edit_1CHW)),
+            "sharpness_input": laplacian_variance(picture),
+            "sharpness_edit": laplacian_variance(edit),
+            "sharpness_ratio": laplacian_variance(edit) / laplacian_variance(picture),
+        }
+        assert list(scores) == list(wanted)
+        made = {name: values[row] for name, values in scores.items()}
+        assert made == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     backwards = picture_scores(perceptual, edits[1:], inputs[1:])
-    assert backwards["sharpness_ratio"] == [None] and backwards["sharpness_input"][0] == pytest.approx(
-        0, abs=1e-6
-    )
+    assert backwards["sharpness_ratio"] == [None]
+    assert backwards["sharpness_input"][0] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_table_names_all_scores_and_no_other() -> None:
+    same_BD = unit(1, 2, 3)[None]
+    mask = np.ones((16, 16), bool)
+    picture = np.zeros((16, 16, 3), np.uint8)
+    clip = clip_scores(same_BD, same_BD, same_BD[0], same_BD[0])
+    overlap = overlap_scores(mask, mask)
+    pictures = picture_scores(perceptual_loss(), [picture], [picture])
+    assert [*clip, *overlap, *pictures] == list(SCORES)
+    assert tuple(overlap) == OVERLAP_SCORES
+
+
+COUNTED = {"task.source", "task.target", "task.source_noun", "task.target_noun"}
+COUNTED |= {"scorer.model", "scorer.pretrained", "filter.dtype", "scorer.files", "format"}
+COUNTED_WITH_MASKS = {
+    "segmenter.model",
+    "segmenter.checkpoint",
+    "segmenter.detector",
+    "segmenter.points_per_side",
+    "segmenter.min_predicted_iou",
+    "segmenter.min_stability",
+    "segmenter.other_nouns",
+    "segmenter.model.files",
+    "segmenter.checkpoint.files",
+    "segmenter.detector.files",
+}
+
+
+def test_what_scores_are_made_with() -> None:
+    assert set(made_with(load(["task=tree2winter"]))) == COUNTED
+    assert set(made_with(load(["task=oak2pine"]))) == COUNTED | COUNTED_WITH_MASKS
+    for name in FREE:
+        assert not any(key == name or key.startswith(f"{name}.") for key in COUNTED | COUNTED_WITH_MASKS)
+    with pytest.raises(UserError, match="name both or neither"):
+        made_with(load(["task.source_noun=tree"]))
 
 
 def test_flags() -> None:
@@ -137,15 +168,15 @@ def test_flags() -> None:
         "area_input": 0.2,
         "area_edit": 0.1,
     }
-    assert flags_of(fine) == [] == flags_of(dict.fromkeys(fine))
-    assert (
-        flags_of({**fine, "sharpness_edit": 0.0}) == ["blank"] == flags_of({**fine, "sharpness_input": 0.0})
-    )
+    assert flags_of(fine) == []
+    assert flags_of(dict.fromkeys(fine)) == []
+    assert flags_of({}) == []
+    assert flags_of({**fine, "sharpness_edit": 0.0}) == ["blank"]
+    assert flags_of({**fine, "sharpness_input": 0.0}) == ["blank"]
+    assert flags_of({**fine, "sharpness_input": 0.0, "sharpness_edit": 0.0}) == ["blank"]
     assert flags_of({**fine, "lpips_input_edit": 0.0}) == ["unchanged"]
-    assert flags_of({**fine, "area_input": 0.0, "area_edit": 0.0}) == [
-        "no_foreground_input",
-        "no_foreground_edit",
-    ]
+    no_foreground = ["no_foreground_input", "no_foreground_edit"]
+    assert flags_of({**fine, "area_input": 0.0, "area_edit": 0.0}) == no_foreground
 
 
 ROWS: list[dict[str, Any]] = [
@@ -161,7 +192,7 @@ MASKED = ["task.source_noun=tree", "task.target_noun=tree"]
 
 
 @pytest.mark.parametrize(
-    "asked, kept",
+    "wanted, kept",
     [
         (Criteria({"clip_gain": 0.10, "overlap_iou": 0.70}), "ae"),
         (Criteria({"clip_gain": 0.10}), "acde"),
@@ -179,16 +210,15 @@ MASKED = ["task.source_noun=tree", "task.target_noun=tree"]
         (Criteria({"overlap_iou": 0.6}, keep=0.3), "a"),  # the best of all pairs, whatever the bounds
     ],
 )
-def test_select(asked: Criteria, kept: str) -> None:
-    keys, dropped = select(ROWS, asked)
+def test_select(wanted: Criteria, kept: str) -> None:
+    keys, dropped = select(ROWS, wanted)
     assert keys == list(kept)
     assert sorted([*keys, *dropped]) == list("abcdefg")
 
 
 def test_every_dropped_pair_has_its_reason() -> None:
-    _, dropped = select(
-        ROWS, Criteria({"clip_gain": 0.10, "overlap_iou": 0.70}, {"lpips_input_edit": 0.4}, reject=["blank"])
-    )
+    at_least = {"clip_gain": 0.10, "overlap_iou": 0.70}
+    _, dropped = select(ROWS, Criteria(at_least, {"lpips_input_edit": 0.4}, reject=["blank"]))
     assert dropped == {
         "a": "lpips_input_edit 0.5000 above 0.4",
         "b": "clip_gain 0.0500 below 0.1",
@@ -203,19 +233,16 @@ def test_every_dropped_pair_has_its_reason() -> None:
 
 
 def test_selection_counts() -> None:
-    selection = selection_of(
-        ROWS[:4], Criteria({"clip_gain": 0.1}, {"lpips_input_edit": 0.4}, keep=0.75, reject=["unchanged"])
-    )
-    assert selection["thresholds"] == {"clip_gain": 0.1, "overlap": None} and selection["at_most"] == {
-        "lpips_input_edit": 0.4
-    }
+    wanted = Criteria({"clip_gain": 0.1}, {"lpips_input_edit": 0.4}, keep=0.75, reject=["unchanged"])
+    selection = selection_of(ROWS[:4], wanted)
+    assert selection["thresholds"] == {"clip_gain": 0.1, "overlap": None}
+    assert selection["at_most"] == {"lpips_input_edit": 0.4}
     assert (selection["kept"], selection["total"], selection["yield"]) == (["c", "d"], 4, 0.5)
-    assert (
-        selection["keep"] == {"share": 0.75, "by": "clip_gain", "down_to": 0.25}
-        and selection["flags"]["blank"] == 1
-    )
+    assert selection["keep"] == {"share": 0.75, "by": "clip_gain", "down_to": 0.25}
+    assert selection["flags"] == {**dict.fromkeys(selection["flags"], 0), "blank": 1}
     empty = selection_of([], Criteria(keep=0.5))
-    assert empty["yield"] == 0 and empty["keep"]["down_to"] is None
+    assert empty["yield"] == 0
+    assert empty["keep"]["down_to"] is None
 
 
 def test_the_tasks_thresholds_are_in_the_papers_unit() -> None:
@@ -226,29 +253,20 @@ def test_the_tasks_thresholds_are_in_the_papers_unit() -> None:
     assert of("task.clip_gain=0").at_least == {"clip_gain": 0}
     assert of("task.clip_gain=null", "task.overlap=0.7", *MASKED).at_least == {"overlap_iou": 0.7}
     assert str(of("task.clip_gain=null", "filter.reject=[]")) == "everything"
-    for more in (
-        ["task.overlap=0.7"],
-        ["filter.select=[area_edit=0.1]"],
-        ["filter.select=[keep=0.5,by=overlap]"],
-    ):
+    for key in ("task.overlap=0.7", "filter.select=[area_edit=0.1]", "filter.select=[keep=0.5,by=overlap]"):
         with pytest.raises(UserError, match="task.source_noun"):
-            of(*more)
+            of(key)
 
 
 def test_filter_select_takes_the_tasks_place() -> None:
-    asked = criteria(
-        load(
-            [
-                "filter.select=[overlap=0.7,image_image=0.1:0.6,sharpness_ratio=:2,keep=0.6,by=-area_edit]",
-                *MASKED,
-            ]
-        )
-    )
-    assert asked.at_least == {"overlap_iou": 0.7, "image_image": 0.1}
-    assert asked.at_most == {"image_image": 0.6, "sharpness_ratio": 2}
-    assert (asked.keep, asked.by, asked.reject) == (0.6, "-area_edit", ["blank"])
+    items = "overlap=0.7,image_image=0.1:0.6,sharpness_ratio=:2,keep=0.6,by=-area_edit"
+    chosen = criteria(load([f"filter.select=[{items}]", *MASKED]))
+    assert chosen.at_least == {"overlap_iou": 0.7, "image_image": 0.1}
+    assert chosen.at_most == {"image_image": 0.6, "sharpness_ratio": 2}
+    assert (chosen.keep, chosen.by, chosen.reject) == (0.6, "-area_edit", ["blank"])
+    assert chosen.by_score == "area_edit" and chosen.low_is_good
     bounds = "overlap_iou >= 0.7, image_image >= 0.1, image_image <= 0.6, sharpness_ratio <= 2"
-    assert str(asked) == f"{bounds}, the best 60% by -area_edit, not blank"
+    assert str(chosen) == f"{bounds}, the best 60% by -area_edit, not blank"
     assert criteria(load(["filter.select=[keep=0.6]"])).by == "clip_gain"
 
 
@@ -257,7 +275,8 @@ def test_filter_select_takes_the_tasks_place() -> None:
     [
         (
             "overlp=0.7",
-            "'overlp'; did you mean overlap_iou or overlap_dice\\? There are: overlap, sim_input_source, .*sharpness_ratio",
+            "'overlp'; did you mean overlap_iou or overlap_dice\\? "
+            "There are: overlap, sim_input_source, .*sharpness_ratio",
         ),
         ("keep=0", "a share above 0"),
         ("keep=1.5", "a share above 0"),
@@ -272,5 +291,9 @@ def test_filter_select_takes_the_tasks_place() -> None:
 def test_what_cannot_be_selected_by_is_named(item: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         criteria(load(["filter.select=" + json.dumps(item.split(","))]))
-    with pytest.raises(UserError, match="no flag 'blnk'. There are: blank, unchanged"):
-        criteria(load(["filter.reject=[blnk]"]))
+
+
+def test_flags_to_reject_are_those_there_are() -> None:
+    assert set(known_keys()["filter.reject"].metadata["limits"].choices) == set(FLAGS)
+    with pytest.raises(UserError, match="filter.reject=.*blnk.*: it is blank, unchanged, "):
+        load(["filter.reject=[blnk]"])

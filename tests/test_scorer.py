@@ -1,4 +1,6 @@
-"""models/clip_scorer.py against open_clip's own preprocessing and encoders, with a tiny randomly initialised model."""
+"""models/clip_scorer.py against open_clip's own preprocessing and encoders, with a tiny randomly
+initialised model.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,7 @@ from tests.helpers import make_scorer_folder
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Scorer:
-    return Scorer(
-        model=f"local-dir:{make_scorer_folder(tmp_path / 'scorer')}",
-        pretrained="",
-        templates=["a photo of {}", "{}"],
-    )
+    return Scorer(model=f"local-dir:{make_scorer_folder(tmp_path / 'scorer')}", pretrained="")
 
 
 def smooth_images(count: int, high: int, wide: int) -> list[np.ndarray]:
@@ -42,15 +40,13 @@ def test_image_features_are_open_clips(tmp_path: Path, high: int, wide: int, res
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     images = smooth_images(3, high, wide)
     with torch.no_grad():
-        expected_BD = model.eval().encode_image(
-            torch.stack([preprocess(Image.fromarray(image)) for image in images])
-        )
+        pixels_BCHW = torch.stack([preprocess(Image.fromarray(image)) for image in images])
+        expected_BD = model.eval().encode_image(pixels_BCHW)
     expected_BD = expected_BD / expected_BD.norm(dim=1, keepdim=True)
     features_BD = ClipScorer(Scorer(model=name, pretrained=""), "cpu").image_features(images)
     assert features_BD.norm(dim=1).numpy() == pytest.approx(1, abs=1e-6)
-    assert (features_BD * expected_BD).sum(
-        dim=1
-    ).min() > 0.9999  # Pillow rounds to whole grey levels, the tensor resize does not
+    # Pillow rounds to whole grey levels, the tensor resize does not.
+    assert (features_BD * expected_BD).sum(dim=1).min() > 0.9999
 
 
 def test_tensors_arrays_and_mixed_sizes_agree(settings: Scorer) -> None:
@@ -64,11 +60,11 @@ def test_tensors_arrays_and_mixed_sizes_agree(settings: Scorer) -> None:
 
 
 def test_text_features_average_the_templates(settings: Scorer) -> None:
-    scorer = ClipScorer(settings)
+    scorer = ClipScorer(settings, templates=["a photo of {}", "{}"])
     with torch.no_grad():
-        each_TD = scorer.model.encode_text(scorer.tokenizer(["a photo of a tree {}", "a tree {}"]))
-    each_TD = each_TD / each_TD.norm(dim=1, keepdim=True)
-    mean_D = each_TD.mean(dim=0)
+        sentence_TD = scorer.model.encode_text(scorer.tokenizer(["a photo of a tree {}", "a tree {}"]))
+    sentence_TD = sentence_TD / sentence_TD.norm(dim=1, keepdim=True)
+    mean_D = sentence_TD.mean(dim=0)
     features_ND = scorer.text_features(["a house", "a tree {}"])  # braces in a text stay as they are
     assert features_ND.shape == (2, 16)
     torch.testing.assert_close(features_ND[1], mean_D / mean_D.norm())
@@ -77,21 +73,19 @@ def test_text_features_average_the_templates(settings: Scorer) -> None:
 
 def test_openai_weights_get_their_own_activation(monkeypatch: pytest.MonkeyPatch, settings: Scorer) -> None:
     """OpenAI's ViT-L-14 was trained with QuickGELU; open_clip builds it with GELU unless told."""
-    asked = {}
+    call = {}
 
     def create_model(name: str, pretrained: str, **options: object) -> object:
-        asked.update(options, name=name, pretrained=pretrained)
+        call.update(options, name=name, pretrained=pretrained)
         raise RuntimeError("no network")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
     with pytest.raises(UserError, match="no network"):
         ClipScorer(Scorer())
-    assert (
-        asked["name"] == "ViT-L-14" and asked["pretrained"] == "openai" and asked["force_quick_gelu"] is True
-    )
+    assert (call["name"], call["pretrained"], call["force_quick_gelu"]) == ("ViT-L-14", "openai", True)
     with pytest.raises(UserError):
         ClipScorer(Scorer(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
-    assert asked["force_quick_gelu"] is False
+    assert call["force_quick_gelu"] is False
 
 
 @pytest.mark.parametrize(
@@ -101,7 +95,6 @@ def test_openai_weights_get_their_own_activation(monkeypatch: pytest.MonkeyPatch
         (Scorer(model="ViT-Z-99"), "no such model"),
         (Scorer(model="ViT-B-32", pretrained=""), "randomly initialised"),
         (Scorer(model="ViT-B-32", pretrained="no_such_file.pt"), "scorer.pretrained=FILE"),
-        (Scorer(templates=["a photo"]), "scorer.templates"),
     ],
 )
 def test_what_is_missing_is_named(settings: Scorer, message: str) -> None:
@@ -140,9 +133,13 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("launcher", "world", "threads", "told"),
-    [({"ACCELERATE_USE_CPU": "False"}, "1", 1, True), ({}, "1", 1, False), ({"ACCELERATE_USE_CPU": "False"}, "2", 1, False),
-     ({"ACCELERATE_USE_CPU": "False"}, "1", 8, False)],
-)  # fmt: skip
+    [
+        ({"ACCELERATE_USE_CPU": "False"}, "1", 1, True),
+        ({}, "1", 1, False),
+        ({"ACCELERATE_USE_CPU": "False"}, "2", 1, False),
+        ({"ACCELERATE_USE_CPU": "False"}, "1", 8, False),
+    ],
+)
 def test_idle_cores_are_told_of(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,5 +1,5 @@
-"""models/segmenter.py: which of the proposed masks make the noun's mask, what the scorer is shown, and how weights
-are read.
+"""models/segmenter.py: which of the proposed masks make the noun's mask, what the scorer is shown,
+and how weights are read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from configs.schema import Segmenter as Settings
 from models.clip_scorer import ClipScorer
 from models.miniature.scenes import Look, render
 from models.miniature.scenes import scene as scene_of
-from models.segmenter import Segmenter, load_sam, masked_crop
+from models.segmenter import Proposals, Segmenter, load_sam, masked_crop
 from tests.helpers import TINY_SAM, tiny_sam
 
 COLOURS = {"red square": (1.0, 0.0, 0.0), "blue square": (0.0, 0.0, 1.0), "grass": (0.0, 1.0, 0.0)}
@@ -67,21 +67,23 @@ def scene() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def proposing(masks: list[np.ndarray]) -> Any:
     """A stand-in for Segmenter.propose that gives these masks for every picture."""
-    stacked = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, 40, 60, dtype=torch.bool)
-    return lambda images: iter(
-        [(stacked, batched_mask_to_box(stacked) if masks else torch.zeros(0, 4).long())] * len(images)
-    )
+    if masks:
+        mask_MHW = torch.from_numpy(np.stack(masks))
+        proposals = Proposals(mask_MHW, batched_mask_to_box(mask_MHW))
+    else:
+        proposals = Proposals(torch.zeros(0, 40, 60, dtype=torch.bool), torch.zeros(0, 4).long())
+    return lambda images: iter([proposals] * len(images))
 
 
-def test_masks_that_show_the_noun_are_united(folder: Path) -> None:
-    segmenter = Segmenter(
-        Settings(model=str(folder), other_nouns=["grass", "red square", "blue square"], outside=0.0),
-        ColourScorer(),
-    )  # type: ignore[arg-type]
+def test_masks_that_show_the_noun_are_united(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OUTSIDE", 0.0)
+    settings = Settings(model=str(folder), other_nouns=["grass", "red square", "blue square"])
+    segmenter = Segmenter(settings, ColourScorer())  # type: ignore[arg-type]
     image, masks = scene()
     assert len(segmenter.settings.other_nouns) == 3  # a noun among the other nouns is not its own rival
     segmenter.propose = proposing([*masks.values(), np.zeros_like(masks["grass"])])
-    red, blue = (segmenter.segment([image], noun)[0] for noun in ("red square", "blue square"))
+    red = segmenter.segment([image], "red square")[0]
+    blue = segmenter.segment([image], "blue square")[0]
     np.testing.assert_array_equal(red, masks["red 1"] | masks["red 2"])
     np.testing.assert_array_equal(blue, masks["blue"])
 
@@ -96,77 +98,78 @@ def test_no_mask_shows_the_noun(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("least_iou, least_stability", [(-1e9, -1.0), (0.5, 0.8), (1e9, 0.0)])
-def test_the_masks_are_segment_anythings(least_iou: float, least_stability: float) -> None:
-    """Picture by picture the library's own automatic masks, whatever the batches; random weights, and the miniature's on its scenes."""
+def test_the_masks_are_segment_anythings(
+    least_iou: float, least_stability: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Picture by picture the library's own automatic masks, whatever the batches.
+
+    With random weights, and with the miniature's on its scenes.
+    """
+    monkeypatch.setattr(module, "IMAGES_TOGETHER", 2)
+    monkeypatch.setattr(module, "POINTS_TOGETHER", 2)
     if least_iou == 0.5:
         sam = load_sam(Settings(model="models/miniature/segmenter"))
         images = [np.asarray(render(scene_of(seed), Look()))[:, : 128 - 30 * seed] for seed in range(3)]
     else:
-        sam, generator = tiny_sam(), np.random.default_rng(0)
-        images = [
-            generator.integers(0, 256, size, dtype=np.uint8)
-            for size in ((48, 80, 3), (64, 64, 3), (90, 50, 3))
-        ]
+        sam = tiny_sam()
+        generator = np.random.default_rng(0)
+        sizes = ((48, 80, 3), (64, 64, 3), (90, 50, 3))
+        images = [generator.integers(0, 256, size, dtype=np.uint8) for size in sizes]
     limits = {"pred_iou_thresh": least_iou, "stability_score_thresh": least_stability}
     reference = SamAutomaticMaskGenerator(sam, points_per_side=5, points_per_batch=8, **limits)
-    settings = Settings(
-        points_per_side=5,
-        min_predicted_iou=least_iou,
-        min_stability=least_stability,
-        batch=2,
-        points_per_batch=2,
-    )
+    settings = Settings(points_per_side=5, min_predicted_iou=least_iou, min_stability=least_stability)
+    segmenter = Segmenter(settings, ColourScorer(), sam=sam)  # type: ignore[arg-type]
     counts = []
-    for image, (masks, boxes) in zip(
-        images, Segmenter(settings, ColourScorer(), sam=sam).propose(images), strict=True
-    ):
+    for image, proposals in zip(images, segmenter.propose(images), strict=True):
         wanted = reference.generate(image)
         counts.append(len(wanted))
-        assert (
-            not boxes.is_floating_point()
-            and masks.dtype == torch.bool
-            and masks.shape == (len(wanted), *image.shape[:2])
-        )
-        for mask, (left, top, right, bottom), theirs in zip(
-            masks.numpy(), boxes.tolist(), wanted, strict=True
-        ):
-            assert (
-                mask != theirs["segmentation"]
-            ).mean() < 1e-3  # a pixel on the edge may round the other way in another batch
+        assert not proposals.box_M4.is_floating_point()
+        assert proposals.mask_MHW.dtype == torch.bool
+        assert proposals.mask_MHW.shape == (len(wanted), *image.shape[:2])
+        ours = zip(proposals.mask_MHW.numpy(), proposals.box_M4.tolist(), strict=True)
+        for (mask, (left, top, right, bottom)), theirs in zip(ours, wanted, strict=True):
+            # A pixel on the edge may round the other way in another batch.
+            assert (mask != theirs["segmentation"]).mean() < 1e-3
             assert theirs["bbox"] == [left, top, right - left, bottom - top]
     assert (max(counts) == 0) if least_iou > 1e8 else (min(counts) > 1)
 
 
 def test_bfloat16_changes_little() -> None:
-    """What filter.dtype=bfloat16 does on a GPU, here with the CPU's autocast: the miniature's trees and features stay where they were."""
+    """What filter.dtype=bfloat16 does on a GPU, here with the CPU's autocast.
+
+    The miniature's trees and features stay where they were.
+    """
     config = load(["segmenter.points_per_side=6"])
     segmenter = Segmenter(config.segmenter, ClipScorer(config.scorer))
     images = [np.asarray(render(scene_of(seed), Look())) for seed in (1, 2)]
-    exact, features_BD = segmenter.segment(images, "tree"), segmenter.scorer.image_features(images)
+    exact = segmenter.segment(images, "tree")
+    exact_BD = segmenter.scorer.image_features(images)
     with torch.autocast("cpu", torch.bfloat16):
-        rough, rough_BD = segmenter.segment(images, "tree"), segmenter.scorer.image_features(images)
-    assert rough_BD.dtype == torch.float32 and (features_BD * rough_BD).sum(1).min() > 0.999
+        rough = segmenter.segment(images, "tree")
+        rough_BD = segmenter.scorer.image_features(images)
+    assert rough_BD.dtype == torch.float32
+    assert (exact_BD * rough_BD).sum(1).min() > 0.999
     for mask, other in zip(exact, rough, strict=True):
         assert mask.any() and np.count_nonzero(mask & other) / np.count_nonzero(mask | other) > 0.9
 
 
-def test_small_masks_are_not_looked_at(folder: Path) -> None:
+def test_small_masks_are_not_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OUTSIDE", 0.0)
     image, masks = scene()
-    for least, found in ((0.0, True), (0.05, False)):  # a square is 100 of 2400 pixels
-        segmenter = Segmenter(
-            Settings(model=str(folder), other_nouns=["grass"], outside=0.0, min_area=least), ColourScorer()
-        )  # type: ignore[arg-type]
-        segmenter.propose = proposing([masks["red 1"]])
-        assert segmenter.segment([image], "red square")[0].any() == found
+    segmenter = Segmenter(Settings(model=str(folder), other_nouns=["grass"]), ColourScorer())  # type: ignore[arg-type]
+    segmenter.propose = proposing([masks["red 1"]])
+    for least, looked_at in ((0.0, True), (0.05, False)):  # a square is 100 of 2400 pixels
+        monkeypatch.setattr(module, "MIN_AREA", least)
+        assert segmenter.segment([image], "red square")[0].any() == looked_at
 
 
 def crop_of(image: np.ndarray, mask: np.ndarray, margin: float, outside: float) -> np.ndarray:
     """masked_crop as an array S x S x 3; the box is found by looking."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
     box = [int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])]
-    crop = masked_crop(
-        torch.from_numpy(image).permute(2, 0, 1).float(), torch.from_numpy(mask), box, margin, outside
-    )
+    image_CHW = torch.from_numpy(image).permute(2, 0, 1).float()
+    crop = masked_crop(image_CHW, torch.from_numpy(mask), box, margin, outside)
     return crop.permute(1, 2, 0).numpy()
 
 

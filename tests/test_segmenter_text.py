@@ -1,8 +1,11 @@
-"""models/segmenter_text.py with tiny random Grounding DINO and SAM 2 models, directly and through filter/run.py."""
+"""models/segmenter_text.py with tiny random Grounding DINO and SAM 2 models, directly and through
+filter/run.py.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from configs.loader import load
 from configs.runs import run_dir
 from configs.schema import Segmenter as Settings
 from filter.score_table import read_scores
+from models import segmenter_text
 from models.segmenter_text import TextSegmenter
 from tests.helpers import make_pairs, make_scorer_folder
 
@@ -99,51 +103,57 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(folder: Path, min_box_score: float) -> Settings:
-    return Settings(
-        model=str(folder / "drawer"), detector=str(folder / "detector"), min_box_score=min_box_score
-    )
+def settings(folder: Path) -> Settings:
+    return Settings(model=str(folder / "drawer"), detector=str(folder / "detector"))
 
 
 def pictures() -> list[np.ndarray]:
     generator = np.random.default_rng(0)
-    return [
-        generator.integers(0, 256, size, dtype=np.uint8) for size in ((48, 80, 3), (64, 64, 3), (80, 48, 3))
-    ]
+    sizes = ((48, 80, 3), (64, 64, 3), (80, 48, 3))
+    return [generator.integers(0, 256, size, dtype=np.uint8) for size in sizes]
 
 
-def test_a_batch_is_its_pictures_one_by_one_with_the_library(folder: Path) -> None:
-    """Boxes of unlike number are drawn together; each mask is the union of those that SAM 2 draws for the picture's own boxes."""
+def test_a_batch_is_its_pictures_one_by_one_with_the_library(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes of unlike number are drawn together.
+
+    Each mask is the union of those that SAM 2 draws for the picture's own boxes.
+    """
     images = pictures()
-    probe = TextSegmenter(settings(folder, 0.0), "cpu")
-    asked = probe.detector_processor(images=images, text=["tree."] * 3, return_tensors="pt")
+    segmenter = TextSegmenter(settings(folder), "cpu")
+    inputs = segmenter.detector_processor(images=images, text=["tree."] * 3, return_tensors="pt")
     with torch.no_grad():
-        scores_BQ = probe.detector(**asked).logits.sigmoid().amax(-1)
+        scores_BQ = segmenter.detector(**inputs).logits.sigmoid().amax(-1)
     limit = float(scores_BQ.flatten().sort().values[6]) + 1e-5  # 8 of the 15 boxes
-    segmenter = TextSegmenter(settings(folder, limit), "cpu")
-    counts = [len(boxes) for boxes in segmenter._boxes(images, "tree")]
-    assert counts == (scores_BQ > limit).sum(1).tolist() and sum(counts) == 8 and len(set(counts)) > 1
+    monkeypatch.setattr(segmenter_text, "MIN_BOX_SCORE", limit)
+    boxes_by_image = segmenter.find(images, "tree")
+    counts = [len(boxes) for boxes in boxes_by_image]
+    assert counts == (scores_BQ > limit).sum(1).tolist()
+    assert sum(counts) == 8 and len(set(counts)) > 1
     masks = segmenter.segment(images, "Tree.")  # the noun as a user may write it
-    for image, mask, boxes in zip(images, masks, segmenter._boxes(images, "tree"), strict=True):
+    for image, mask, boxes in zip(images, masks, boxes_by_image, strict=True):
         wanted = np.zeros(image.shape[:2], bool)
         for box in boxes:
             inputs = segmenter.drawer_processor(images=image, input_boxes=[[box]], return_tensors="pt")
             with torch.no_grad():
                 drawn = segmenter.drawer(**inputs, multimask_output=False).pred_masks
-            wanted |= segmenter.drawer_processor.post_process_masks(drawn, inputs["original_sizes"])[0][
-                0, 0
-            ].numpy()
-        assert mask.dtype == bool and mask.shape == image.shape[:2] and (mask != wanted).mean() < 0.01
+            shown = segmenter.drawer_processor.post_process_masks(drawn, inputs["original_sizes"])
+            wanted |= shown[0][0, 0].numpy()
+        assert mask.dtype == bool and mask.shape == image.shape[:2]
+        assert (mask != wanted).mean() < 0.01
 
 
-def test_nothing_found_is_an_empty_mask(folder: Path) -> None:
-    masks = TextSegmenter(settings(folder, 1.1), "cpu").segment(pictures(), "tree")
-    assert [mask.shape for mask in masks] == [(48, 80), (64, 64), (80, 48)] and not any(
-        mask.any() for mask in masks
-    )
+def test_nothing_found_is_an_empty_mask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenter_text, "MIN_BOX_SCORE", 1.1)
+    masks = TextSegmenter(settings(folder), "cpu").segment(pictures(), "tree")
+    assert [mask.shape for mask in masks] == [(48, 80), (64, 64), (80, 48)]
+    assert not any(mask.any() for mask in masks)
 
 
-def test_through_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_through_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = [
         f"runs_dir={tmp_path}",
         f"scorer.model=local-dir:{make_scorer_folder(tmp_path / 'scorer')}",
@@ -156,18 +166,21 @@ def test_through_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.C
     ]
     config = load(arguments)
     make_pairs(run_dir(config) / "pairs", (3,))
-    assert stage.main([*arguments, "segmenter.min_box_score=0"]) == 0
-    assert all(
-        0 < row["area_input"] <= 1 and 0 <= row["overlap_iou"] <= 1 and row["flags"] == []
-        for row in read_scores(config)
-    )
+    monkeypatch.setattr(segmenter_text, "MIN_BOX_SCORE", 0.0)
+    assert stage.main(arguments) == 0
+    for row in read_scores(config):
+        assert 0 < row["area_input"] <= 1 and 0 <= row["overlap_iou"] <= 1
+        assert row["flags"] == []
     capsys.readouterr()
-    assert stage.main([*arguments, "segmenter.min_box_score=1.1"]) == 0  # scored again: another segmenter
+    monkeypatch.setattr(segmenter_text, "MIN_BOX_SCORE", 1.1)
+    resaved = tmp_path / "detector"
+    shutil.copytree(folder / "detector", resaved)
+    arguments.append(f"segmenter.detector={resaved}")
+    assert stage.main(arguments) == 0  # scored again: another segmenter
     assert "3 no_foreground_input, 3 no_foreground_edit" in capsys.readouterr().out
     assert {(row["area_input"], row["overlap_iou"]) for row in read_scores(config)} == {(0.0, None)}
-    assert set(json.loads((run_dir(config) / "selection.json").read_text())["dropped"].values()) == {
-        "no foreground"
-    }
+    selection = json.loads((run_dir(config) / "selection.json").read_text())
+    assert set(selection["dropped"].values()) == {"no foreground"}
     assert stage.main([*arguments, "segmenter.detector=/no/such/folder"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "segmenter.detector=/no/such/folder cannot be loaded" in error
