@@ -28,7 +28,7 @@ from distill import adapters, checkpoints, pairs
 from distill.formats import Edit, read_file
 from distill.runlog import read_metrics
 from distill.losses import Adversary, distillation_loss
-from models.comodgan import CoModGenerator
+from models.comodgan import CoModGenerator, make_generator
 from models.discriminator import Discriminator
 from models.perceptual import perceptual_loss
 
@@ -79,7 +79,7 @@ class TrainingState:
 
         torch.manual_seed(self.seed)
         self.generator = (
-            CoModGenerator(resolution, **asdict(config.generator))
+            make_generator(resolution, config.generator)
             .to(self.device)
             .to(memory_format=torch.channels_last)
         )

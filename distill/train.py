@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,13 +109,13 @@ def plan(config: Config) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from distill.pairs import selected_keys
-    from models.comodgan import CoModGenerator
+    from models.comodgan import make_generator
     from models.discriminator import Discriminator
 
     _check(config)
     side, sizes = config.teacher.resolution, config.generator
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        generator = CoModGenerator(side, **asdict(sizes)).eval()
+        generator = make_generator(side, sizes).eval()
         generator(torch.zeros(1, 3, side, side))
         adversary = (
             Discriminator(side, sizes.channel_base, sizes.channel_max)

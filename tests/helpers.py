@@ -23,7 +23,7 @@ TINY = {
     "mapping_layers": 2,
 }  # a CoModGenerator
 TINY_TRAINING = [
-    *(f"generator.{name}={value}" for name, value in TINY.items()),
+    *(f"generator.{name}={value}" for name, value in TINY.items() if name != "z_dim"),
     "generator.separable=false",
     "distill.init=",
     "distill.lr=0.001",
