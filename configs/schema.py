@@ -413,16 +413,12 @@ class Distill:
 
 @dataclass
 class Export:
-    """distill/export.py: generator.safetensors and generator.onnx, and what else."""
+    """distill/export.py: what it writes beside generator.safetensors and generator.onnx."""
 
     formats: list[str] = option(
         ["float", "fp16", "int8", "pt2"],
-        "further formats: float, fp16, int8, pt2, page (docs/distill.md)",
+        "further formats; docs/distill.md says what each is",
         choices=("float", "fp16", "int8", "pt2", "page"),
-    )
-    onnxruntime_web: str = option(
-        "",
-        "the npm package's .tgz that the page needs; empty: fetched once from registry.npmjs.org, then cached",
     )
 
 

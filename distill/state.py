@@ -256,7 +256,7 @@ class TrainingState:
         """
         if not self.accelerator.is_main_process:
             return
-        edit = Edit(self.ema, checkpoints.fixed_latent(self.made_with)).to(self.device)
+        edit = Edit(self.ema).to(self.device)
         sums: dict[str, float] = defaultdict(float)
         for images in DataLoader(self.held_out, self.config.batch):
             input_BCHW, edit_BCHW = (pairs.to_unit(image.to(self.device)) for image in images)

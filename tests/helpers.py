@@ -1,6 +1,7 @@
 """What several test files build: pairs, tiny networks, the arguments that make a run tiny, and what a page or table says."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 
 from configs.files import write_json
+from distill.formats import write_formats
 from generate.shards import Pair, write_shard
+from models.comodgan import CoModGenerator
 from models.segmenter import build_sam
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,3 +144,14 @@ def printed_tables(text):
 def mean(cell):
     """The mean in a cell '0.123 [0.1, 0.2]'."""
     return float(cell.split()[0])
+
+
+def export_tiny(folder: Path, formats: Sequence[str] = (), side: int = 16, **named: str) -> None:
+    """Write the exported files of a TINY generator with random weights, as distill/export.py does."""
+    torch.manual_seed(0)
+    generator = CoModGenerator(side, **TINY).eval()
+    metadata = dict.fromkeys(("task", "source", "target", "teacher", "git_revision"), "x") | named
+    metadata |= {"resolution": side, "config": generator.config}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_formats(folder, generator, metadata, formats, None)
+    write_json(folder / "config.json", metadata)
