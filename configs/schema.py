@@ -263,8 +263,7 @@ class Generator:
 
     channel_base: int = option(16_384, "channels at side s: min(channel_max, 2 channel_base / s)", at_least=1)
     channel_max: int = option(512, "most channels of any layer", at_least=1)
-    z_dim: int = option(512, "width of the latent z; fixed to zero where distill.latent is 'fixed'")
-    w_dim: int = option(512, "width of the mapped latent w", at_least=1)
+    w_dim: int = option(512, "width of the latent, before and after the mapping network", at_least=1)
     code_dim: int = option(1024, "width of the encoder's global code", at_least=1)
     mapping_layers: int = option(8, "layers of the mapping network", at_least=0)
     dropout: float = option(0.5, "dropout on the global code while training", at_least=0, below=1)
@@ -337,16 +336,12 @@ class Distill:
 
 @dataclass
 class Export:
-    """distill/export.py: generator.safetensors and generator.onnx, and what else."""
+    """distill/export.py: what it writes beside generator.safetensors and generator.onnx."""
 
     formats: list[str] = option(
         ["float", "fp16", "int8", "pt2"],
-        "further formats: float, fp16, int8, pt2, page (docs/distill.md)",
+        "further formats; docs/distill.md says what each is",
         choices=("float", "fp16", "int8", "pt2", "page"),
-    )
-    onnxruntime_web: str = option(
-        "",
-        "the npm package's .tgz that the page needs; empty: fetched once from registry.npmjs.org, then cached",
     )
 
 

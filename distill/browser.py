@@ -1,6 +1,7 @@
 """The export as a static page: the generator runs in the visitor's browser, by onnxruntime-web.
 
-Its two binaries (41 MB) are taken from the npm package of one known version, which is fetched once and kept in the user's cache.
+Its two binaries (41 MB) are taken from the npm package of one known version, which is fetched once
+and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -19,24 +20,32 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.files import whole_file
-from configs.schema import Export
 
 VERSION = "1.30.0"
 ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
-INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # as npm publishes it
-FILES = (  # with WebGPU, and the smaller one without
-    *("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
-    *("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
+INTEGRITY = (  # of this version, as npm publishes it
+    "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 )
-TIMEOUT_S = 60
+FILES = (
+    # with WebGPU
+    "ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+    # without, and smaller
+    "ort.wasm.min.mjs",
+    "ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm",
+)
+TIMEOUT_S = 60  # without a byte from the registry
 
 
-def write_page(folder: Path, config: Export, example_HWC: np.ndarray) -> None:
-    """Write index.html, an example to start with (uint8) and onnxruntime-web's files; generator.onnx and config.json belong beside them.
+def write_page(folder: Path, example_HWC: np.ndarray) -> None:
+    """Write index.html, an example to start with (uint8) and onnxruntime-web's files.
 
-    UserError where the package cannot be had or is not the one that was published.
+    generator.onnx and config.json belong beside them. UserError where the package cannot be had or
+    is not the one that was published.
     """
-    with tarfile.open(fileobj=io.BytesIO(_package(config.onnxruntime_web))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(npm_package())) as tar:
         for name in FILES:
             member = tar.extractfile(f"package/dist/{name}")
             assert member is not None  # the package is the one we know
@@ -45,29 +54,47 @@ def write_page(folder: Path, config: Export, example_HWC: np.ndarray) -> None:
     Image.fromarray(example_HWC).save(folder / "example.png")
 
 
-def _package(path: str) -> bytes:
-    """The npm package from `path`, else from the user's cache, else from the registry."""
-    cache = (
-        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        / "zero2gan"
-        / ADDRESS.rpartition("/")[2]
+def npm_package() -> bytes:
+    """The .tgz of onnxruntime-web from the user's cache, else from the registry, which puts it
+    there.
+
+    UserError where it cannot be read or is not the one that was published.
+    """
+    cached = cached_package()
+    advice = (
+        f"put what `npm pack onnxruntime-web@{VERSION}` gets there as {cached}, or leave page out of "
+        "export.formats"
     )
-    fetch = not path and not cache.exists()
-    origin = ADDRESS if fetch else path or str(cache)
-    advice = f"set export.onnxruntime_web= to what `npm pack onnxruntime-web@{VERSION}` gets, or leave page out of export.formats"
+    is_cached = cached.exists()
+    origin = str(cached) if is_cached else ADDRESS
     try:
-        if fetch:
-            print(f"export: fetching {ADDRESS}", flush=True)
-        with urllib.request.urlopen(ADDRESS, timeout=TIMEOUT_S) if fetch else open(origin, "rb") as stream:
-            data = stream.read()
+        package = cached.read_bytes() if is_cached else _fetch(ADDRESS)
     except OSError as error:
         raise UserError(f"{origin} cannot be read ({error}): {advice}") from error
-    found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
-    if found != INTEGRITY:
+    if integrity(package) != INTEGRITY:
         raise UserError(
-            f"{origin} is not onnxruntime-web {VERSION} as npm publishes it ({found}): remove it, {advice}"
+            f"{origin} is not onnxruntime-web {VERSION} as npm publishes it ({integrity(package)}): {advice}"
         )
-    if fetch:
-        with whole_file(cache) as stream:
-            stream.write(data)
-    return data
+    if not is_cached:
+        with whole_file(cached) as stream:
+            stream.write(package)
+    return package
+
+
+def cached_package() -> Path:
+    """Where the package is looked for: $XDG_CACHE_HOME or ~/.cache, under the name that npm gives
+    it.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "zero2gan" / f"onnxruntime-web-{VERSION}.tgz"
+
+
+def integrity(package: bytes) -> str:
+    """The hash of a package as npm writes it."""
+    return "sha512-" + base64.b64encode(hashlib.sha512(package).digest()).decode()
+
+
+def _fetch(address: str) -> bytes:
+    print(f"export: fetching {address}", flush=True)
+    with urllib.request.urlopen(address, timeout=TIMEOUT_S) as stream:
+        return stream.read()

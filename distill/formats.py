@@ -1,228 +1,123 @@
-"""The generator's file formats, each written from one graph in which all that depends on weights alone is a constant.
+"""The files of an exported generator: how each is written, and how it is run to be checked.
 
-B batch, C channels, H W pixels, D width of the latent.
+FILES is the table of them. A new format is an entry there, and its name among the choices of
+export.formats in configs/schema.py.
+
+Shapes: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch.export import ExportedProgram
 
 from configs.errors import UserError
+from distill.graphs import Edit, Picture, Sources
 from models.comodgan import CoModGenerator
+from models.pictures import batch_of, images_of
+from models.translator import Translator
 
-BATCH = torch.export.Dim("batch", min=1, max=4096)
-FORMATS = (
-    "float",
-    "fp16",
-    "int8",
-    "pt2",
-    "page",
-)  # beside generator.safetensors and generator.onnx; docs/distill.md says what each is
-QUANTISED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]  # the arithmetic; what lies between stays float32
+OPSET = 18  # of ONNX
+QUANTISED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]  # what lies between stays float32
+# The metadata that a .onnx carries
+DESCRIPTION = ("task", "source", "target", "teacher", "resolution", "git_revision", "config")
 
-
-class Edit(nn.Module):
-    """A generator whose latent is fixed (None: zeros): image B x 3 x H x W in [-1, 1] -> edit, the same, not clamped."""
-
-    z_1D: torch.Tensor
-
-    def __init__(self, generator: CoModGenerator, z: Sequence[float] | None) -> None:
-        super().__init__()
-        self.generator = generator
-        self.register_buffer("z_1D", torch.tensor([z or [0.0] * generator.config["z_dim"]]))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.generator(image, self.z_1D)
+# How far from PyTorch a file's edits may be, in levels of 255
+ROUNDING = 2  # two runtimes that sum in another order differ by 1
+TEN_BITS = 8  # of mantissa: float16, and TF32, which a GPU computes float32 with
+ANY = 255  # 8-bit arithmetic: the loss is measured and told
 
 
-class Picture(nn.Module):
-    """An edit as a function on pictures: uint8 B x H x W x 3 -> uint8 B x H x W x 3, `dtype` inside."""
-
-    def __init__(self, edit: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.edit, self.dtype = edit, dtype
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        image_BCHW = (image.permute(0, 3, 1, 2).float() / 127.5 - 1.0).to(self.dtype)
-        edit_BCHW = (self.edit(image_BCHW).float() + 1.0) * 127.5
-        return edit_BCHW.round().clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
+# ---- writers: each writes to a path what it needs of Sources ----
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What an exported generator.safetensors says of itself, and its tensors by name. UserError where it is none."""
-    try:
-        with safe_open(path, "pt") as stream:
-            about = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
-            return about, {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dictionary
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(
-            f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py"
-        ) from error
-
-
-def read(path: Path) -> tuple[CoModGenerator, dict[str, Any]]:
-    """The generator of an exported generator.safetensors, for use, and what the file says of itself."""
-    about, tensors = read_file(path)
-    generator = CoModGenerator(**about["config"]).eval().requires_grad_(False)
-    generator.load_state_dict(tensors)
-    return generator, about
-
-
-def write(
-    folder: Path,
-    generator: CoModGenerator,
-    about: dict[str, Any],
-    formats: Collection[str],
-    calibration_BHWC: Any,
-    onnx: bool = True,
-) -> None:
-    """Write generator.safetensors, generator.onnx and those of `formats` (see FORMATS; the page is not of them).
-
-    calibration_BHWC: uint8 pictures like those to come, for int8. onnx: False writes no .onnx.
-    """
+def write_weights(path: Path, generator: CoModGenerator, metadata: dict[str, Any]) -> None:
+    """The weights by their names in models/comodgan.py; the metadata as JSON texts."""
     tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-    save_file(
-        tensors, folder / "generator.safetensors", {key: json.dumps(value) for key, value in about.items()}
-    )
-    side = about["resolution"]
-    image_BCHW, picture_BHWC = torch.zeros(2, 3, side, side), torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    edit = folded(Edit(generator, about["z"]), image_BCHW)
-    program = trace(Picture(edit), picture_BHWC)
-    programs = {"generator.pt2": program} if "pt2" in formats else {}
-    if "fp16" in formats:
-        sums = folded(Edit(copy.deepcopy(generator).write_as_sums(), about["z"]), image_BCHW).half()
-        programs["generator-fp16.pt2"] = trace(Picture(sums, torch.float16), picture_BHWC)
-    for name, each in programs.items():
-        with _quiet():
-            torch.export.save(
-                each, folder / name, extra_files={"config.json": json.dumps(about)}
-            )  # for torch.export.load
-    if not onnx:
-        return
-    write_onnx(folder / "generator.onnx", program, about)
-    if "float" in formats:
-        write_onnx(folder / "generator-float.onnx", trace(edit, image_BCHW), about)
-    if "int8" in formats:
-        write_int8(folder / "generator-int8.onnx", folder / "generator.onnx", calibration_BHWC)
-    if "fp16" in formats:
-        write_onnx(
-            folder / "generator-fp16.onnx", trace(Picture(edit.half(), torch.float16), picture_BHWC), about
-        )
+    save_file(tensors, path, {key: json.dumps(value) for key, value in metadata.items()})
 
 
-def trace(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
-    """The module's graph for any batch, from an example of at least two images (of one, the batch would be a constant)."""
-    with torch.no_grad():
-        program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: BATCH},), strict=False)
-    for node in list(program.graph.nodes):
-        if (
-            node.target is torch.ops.aten._assert_tensor_metadata.default
-        ):  # names the device that it was traced on: fails on a GPU
-            program.graph.erase_node(node)
-    program.graph_module.recompile()
-    return program
+def write_program(path: Path, program: ExportedProgram, metadata: dict[str, Any]) -> None:
+    """A graph for torch.export.load, with the metadata as its extra file config.json."""
+    with _quiet():
+        torch.export.save(program, path, extra_files={"config.json": json.dumps(metadata)})
 
 
-def folded(module: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule:
-    """The same function with every value computed now that depends on weights and buffers alone.
-
-    With a fixed latent those are the scaled weights, the powers that demodulate and the whole mapping network, whose weights go.
-    """
-    traced = trace(module, example).module()
-    assert isinstance(traced, torch.fx.GraphModule)
-    graph = traced.graph
-    known: dict[torch.fx.Node, torch.Tensor] = {}
-    for node in list(graph.nodes):
-        if node.op == "call_module":  # checks of the example's shape, which newer PyTorch puts in
-            graph.erase_node(node)
-        elif node.op == "get_attr":
-            owner, _, name = node.target.rpartition(".")
-            known[node] = getattr(traced.get_submodule(owner), name).detach()
-        elif (
-            node.op == "call_function"
-            and node.all_input_nodes
-            and all(source in known for source in node.all_input_nodes)
-        ):
-            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = node.target(*args, **kwargs)
-    for node, value in known.items():
-        if any(user not in known for user in node.users):
-            layout = (
-                torch.channels_last if value.dim() == 4 else torch.contiguous_format
-            )  # which a GPU's convolutions want
-            traced.register_buffer(f"constant_{node.name}", value.contiguous(memory_format=layout))
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(
-                    graph.get_attr(f"constant_{node.name}"), lambda user: user not in known
-                )
-    graph.eliminate_dead_code()
-    return torch.fx.GraphModule(traced, graph)  # takes along what the graph still names
-
-
-def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict[str, Any]) -> None:
-    """One self-contained graph, opset 18, image -> edit, any batch."""
+def write_onnx(path: Path, program: ExportedProgram, metadata: dict[str, Any]) -> None:
+    """One self-contained ONNX graph, image -> edit, for any batch, with the metadata of DESCRIPTION."""
     import onnx
 
     with _quiet():
         exported = torch.onnx.export(
-            program, (), dynamo=True, opset_version=18, input_names=["image"], output_names=["edit"]
+            program, (), dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["edit"]
         )
     assert exported is not None  # with dynamo=True there is one
     model = exported.model_proto
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
-        part.ClearField("metadata_props")  # the exporter's stack traces name files of the machine it ran on
-    described = {
-        key: about[key]
-        for key in ("task", "source", "target", "teacher", "resolution", "git_revision", "config")
-    }
-    onnx.helper.set_model_props(
-        model,
-        {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()},
-    )
+        part.ClearField("metadata_props")  # stack traces, which name files of the machine it ran on
+    properties = {}
+    for key in DESCRIPTION:
+        value = metadata[key]
+        properties[key] = value if isinstance(value, str) else json.dumps(value)
+    onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
 
-def write_int8(path: Path, float_onnx: Path, calibration_BHWC: Any) -> None:
-    """The ONNX graph with 8-bit arithmetic where onnxruntime has it, ranges from the calibration pictures (uint8)."""
+def write_int8(path: Path, calibration_BHWC: np.ndarray, metadata: dict[str, Any]) -> None:
+    """The generator.onnx beside it with 8-bit arithmetic; it has the metadata of that."""
+    quantise(path.with_name("generator.onnx"), path, calibration_BHWC)
+
+
+def quantise(float_onnx: Path, path: Path, calibration_BHWC: np.ndarray) -> None:
+    """Write the ONNX graph with 8-bit arithmetic where onnxruntime has it.
+
+    calibration_BHWC: uint8 pictures; the ranges of the 8-bit values are those that they lead to.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    rows = ({"image": row[None]} for row in calibration_BHWC)
+    inputs = ({"image": image_HWC[None]} for image_HWC in calibration_BHWC)
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, Any] | None:
-            return next(rows, None)
+            return next(inputs, None)
 
+    # onnxruntime before 1.24 runs no MatMul by weights that have a range for each channel
     graph = onnx.load(float_onnx).graph
-    weights = {
-        tensor.name for tensor in graph.initializer
-    }  # onnxruntime before 1.24 runs no MatMul by weights with a range a channel
+    weights = {tensor.name for tensor in graph.initializer}
     dense = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     with _quiet():
         quantize_static(
-            float_onnx, path, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTISED, nodes_to_exclude=dense,
-            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        )  # fmt: skip
+            float_onnx,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=QUANTISED,
+            nodes_to_exclude=dense,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters talk about their own progress."""
+    """Silence the exporters, which talk about their own progress."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
@@ -231,3 +126,127 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+# ---- for the check: the edits, uint8 B x H x W x 3, of such pictures by the file at a path ----
+
+
+def edit_in_pytorch(generator: CoModGenerator, images_BHWC: np.ndarray) -> np.ndarray:
+    """The edits by the generator itself, float32: what those of every file are compared with."""
+    with torch.no_grad():
+        return Picture(Edit(generator))(torch.from_numpy(images_BHWC)).numpy()
+
+
+def edit_by_weights(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
+    """The edits by a generator.safetensors, in PyTorch."""
+    generator, _ = read_generator(path)
+    return edit_in_pytorch(generator, images_BHWC)
+
+
+def edit_by_translator(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
+    """The edits by a .onnx or .pt2 that takes uint8 pictures, as a user runs it."""
+    return Translator(path)(images_BHWC)
+
+
+def edit_by_network(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
+    """The edits by a .onnx that takes and gives values in [-1, 1]."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    edit_BCHW = session.run(None, {"image": batch_of(images_BHWC).numpy()})[0]
+    return images_of(torch.from_numpy(edit_BCHW))
+
+
+# ---- the table ----
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """One file of an export."""
+
+    name: str  # in <run>/export
+    option: str | None  # the entry of export.formats that asks for it; None: it is always written
+    needs: str  # the attribute of Sources that it is written from
+    write: Callable[[Path, Any, dict[str, Any]], None]  # of its path, what it needs, and the metadata
+    edit: Callable[[Path, np.ndarray], np.ndarray]  # its edits, of its path and uint8 pictures
+    max_levels: int  # how far from PyTorch any value of an edit may be
+    max_levels_on_gpu: int | None = None  # the same where PyTorch has a GPU, if it is another
+
+    def allowed_levels(self) -> int:
+        """How far from PyTorch any value of an edit may be on this machine."""
+        if self.max_levels_on_gpu is not None and torch.cuda.is_available():
+            return self.max_levels_on_gpu
+        return self.max_levels
+
+
+FILES = (  # in the order of writing: generator-int8.onnx is made from generator.onnx
+    FileFormat("generator.safetensors", None, "generator", write_weights, edit_by_weights, ROUNDING),
+    FileFormat("generator.onnx", None, "picture", write_onnx, edit_by_translator, ROUNDING),
+    FileFormat("generator-float.onnx", "float", "network", write_onnx, edit_by_network, ROUNDING),
+    FileFormat("generator-fp16.onnx", "fp16", "half_picture", write_onnx, edit_by_translator, TEN_BITS),
+    FileFormat("generator-fp16.pt2", "fp16", "half_sums", write_program, edit_by_translator, TEN_BITS),
+    FileFormat("generator-int8.onnx", "int8", "calibration_BHWC", write_int8, edit_by_translator, ANY),
+    FileFormat("generator.pt2", "pt2", "picture", write_program, edit_by_translator, ROUNDING, TEN_BITS),
+)
+
+
+def write_formats(
+    folder: Path,
+    generator: CoModGenerator,
+    metadata: dict[str, Any],
+    formats: Collection[str],
+    calibration_BHWC: np.ndarray | None,
+    onnx: bool = True,
+) -> list[FileFormat]:
+    """Write the files that are always written, and those of `formats`; returns what was written.
+
+    formats: entries of export.formats; those that FILES does not know (the page) are for others.
+    calibration_BHWC: uint8 pictures like those to come, which only int8 needs. onnx: whether to
+    write any .onnx.
+    """
+    sources = Sources(generator, metadata["resolution"], calibration_BHWC)
+    written = []
+    for file in FILES:
+        wanted = file.option is None or file.option in formats
+        if wanted and (onnx or not file.name.endswith(".onnx")):
+            file.write(folder / file.name, getattr(sources, file.needs), metadata)
+            written.append(file)
+    return written
+
+
+# ---- reading generator.safetensors ----
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The metadata of an exported generator.safetensors, and its tensors by name.
+
+    UserError where the file is none.
+    """
+    try:
+        with safe_open(path, "pt") as stream:
+            metadata = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
+            tensors = {}
+            for name in stream.keys():  # noqa: SIM118 - it is no dictionary
+                tensors[name] = stream.get_tensor(name)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py"
+        ) from error
+    return metadata, tensors
+
+
+def read_generator(path: Path) -> tuple[CoModGenerator, dict[str, Any]]:
+    """The generator of an exported generator.safetensors, for use, and the file's metadata.
+
+    UserError where the file is none, or where the generator was trained with sampled latents, as
+    earlier versions could.
+    """
+    metadata, tensors = read_file(path)
+    if metadata.get("z") is not None:
+        raise UserError(
+            f"{path} was trained with sampled latents, and the latent is always zeros now: train anew with "
+            "distill/train.py and export that"
+        )
+    generator = CoModGenerator(**metadata["config"]).eval().requires_grad_(False)
+    generator.load_state_dict(tensors)
+    return generator, metadata

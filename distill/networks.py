@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +13,8 @@ from configs.files import find_file
 from configs.schema import Config
 from distill.checkpoints import Checkpoint
 from distill.ema import EMA
-from distill.formats import read
-from models.comodgan import CoModGenerator
+from distill.formats import read_generator
+from models.comodgan import CoModGenerator, make_generator
 from models.discriminator import Discriminator
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, of each parameter
@@ -50,7 +50,7 @@ def build_networks(config: Config, device: torch.device) -> Networks:
     resolution = config.teacher.resolution
     sizes = config.generator
     torch.manual_seed(config.seed)
-    generator = CoModGenerator(resolution, **asdict(sizes))
+    generator = make_generator(resolution, sizes)
     discriminator = None
     if settings.adversarial > 0:
         discriminator = Discriminator(resolution, sizes.channel_base, sizes.channel_max)
@@ -84,7 +84,7 @@ def load_initial_weights(generator: CoModGenerator, path: Path) -> None:
     UserError where it is no such file, or where its configuration differs in more than dropout,
     which no weight depends on.
     """
-    exported, _ = read(path)
+    exported, _ = read_generator(path)
     if exported.config | {"dropout": 0} != generator.config | {"dropout": 0}:
         raise UserError(
             f"{path} was made with {exported.config}, this run's generator is {generator.config}: "

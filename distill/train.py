@@ -15,7 +15,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -332,7 +332,7 @@ def plan(config: Config) -> dict[str, Any]:
 
     from distill.checkpoints import KEEP
     from distill.pairs import selected_keys
-    from models.comodgan import CoModGenerator
+    from models.comodgan import make_generator
     from models.discriminator import Discriminator
 
     check(config)
@@ -340,7 +340,7 @@ def plan(config: Config) -> dict[str, Any]:
     sizes = config.generator
     # on "meta" there are shapes alone, no values
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        generator = CoModGenerator(side, **asdict(sizes)).eval()
+        generator = make_generator(side, sizes).eval()
         generator(torch.zeros(1, 3, side, side))
         discriminator = Discriminator(side, sizes.channel_base, sizes.channel_max)
     parameters = sum(parameter.numel() for parameter in generator.parameters())

@@ -128,9 +128,9 @@ def draw_shifts(generators: Sequence[torch.Generator], steps: int, channels: int
 def regularise(noise_BCHW: Tensor, shifts_BOICL: Tensor, config: Inversion) -> Tensor:
     """The predicted noise after gradient steps on both terms (section 3.2), B x C x H x W:
 
-      O times:
-        I times: noise <- noise - lambda_ac / I * grad L_ac(noise), with new shifts
-        noise <- noise - lambda_kl * grad L_kl(noise)
+    O times:
+      I times: noise <- noise - lambda_ac / I * grad L_ac(noise), with new shifts
+      noise <- noise - lambda_kl * grad L_kl(noise)
     """
     circulants = symmetric_circulants(noise_BCHW, shifts_BOICL) if config.lambda_ac else []
     for outer in range(OUTER_ITERATIONS):

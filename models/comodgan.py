@@ -1,55 +1,88 @@
 """The distilled generator: Co-Mod-GAN (Zhao et al. 2021), image in, edited image out, one pass.
 
-A StyleGAN2 synthesis network whose styles come from the latent *and* from an encoder of the input image (co-modulation), with the encoder's
-feature maps added at every resolution. Written from the paper and its published facts, not from the reference code.
+    image -> Encoder -> feature maps of every resolution, and one global code
+    z -> mapping network -> w
+    [w, code] -> a scale for every channel of every layer (co-modulation)
+    code -> 4 x 4 pixels -> at every resolution: up, add the feature map, modulated convolution, ToRGB
+    the images of ToRGB, upsampled and added -> edited image
 
-B batch, C channels (I in, O out), H W pixels, S style width, D width of a vector, K kernel side.
+It is a StyleGAN2 synthesis network (Karras et al. 2020) whose styles come from the latent *and*
+from the encoder. Written from the papers and their published facts, not from the reference code.
+
+Shapes: B batch, C channels (I input, O output), H W pixels, N = H W, S style width, D width of a
+vector, K kernel side, L layers of one shape.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from itertools import pairwise
 from math import sqrt
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configs.errors import UserError
+from configs.schema import Generator
 
 SLOPE = 0.2  # of the leaky ReLU
-GAIN = sqrt(
-    2.0
-)  # keeps the variance through the leaky ReLU; folded into the weights, which saves a pass over the image
-MAPPING_LR = 0.01  # the mapping network learns this much slower
+GAIN = sqrt(2.0)  # keeps the variance through the leaky ReLU; part of the weights: no pass of its own
+MAPPING_LR = 0.01  # the mapping network learns this much slower (Karras et al. 2019, appendix C)
 EPSILON = 1e-6  # the ONNX exporter drops an addition of 1e-8 as if it were one of 0
 
 
-def of_dtype(value: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """autocast leaves float32 beside the image's bfloat16; where they are equal, no cast must stand in an exported graph."""
-    return value if value.dtype == image.dtype else value.to(image.dtype)
+def make_generator(resolution: int, sizes: Generator) -> CoModGenerator:
+    """The generator of these sizes with random weights, for images of `resolution` pixels a side.
+
+    The latent z is as wide as w.
+    """
+    return CoModGenerator(resolution, z_dim=sizes.w_dim, **asdict(sizes))
 
 
 def channel_widths(sides: list[int], base: int, most: int) -> list[int]:
-    """Channels at each side (Zhao et al. 2021): the same number of values at all sides, up to `most` channels."""
+    """Channels at each side (Zhao et al. 2021): 2 base / side, at most `most` and at least 1."""
     return [max(1, min(most, 2 * base // side)) for side in sides]
 
 
+def cast_like(value: Tensor, image: Tensor) -> Tensor:
+    """The value in the image's dtype: autocast leaves float32 beside the image's bfloat16.
+
+    Where they are equal there is no call, as an exported graph would keep it as a cast.
+    """
+    if value.dtype == image.dtype:
+        return value
+    return value.to(image.dtype)
+
+
+# ---- layers ----
+
+
 class EqualizedWeight(nn.Module):
-    """A weight from N(0, 1), scaled at run time by gain / sqrt(fan-in), so that Adam moves all layers alike (Karras et al. 2018)."""
+    """A weight from N(0, 1), scaled at run time by gain / sqrt(fan-in): Adam moves all layers
+    alike.
+
+    Karras et al. 2018, section 4.1. shape: outputs first; the rest is the fan-in. lr_multiplier:
+    the weight is kept divided by it and used times it. A step of Adam is as long for a large weight
+    as for a small one, so with 0.01 it moves the weight in use a hundred times less.
+    """
 
     def __init__(self, *shape: int, gain: float = 1.0, lr_multiplier: float = 1.0) -> None:
         super().__init__()
         self.raw = nn.Parameter(torch.randn(shape) / lr_multiplier)
-        self.scale = gain * lr_multiplier / sqrt(self.raw[0].numel())
+        fan_in = self.raw[0].numel()
+        self.scale = gain * lr_multiplier / sqrt(fan_in)
 
-    def forward(self) -> torch.Tensor:
-        """The weight to use: first dimension out, the rest is the fan-in."""
+    def forward(self) -> Tensor:
+        """The weight to use, of the shape given."""
         return self.raw * self.scale
 
 
 class Dense(nn.Module):
-    """Fully connected layer, B x I -> B x O, with leaky ReLU unless `linear`."""
+    """Fully connected layer, B x I -> B x O, with leaky ReLU unless `linear`. bias: where it
+    starts.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, linear: bool = False, bias: float = 0.0, lr_multiplier: float = 1.0
@@ -58,75 +91,89 @@ class Dense(nn.Module):
         gain = 1.0 if linear else GAIN
         self.weight = EqualizedWeight(outputs, inputs, gain=gain, lr_multiplier=lr_multiplier)
         self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
-        self.bias_scale, self.activated = gain * lr_multiplier, not linear
+        self.bias_scale = gain * lr_multiplier
+        self.activated = not linear
 
-    def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
-        y_BD = F.linear(x_BD, self.weight(), self.bias * self.bias_scale)
-        return F.leaky_relu(y_BD, SLOPE) if self.activated else y_BD
+    def forward(self, x_BI: Tensor) -> Tensor:
+        y_BO = F.linear(x_BI, self.weight(), self.bias * self.bias_scale)
+        return F.leaky_relu(y_BO, SLOPE) if self.activated else y_BO
 
 
 class Blur(nn.Module):
-    """The binomial filter [1, 3, 3, 1] in both directions, against aliasing (Zhang 2019). Sides grow by 2 padding - 3, then shrink by the
-    stride. `gain` 4 where zeros were put in between. One depthwise convolution: on CPUs 2 to 10 times faster than two.
+    """The binomial filter [1, 3, 3, 1] in both directions, against aliasing (Zhang 2019).
+
+    Sides grow by 2 padding - 3 and are then divided by the stride. gain: 4 where zeros were put in
+    between. One two-dimensional depthwise convolution is 2 to 10 times faster on CPUs than two of
+    one dimension.
     """
 
-    kernel_11KK: torch.Tensor
+    kernel_11KK: Tensor
     taps: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
 
     def __init__(self, padding: int = 1, gain: float = 1.0, stride: int = 1) -> None:
         super().__init__()
         line_K = torch.tensor(self.taps) / sum(self.taps)
-        self.register_buffer("kernel_11KK", (gain * line_K[:, None] * line_K)[None, None], persistent=False)
-        self.padding, self.gain, self.stride = padding, gain, stride
-        self.as_sums = False
+        kernel_KK = gain * line_K[:, None] * line_K
+        self.register_buffer("kernel_11KK", kernel_KK[None, None], persistent=False)
+        self.padding = padding
+        self.gain = gain
+        self.stride = stride
+        self.as_sums = False  # see CoModGenerator.write_as_sums
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        if not self.as_sums:
-            channels = x_BCHW.shape[1]
-            return F.conv2d(
-                x_BCHW,
-                self.kernel_11KK.expand(channels, -1, -1, -1),
-                None,
-                self.stride,
-                self.padding,
-                groups=channels,
-            )
-        x_BCHW, zero = F.pad(x_BCHW, [self.padding] * 4), x_BCHW.new_zeros(())
-        reach = x_BCHW.shape[2] - len(self.taps) + 1
-        places = [(tap, slice(start, start + reach, self.stride)) for start, tap in enumerate(self.taps)]
-        x_BCHW = sum((tap * x_BCHW[:, :, place] for tap, place in places), zero)
-        return (
-            self.gain / sum(self.taps) ** 2 * sum((tap * x_BCHW[..., place] for tap, place in places), zero)
-        )
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if self.as_sums:
+            return self._sums(x_BCHW)
+        channels = x_BCHW.shape[1]
+        kernel_C1KK = self.kernel_11KK.expand(channels, -1, -1, -1)
+        return F.conv2d(x_BCHW, kernel_C1KK, None, self.stride, self.padding, groups=channels)
+
+    def _sums(self, x_BCHW: Tensor) -> Tensor:
+        """The same filter of square images: a sum over shifted rows, then one over shifted columns."""
+        padded_BCHW = F.pad(x_BCHW, [self.padding] * 4)
+        reach = padded_BCHW.shape[2] - len(self.taps) + 1  # places of the filter along one side
+        zero = x_BCHW.new_zeros(())
+        down_BCHW = zero
+        for start, tap in enumerate(self.taps):
+            down_BCHW = down_BCHW + tap * padded_BCHW[:, :, start : start + reach : self.stride]
+        both_BCHW = zero
+        for start, tap in enumerate(self.taps):
+            both_BCHW = both_BCHW + tap * down_BCHW[..., start : start + reach : self.stride]
+        return self.gain / sum(self.taps) ** 2 * both_BCHW
 
 
 class Upsample(Blur):
     """Twice the sides: what zeros in between and then Blur (gain 4) make.
 
-    Each value four times, then [1, 2, 1], is the same and much faster in ONNX Runtime on a CPU than a transposed convolution.
+    Each value four times, then [1, 2, 1], is the same and much faster in ONNX Runtime on a CPU than
+    a transposed convolution.
     """
 
     taps = (1.0, 2.0, 1.0)
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.interpolate(x_BCHW, scale_factor=2.0))
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        repeated_BCHW = F.interpolate(x_BCHW, scale_factor=2.0)  # B x C x 2H x 2W, nearest neighbour
+        return super().forward(repeated_BCHW)  # with padding 1 the sides stay
 
 
 class Depthwise(nn.Module):
-    """3 x 3 convolution of each channel by itself; a 1 x 1 convolution after it makes a separable one (Howard et al. 2017)."""
+    """3 x 3 convolution of each channel by itself.
+
+    With a 1 x 1 convolution after it, it is a separable convolution (Howard et al. 2017).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = EqualizedWeight(channels, 1, 3, 3)
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         return F.conv2d(x_BCHW, self.weight(), padding=1, groups=x_BCHW.shape[1])
 
 
 class Conv(nn.Module):
     """Plain K x K convolution with bias and leaky ReLU; `down` blurs and halves the sides.
 
-    `separable`: 3 x 3 depthwise and then 1 x 1, or with `down` 1 x 1 alone.
+    `separable`: 3 x 3 depthwise and then 1 x 1; with `down` 1 x 1 alone, after a blur that halves
+    the sides itself.
     """
 
     def __init__(
@@ -140,27 +187,46 @@ class Conv(nn.Module):
         self.blur = Blur(padding=1 + kernel // 2, stride=2 if separable else 1) if down else nn.Identity()
         self.stride = 2 if down and not separable else 1
         self.padding = 0 if down else kernel // 2
-        self.as_sums = False
+        self.as_sums = False  # see CoModGenerator.write_as_sums
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        weight_OIKK, bias_O = self.weight(), self.bias * GAIN
+    def forward(self, x_BIHW: Tensor) -> Tensor:
+        weight_OIKK = self.weight()
+        bias_O = self.bias * GAIN
         if self.as_sums:
-            weight_OI11 = weight_OIKK[..., 0:1, 0:1]
-            y_BCHW = sum((x_BCHW[:, i : i + 1] * weight_OI11[:, i] for i in range(3)), bias_O[:, None, None])
+            y_BOHW = _sum_over_colours(x_BIHW, weight_OIKK, bias_O)
         else:
-            y_BCHW = F.conv2d(
-                self.depthwise(self.blur(x_BCHW)), weight_OIKK, bias_O, self.stride, self.padding
-            )
-        return F.leaky_relu(y_BCHW, SLOPE)
+            x_BIHW = self.blur(x_BIHW)  # with down: sides H + 1, or H / 2 where separable
+            x_BIHW = self.depthwise(x_BIHW)  # the shape stays
+            y_BOHW = F.conv2d(x_BIHW, weight_OIKK, bias_O, self.stride, self.padding)
+        return F.leaky_relu(y_BOHW, SLOPE)  # B x O x H x W, with down B x O x H/2 x W/2
+
+
+def _sum_over_colours(x_BIHW: Tensor, weight_OIKK: Tensor, bias_O: Tensor) -> Tensor:
+    """The 1 x 1 convolution of an RGB image as a sum of three products, B x O x H x W."""
+    weight_OI11 = weight_OIKK[..., 0:1, 0:1]
+    y_BOHW = bias_O[:, None, None]
+    for colour in range(3):
+        y_BOHW = y_BOHW + x_BIHW[:, colour : colour + 1] * weight_OI11[:, colour]
+    return y_BOHW
 
 
 class ModulatedConv(nn.Module):
-    """Convolution whose input channels a style scales, its outputs brought back to unit variance (Karras et al. 2020, section 2.2);
-    `up` doubles the sides.
+    """Convolution by weights that a style scales, its outputs brought back to unit variance.
 
-    3 x 3: scaling the input, convolving with shared weights and scaling the output equals the per-sample weights of the paper, batches
-    without grouped convolutions, and exports to ONNX. 1 x 1: per-sample weights are a matrix product, which saves both scalings of the
-    image. `separable` as in Conv. The generator computes all layers' scales and factors at once.
+    Karras et al. 2020, section 2.2, for input channel i, output channel o and place k of the
+    kernel:
+
+        w'_oik = s_i w_oik                                      (equation 1)
+        w''_oik = w'_oik / sqrt(sum_ik w'_oik^2 + epsilon)      (equation 3)
+
+    The style s, B x I, and the factor 1 / sqrt(...), B x O, come from outside: CoModGenerator
+    computes those of all layers at once.
+
+    3 x 3: the input times s, one convolution by the shared weights w, the output times the factor.
+    That equals a convolution by each sample's own w'', batches without grouped convolutions, and
+    exports to ONNX. 1 x 1: each sample's own w'' in a matrix product, which saves the two products
+    over the image.
+    `up` doubles the sides. `separable`: 3 x 3 depthwise and then 1 x 1; with `up` 1 x 1 alone.
     """
 
     def __init__(
@@ -175,36 +241,56 @@ class ModulatedConv(nn.Module):
         super().__init__()
         kernel = 1 if separable else kernel
         self.weight = EqualizedWeight(outputs, inputs, kernel, kernel)
-        self.affine = Dense(style, inputs, linear=True, bias=1.0)
+        self.affine = Dense(style, inputs, linear=True, bias=1.0)  # [w, code] -> s, which starts near 1
         self.depthwise = Depthwise(inputs) if separable and not up else None
-        self.blur = nn.Identity() if not up else Upsample() if separable else Blur(gain=4.0)
-        self.up, self.as_sums = up, False
+        self.blur: nn.Module = nn.Identity()
+        if up:
+            self.blur = Upsample() if separable else Blur(gain=4.0)
+        self.up = up
+        self.as_sums = False  # see CoModGenerator.write_as_sums
 
-    def forward(
-        self, x_BIHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor | None
-    ) -> torch.Tensor:
-        """factor_BO: what brings the outputs to unit variance; None, for 1 x 1 alone: as they are."""
+    def forward(self, x_BIHW: Tensor, scale_BI: Tensor, factor_BO: Tensor | None) -> Tensor:
+        """The output, B x O x H x W, or with `up` B x O x 2H x 2W.
+
+        scale_BI: the style s. factor_BO: brings the outputs to unit variance; with None, which is
+        for 1 x 1 alone, they stay as they are.
+        """
         weight_OIKK = self.weight()
-        if weight_OIKK.shape[2] == 3:
-            assert factor_BO is not None
-            x_BIHW = x_BIHW * scale_BI[:, :, None, None]
-            if self.up:
-                y_BOHW = self.blur(F.conv_transpose2d(x_BIHW, weight_OIKK.transpose(0, 1), stride=2))
-            else:
-                y_BOHW = F.conv2d(x_BIHW, weight_OIKK, padding=1)
-            return y_BOHW * of_dtype(factor_BO[:, :, None, None], y_BOHW)
-        weight_BOI = weight_OIKK[..., 0, 0] * scale_BI[:, None]
-        weight_BOI = weight_BOI if factor_BO is None else weight_BOI * factor_BO[..., None]
+        if weight_OIKK.shape[2] == 1:
+            return self._with_sample_weights(x_BIHW, weight_OIKK[..., 0, 0], scale_BI, factor_BO)
+        assert factor_BO is not None
+        return self._with_shared_weights(x_BIHW, weight_OIKK, scale_BI, factor_BO)
+
+    def _with_shared_weights(
+        self, x_BIHW: Tensor, weight_OIKK: Tensor, scale_BI: Tensor, factor_BO: Tensor
+    ) -> Tensor:
+        x_BIHW = x_BIHW * scale_BI[:, :, None, None]  # equation 1
+        if self.up:
+            weight_IOKK = weight_OIKK.transpose(0, 1)
+            y_BOHW = F.conv_transpose2d(x_BIHW, weight_IOKK, stride=2)  # B x O x (2H + 1) x (2W + 1)
+            y_BOHW = self.blur(y_BOHW)  # B x O x 2H x 2W
+        else:
+            y_BOHW = F.conv2d(x_BIHW, weight_OIKK, padding=1)
+        return y_BOHW * cast_like(factor_BO[:, :, None, None], y_BOHW)  # equation 3
+
+    def _with_sample_weights(
+        self, x_BIHW: Tensor, weight_OI: Tensor, scale_BI: Tensor, factor_BO: Tensor | None
+    ) -> Tensor:
+        weight_BOI = weight_OI * scale_BI[:, None]  # equation 1
+        if factor_BO is not None:
+            weight_BOI = weight_BOI * factor_BO[..., None]  # equation 3
         if self.depthwise is not None:
             x_BIHW = self.depthwise(x_BIHW)
         if self.as_sums:
-            return (x_BIHW[:, None] * weight_BOI[..., None, None]).sum(2)
-        return self.blur((weight_BOI @ x_BIHW.flatten(2)).unflatten(2, x_BIHW.shape[2:]))
+            return (x_BIHW[:, None] * weight_BOI[..., None, None]).sum(2)  # over B x O x I x H x W
+        y_BON = weight_BOI @ x_BIHW.flatten(2)
+        y_BOHW = y_BON.unflatten(2, x_BIHW.shape[2:])
+        return self.blur(y_BOHW)  # with up: B x O x 2H x 2W
 
-    def power(self) -> torch.Tensor:
-        """I x O: what a unit of each input's squared scale adds to each output's variance."""
+    def power(self) -> Tensor:
+        """sum_k w_oik^2, I x O: what input i adds to the variance of output o where s_i is 1."""
         power_OI = self.weight().square().sum((2, 3))
-        if self.depthwise is not None:
+        if self.depthwise is not None:  # w_oik is then the product of a 1 x 1 and a depthwise weight
             power_OI = power_OI * self.depthwise.weight().square().sum((1, 2, 3))
         return power_OI.T
 
@@ -220,15 +306,16 @@ class SynthesisLayer(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(
-        self, x_BCHW: torch.Tensor, scale_BI: torch.Tensor, factor_BO: torch.Tensor, noise: bool
-    ) -> torch.Tensor:
-        """noise: add one random value a pixel, the same for all channels."""
-        y_BCHW = self.conv(x_BCHW, scale_BI, factor_BO * GAIN)
-        bias_C11 = self.bias[:, None, None]
+    def forward(self, x_BIHW: Tensor, scale_BI: Tensor, factor_BO: Tensor, noise: bool) -> Tensor:
+        """The output, B x O x H x W, or with `up` B x O x 2H x 2W.
+
+        noise: add one random value a pixel, the same for all channels.
+        """
+        y_BOHW = self.conv(x_BIHW, scale_BI, factor_BO * GAIN)
+        offset = self.bias[:, None, None]  # O x 1 x 1
         if noise:
-            bias_C11 = bias_C11 + self.noise_strength * torch.randn_like(y_BCHW[:, :1])
-        return F.leaky_relu(y_BCHW + of_dtype(bias_C11 * GAIN, y_BCHW), SLOPE)
+            offset = offset + self.noise_strength * torch.randn_like(y_BOHW[:, :1])  # B x O x H x W
+        return F.leaky_relu(y_BOHW + cast_like(offset * GAIN, y_BOHW), SLOPE)
 
 
 class ToRGB(nn.Module):
@@ -239,38 +326,53 @@ class ToRGB(nn.Module):
         self.conv = ModulatedConv(inputs, 3, style, kernel=1)
         self.bias = nn.Parameter(torch.zeros(3))
 
-    def forward(self, x_BCHW: torch.Tensor, scale_BI: torch.Tensor) -> torch.Tensor:
-        return self.conv(x_BCHW, scale_BI, None) + self.bias[:, None, None]
+    def forward(self, x_BIHW: Tensor, scale_BI: Tensor) -> Tensor:
+        return self.conv(x_BIHW, scale_BI, None) + self.bias[:, None, None]  # B x 3 x H x W
+
+
+# ---- networks ----
 
 
 class Encoder(nn.Module):
-    """Image -> (feature maps by resolution, 4 pixels first; global code B x D before its dropout)."""
+    """The input image as feature maps of every resolution and one global code.
+
+    sides: of the feature maps, from 4 pixels to the image's. widths: their channels.
+    """
 
     def __init__(self, sides: list[int], widths: list[int], code_dim: int, separable: bool) -> None:
         super().__init__()
         self.from_rgb = Conv(3, widths[-1], kernel=1)
-        self.skips = nn.ModuleList(Conv(width, width, separable=separable) for width in widths)
-        between = list(zip(widths[:-1], widths[1:], strict=True))
-        self.downs = nn.ModuleList(
-            Conv(wide, narrow, down=True, separable=separable) for narrow, wide in between
-        )
+        self.skips = nn.ModuleList()
+        for width in widths:
+            self.skips.append(Conv(width, width, separable=separable))
+        self.downs = nn.ModuleList()
+        for coarse, fine in pairwise(widths):
+            self.downs.append(Conv(fine, coarse, down=True, separable=separable))
         self.code = Dense(widths[0] * sides[0] ** 2, code_dim)
 
-    def forward(self, image_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        x_BCHW = self.from_rgb(image_BCHW)
-        features: list[torch.Tensor] = []
+    def forward(self, image_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The feature maps, that of 4 x 4 pixels first, and the code B x D before its dropout.
+
+        The feature map of a level is B x widths[level] x sides[level] x sides[level].
+        """
+        x_BCHW = self.from_rgb(image_BCHW)  # B x widths[-1] x H x W
+        features = []
         for level in reversed(range(len(self.skips))):
-            x_BCHW = self.skips[level](x_BCHW)
-            features.insert(0, x_BCHW)
+            x_BCHW = self.skips[level](x_BCHW)  # B x widths[level] x sides[level] x sides[level]
+            features.append(x_BCHW)
             if level > 0:
-                x_BCHW = self.downs[level - 1](x_BCHW)
-        return features, self.code(x_BCHW.flatten(1))
+                x_BCHW = self.downs[level - 1](x_BCHW)  # B x widths[level - 1] x half the sides each
+        features.reverse()
+        code_BD = self.code(x_BCHW.flatten(1))  # from B x (widths[0] 4 4)
+        return features, code_BD
 
 
 class CoModGenerator(nn.Module):
-    """The whole generator, for square images of `resolution` pixels, a power of two from 16; other arguments: configs Generator.
+    """The generator: a square image and a latent in, the edited image out.
 
-    config: the arguments that make this network again, JSON values.
+    resolution: side of the images in pixels, a power of two from 16. z_dim: width of the latent.
+    Configs' Generator explains the other arguments. UserError for a resolution or width that makes
+    no network. Its attribute `config` has the arguments that make this network again, JSON values.
     """
 
     def __init__(
@@ -287,101 +389,146 @@ class CoModGenerator(nn.Module):
         width: float = 1.0,
     ) -> None:
         super().__init__()
-        if resolution < 16 or resolution & (resolution - 1):
-            raise UserError(
-                f"teacher.resolution={resolution}: the generator is made for 16, 32, 64, 128, 256, 512 or 1024 pixels"
-            )
-        if min(width * w_dim, width * code_dim) < 1:
-            raise UserError(
-                f"generator.width={width}: nothing would be left of generator.w_dim={w_dim} and generator.code_dim={code_dim}"
-            )
+        _refuse_bad_sizes(resolution, width, w_dim, code_dim)
         self.config: dict[str, Any] = {
-            key: value for key, value in locals().items() if key not in ("self", "__class__")
+            "resolution": resolution,
+            "channel_base": channel_base,
+            "channel_max": channel_max,
+            "z_dim": z_dim,
+            "w_dim": w_dim,
+            "code_dim": code_dim,
+            "mapping_layers": mapping_layers,
+            "dropout": dropout,
+            "separable": separable,
+            "width": width,
         }
-        sides = [2**power for power in range(2, resolution.bit_length())]
-        w_dim, code_dim = round(width * w_dim), round(width * code_dim)
+        sides = [2**power for power in range(2, resolution.bit_length())]  # 4, 8, ..., resolution
         widths = channel_widths(sides, round(width * channel_base), round(width * channel_max))
+        w_dim = round(width * w_dim)
+        code_dim = round(width * code_dim)
         style = w_dim + code_dim
         self.encoder = Encoder(sides, widths, code_dim, separable)
-        self.mapping = nn.Sequential(
-            *(
-                Dense(z_dim if layer == 0 else w_dim, w_dim, lr_multiplier=MAPPING_LR)
-                for layer in range(mapping_layers)
-            )
-        )
+        self.mapping = nn.Sequential()
+        for layer in range(mapping_layers):
+            inputs = z_dim if layer == 0 else w_dim
+            self.mapping.append(Dense(inputs, w_dim, lr_multiplier=MAPPING_LR))
         self.start = Dense(code_dim, widths[0] * sides[0] ** 2)
-        between = zip(widths[:-1], widths[1:], strict=True)
-        self.ups = nn.ModuleList(
-            SynthesisLayer(inputs, outputs, style, True, separable) for inputs, outputs in between
-        )
-        self.layers = nn.ModuleList(
-            SynthesisLayer(channels, channels, style, False, separable) for channels in widths
-        )
-        self.to_rgb = nn.ModuleList(ToRGB(channels, style) for channels in widths)
+        self.ups = nn.ModuleList()  # ups[level] leads from resolution `level` to the next
+        for coarse, fine in pairwise(widths):
+            self.ups.append(SynthesisLayer(coarse, fine, style, up=True, separable=separable))
+        self.layers = nn.ModuleList()
+        for channels in widths:
+            self.layers.append(SynthesisLayer(channels, channels, style, separable=separable))
+        self.to_rgb = nn.ModuleList([ToRGB(channels, style) for channels in widths])
         self.rgb_upsample = Upsample()
 
-    def forward(self, image_BCHW: torch.Tensor, z_BD: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, image_BCHW: Tensor, z_BD: Tensor | None = None) -> Tensor:
         """The edited image, B x 3 x H x W, about [-1, 1] and not clamped.
 
-        image_BCHW: RGB in [-1, 1]. z_BD: standard normal latents, one for all or one an image; None: zeros, and no noise either,
-        which makes one edit of one input.
-        Random in training mode only (dropout on the code; noise where a latent is given), drawn from torch's global generator.
+        image_BCHW: RGB in [-1, 1]. z_BD: standard normal latents, one for all or one an image. None
+        is zeros, and no noise either, so that one input has one edit.
+        Random in training mode only (dropout on the code; noise where a latent is given), drawn
+        from torch's global generator.
         """
         noise = self.training and z_BD is not None
         if z_BD is None:
-            z_BD = image_BCHW.new_zeros(1, self.config["z_dim"])
-        w_BD = self.mapping(z_BD * torch.rsqrt(z_BD.square().mean(1, keepdim=True) + EPSILON))
-        features, code_BD = self.encoder(image_BCHW)
+            z_BD = image_BCHW.new_zeros(1, self.config["z_dim"])  # one for all images
+        z_BD = z_BD * torch.rsqrt(z_BD.square().mean(1, keepdim=True) + EPSILON)  # length sqrt(D)
+        w_BD = self.mapping(z_BD)  # B x w_dim, or 1 x w_dim for all images
+        features, code_BD = self.encoder(image_BCHW)  # maps B x C x 4 x 4 to B x C x H x W; B x code_dim
         code_BD = F.dropout(code_BD, self.config["dropout"], self.training)
-        scales, factors = self._modulation(w_BD, code_BD)
-        x_BCHW = self.start(code_BD).view_as(features[0])
-        rgb_BCHW: Any = None
-        for up, layer, to_rgb, feature_BCHW in zip(
-            [None, *self.ups], self.layers, self.to_rgb, features, strict=True
-        ):
-            if up is not None:
-                x_BCHW = up(x_BCHW, scales[up], factors[up], noise)
-            x_BCHW = layer(x_BCHW + feature_BCHW, scales[layer], factors[layer], noise)
-            colour_BCHW = to_rgb(x_BCHW, scales[to_rgb])
-            rgb_BCHW = colour_BCHW if rgb_BCHW is None else self.rgb_upsample(rgb_BCHW) + colour_BCHW
+        scales = self._scales(w_BD, code_BD)  # by layer, B x I
+        factors = self._factors(scales)  # by layer, B x O
+
+        first = self.layers[0]
+        to_rgb = self.to_rgb[0]
+        x_BCHW = self.start(code_BD).view_as(features[0]) + features[0]  # B x C x 4 x 4
+        x_BCHW = first(x_BCHW, scales[first], factors[first], noise)  # the shape stays
+        rgb_BCHW = to_rgb(x_BCHW, scales[to_rgb])  # B x 3 x 4 x 4
+        for level in range(1, len(self.layers)):
+            up = self.ups[level - 1]
+            layer = self.layers[level]
+            to_rgb = self.to_rgb[level]
+            x_BCHW = up(x_BCHW, scales[up], factors[up], noise)  # B x C x 2H x 2W
+            x_BCHW = x_BCHW + features[level]  # the shape stays
+            x_BCHW = layer(x_BCHW, scales[layer], factors[layer], noise)  # the shape stays
+            colour_BCHW = to_rgb(x_BCHW, scales[to_rgb])  # B x 3 x 2H x 2W
+            rgb_BCHW = self.rgb_upsample(rgb_BCHW) + colour_BCHW  # B x 3 x 2H x 2W
         return rgb_BCHW
 
-    def _modulation(
-        self, w_BD: torch.Tensor, code_BD: torch.Tensor
-    ) -> tuple[dict[nn.Module, torch.Tensor], dict[nn.Module, torch.Tensor]]:
-        """The scales B x I of every SynthesisLayer and ToRGB, and the factors B x O that demodulate each SynthesisLayer.
+    def _scales(self, w_BD: Tensor, code_BD: Tensor) -> dict[nn.Module, Tensor]:
+        """The style s of every SynthesisLayer and ToRGB, B x I, which scales its input channels.
 
-        The style is [w, code] (co-modulation: Zhao et al. 2021, equation 3). One product for all scales and one for all layers of a
-        shape: a few large kernels in the place of dozens that take a GPU longer to start than to run.
+        Co-modulation (Zhao et al. 2021, equation 3): s = A [w, code] + b, each layer by an A and a
+        b of its own. The A of all layers are stacked into one: a single large product in the place
+        of dozens that take a GPU longer to start than to run. It is split by columns instead, A [w,
+        code] = A_w w + A_code code, as one w often serves all images.
+        """
+        parts: list[Any] = [*self.ups, *self.layers, *self.to_rgb]
+        affines = [part.conv.affine for part in parts]
+        matrix_IS = torch.cat([affine.weight() for affine in affines])  # I: the inputs of all parts
+        bias_I = torch.cat([affine.bias for affine in affines])
+        matrix_w_ID, matrix_code_ID = matrix_IS.split([w_BD.shape[1], code_BD.shape[1]], dim=1)
+        scale_BI = F.linear(code_BD, matrix_code_ID) + F.linear(w_BD, matrix_w_ID, bias_I)
+
+        scales: dict[nn.Module, Tensor] = {}
+        inputs = [len(affine.bias) for affine in affines]
+        for part, part_BI in zip(parts, scale_BI.split(inputs, dim=1), strict=True):
+            scales[part] = part_BI
+        return scales
+
+    def _factors(self, scales: dict[nn.Module, Tensor]) -> dict[nn.Module, Tensor]:
+        """What brings the outputs of each SynthesisLayer to unit variance, B x O.
+
+        Karras et al. 2020, section 2.2. The variance of output o, of inputs of unit variance, is
+
+            sum_ik (s_i w_oik)^2 = sum_i s_i^2 (sum_k w_oik^2)      (equation 2, squared)
+
+        which is a matrix product of the squared scales with ModulatedConv.power(). Layers of one
+        shape share one product: fewer kernels for a GPU to start.
         """
         layers: list[Any] = [*self.ups, *self.layers]
-        parts = layers + [*self.to_rgb]
-        affines = [part.conv.affine for part in parts]
-        weight_ID, bias_I = (
-            torch.cat([affine.weight() for affine in affines]),
-            torch.cat([affine.bias for affine in affines]),
-        )
-        of_w_ID, of_code_ID = weight_ID.split([w_BD.shape[1], code_BD.shape[1]], 1)
-        scale_BI = F.linear(code_BD, of_code_ID) + F.linear(w_BD, of_w_ID, bias_I)
-        scales = dict(zip(parts, scale_BI.split([len(affine.bias) for affine in affines], 1), strict=True))
-        factors: dict[nn.Module, torch.Tensor] = {}
         powers = {layer: layer.conv.power() for layer in layers}
-        for shape in dict.fromkeys(power_IO.shape for power_IO in powers.values()):
-            alike = [layer for layer in layers if powers[layer].shape == shape]
-            power_LIO, scale_LBI = (
-                torch.stack([powers[layer] for layer in alike]),
-                torch.stack([scales[layer] for layer in alike]),
-            )
-            factors |= dict(zip(alike, torch.rsqrt(scale_LBI.square() @ power_LIO + EPSILON), strict=True))
-        return scales, factors
+        layers_of_shape: dict[torch.Size, list[nn.Module]] = {}
+        for layer in layers:
+            layers_of_shape.setdefault(powers[layer].shape, []).append(layer)
+
+        factors: dict[nn.Module, Tensor] = {}
+        for alike in layers_of_shape.values():
+            power_LIO = torch.stack([powers[layer] for layer in alike])
+            scale_LBI = torch.stack([scales[layer] for layer in alike])
+            variance_LBO = scale_LBI.square() @ power_LIO
+            factor_LBO = torch.rsqrt(variance_LBO + EPSILON)  # equation 3
+            for layer, factor_BO in zip(alike, factor_LBO, strict=True):
+                factors[layer] = factor_BO
+        return factors
 
     def write_as_sums(self) -> CoModGenerator:
-        """From here on blurs and the layers next to the image are sums, which torch.compile fuses with what is around them; returns self.
+        """Compute blurs and the layers next to the image as sums from here on; returns self.
 
-        The same function. On an H100 at 512 x 512 the compiled float16 network takes a third of the time so, as cuDNN's depthwise
-        convolutions are slow; without a compiler, and in ONNX Runtime, sums are the slower form.
+        The same function; torch.compile fuses sums with what is around them. On an H100 at 512 x
+        512 the compiled float16 network takes a third of the time so, as cuDNN's depthwise
+        convolutions are slow. Without a compiler, and in ONNX Runtime, sums are the slower form.
         """
-        parts: list[Any] = [self.encoder.from_rgb, *(to_rgb.conv for to_rgb in self.to_rgb)]
-        for part in parts + [module for module in self.modules() if isinstance(module, Blur)]:
+        parts: list[Any] = [self.encoder.from_rgb]
+        for to_rgb in self.to_rgb:
+            parts.append(to_rgb.conv)
+        for module in self.modules():
+            if isinstance(module, Blur):
+                parts.append(module)
+        for part in parts:
             part.as_sums = True
         return self
+
+
+def _refuse_bad_sizes(resolution: int, width: float, w_dim: int, code_dim: int) -> None:
+    if resolution < 16 or resolution & (resolution - 1):
+        raise UserError(
+            f"teacher.resolution={resolution}: the generator is made for 16, 32, 64, 128, 256, 512 or "
+            "1024 pixels"
+        )
+    if min(width * w_dim, width * code_dim) < 1:
+        raise UserError(
+            f"generator.width={width}: nothing would be left of generator.w_dim={w_dim} and "
+            f"generator.code_dim={code_dim}"
+        )

@@ -342,9 +342,9 @@ def edit(checkpoint: Checkpoint, inputs_NHWC: np.ndarray, batch: int, device: to
     """The inputs (RGB uint8 N x H x W x 3) as the averaged weights of a checkpoint edit them."""
     import torch
 
-    from distill.formats import Edit, Picture
+    from distill.graphs import Edit, Picture
 
-    picture = Picture(Edit(checkpoint.average(), None), torch.float32).to(device)
+    picture = Picture(Edit(checkpoint.average())).to(device)
     with torch.no_grad():
         batches = torch.from_numpy(inputs_NHWC).split(batch)
         edits = [picture(image_BHWC.to(device)).cpu() for image_BHWC in batches]

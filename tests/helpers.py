@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 
 from configs.files import write_json
+from distill.formats import write_formats
 from generate.shards import Pair, write_shard
+from models.comodgan import CoModGenerator
 from models.segmenter import build_sam
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +30,7 @@ TINY = {
     "mapping_layers": 2,
 }  # a CoModGenerator
 TINY_TRAINING = [
-    *(f"generator.{name}={value}" for name, value in TINY.items()),
+    *(f"generator.{name}={value}" for name, value in TINY.items() if name != "z_dim"),
     "generator.separable=false",
     "distill.init=",
     "distill.lr=0.001",
@@ -170,3 +173,14 @@ def browse(path: Path, actions: str = "", *options: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout
+
+
+def export_tiny(folder: Path, formats: Sequence[str] = (), side: int = 16, **named: str) -> None:
+    """Write the exported files of a TINY generator with random weights, as distill/export.py does."""
+    torch.manual_seed(0)
+    generator = CoModGenerator(side, **TINY).eval()
+    metadata = dict.fromkeys(("task", "source", "target", "teacher", "git_revision"), "x") | named
+    metadata |= {"resolution": side, "config": generator.config}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_formats(folder, generator, metadata, formats, None)
+    write_json(folder / "config.json", metadata)

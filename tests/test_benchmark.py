@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from distill import formats
 from models.comodgan import CoModGenerator
 from scripts import benchmark
 from scripts.measure import case_train
@@ -42,9 +41,7 @@ def test_infer_times_the_teacher_and_each_file(tiny_run, tmp_path, capsys):
         32, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=1
     ).eval()
     named = dict.fromkeys(("task", "source", "target", "teacher", "git_revision"), "x")
-    formats.write(
-        tmp_path, network, named | {"resolution": 32, "z": None, "config": network.config}, (), None
-    )
+    write_formats(tmp_path, network, named | {"resolution": 32, "config": network.config}, (), None)
     small = [
         *tiny_run,
         "benchmark.pairs=1",

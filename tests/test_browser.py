@@ -2,20 +2,17 @@
 
 import functools
 import http.server
-import json
 import shutil
 import threading
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from configs.errors import UserError
-from configs.schema import Export
-from distill import browser, formats
-from models.comodgan import CoModGenerator
+from distill import browser
 from models.translator import Translator
+from tests.helpers import export_tiny
 
 SIDE = 32
 PIXELS = "name => Array.from(document.getElementById(name).getContext('2d').getImageData(0, 0, 32, 32).data)"
@@ -31,32 +28,21 @@ def blocks(seed, width):
 def export(tmp_path_factory):
     """A folder like <run>/export, with the page; its generator has random weights."""
     try:
-        browser._package("")
+        browser.npm_package()
     except UserError as error:
         pytest.skip(f"onnxruntime-web is not to be had: {error}")
-    tmp_path = tmp_path_factory.mktemp("export")
-    torch.manual_seed(0)
-    network = CoModGenerator(
-        SIDE, channel_base=64, channel_max=8, z_dim=4, w_dim=4, code_dim=8, mapping_layers=1
-    ).eval()
-    about = {
-        "task": "x",
-        "source": "a <b>cat",
-        "target": "a dog",
-        "teacher": "t",
-        "git_revision": "r",
-        "resolution": SIDE,
-        "z": None,
-    }
-    formats.write(tmp_path, network, about | {"config": network.config}, (), None)
-    (tmp_path / "config.json").write_text(json.dumps(about))
-    browser.write_page(tmp_path, Export(), blocks(0, SIDE))
-    return tmp_path
+    folder = tmp_path_factory.mktemp("export")
+    export_tiny(folder, side=SIDE, source="a <b>cat", target="a dog")
+    browser.write_page(folder, blocks(0, SIDE))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def page(export):
-    """The page in a headless Chromium, served as `python -m http.server` does; every request it makes is in page.asked."""
+    """The page in a headless Chromium, served as `python -m http.server` does.
+
+    page.requests_made: the addresses of all its requests.
+    """
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
     )
@@ -69,8 +55,8 @@ def page(export):
     with playwright.sync_playwright() as driver:
         arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         page = driver.chromium.launch(executable_path=chromium, args=arguments).new_page()
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
+        page.requests_made = []
+        page.on("request", lambda request: page.requests_made.append(request.url))
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         page.wait_for_selector("body[data-ready]", timeout=60_000)
         yield page
@@ -102,24 +88,24 @@ def test_the_page_edits_as_python_does(page, export, tmp_path):
     page.set_input_files("#file", str(tmp_path / "text.png"))
     page.locator("#status", has_text="no picture").wait_for()
     address = page.url
-    assert all(asked.startswith((address, "data:", "blob:")) for asked in page.asked) and len(page.asked) >= 5
+    assert (
+        all(url.startswith((address, "data:", "blob:")) for url in page.requests_made)
+        and len(page.requests_made) >= 5
+    )
 
 
 def test_the_slider_uncovers_the_edit_and_the_camera_runs(page, tmp_path):
     shots = {}
     for cut in (0, 100):
-        page.evaluate(
-            f"s => {{ s.value = {cut}; s.dispatchEvent(new Event('input')) }}", page.query_selector("#slider")
-        )
+        move = f"slider => {{ slider.value = {cut}; slider.dispatchEvent(new Event('input')) }}"
+        page.evaluate(move, page.query_selector("#slider"))
         page.locator("#stage").screenshot(path=tmp_path / f"{cut}.png")
-        shots[cut] = np.asarray(
-            Image.open(tmp_path / f"{cut}.png").convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-        ).astype(int)
+        shot = Image.open(tmp_path / f"{cut}.png").convert("RGB")
+        shots[cut] = np.asarray(shot.resize((SIDE, SIDE), Image.Resampling.BOX)).astype(int)
     inner = slice(SIDE // 4, -SIDE // 4)  # no labels there
     for cut, shown, other in ((0, "after", "before"), (100, "before", "after")):
-        near, far = (
-            np.abs(shots[cut] - pixels(page, canvas))[inner, inner].mean() for canvas in (shown, other)
-        )
+        near = np.abs(shots[cut] - pixels(page, shown))[inner, inner].mean()
+        far = np.abs(shots[cut] - pixels(page, other))[inner, inner].mean()
         assert near < 0.5 * far
     still = pixels(page, "before")
     page.click("#camera")
@@ -135,22 +121,24 @@ def test_the_slider_uncovers_the_edit_and_the_camera_runs(page, tmp_path):
 
 
 def test_another_package_or_none_says_what_to_do(tmp_path, monkeypatch):
-    (tmp_path / "other.tgz").write_bytes(b"not it")
-    with pytest.raises(UserError, match="is not onnxruntime-web"):
-        browser._package(str(tmp_path / "other.tgz"))
-    with pytest.raises(UserError, match="nowhere.tgz cannot be read"):
-        browser._package(str(tmp_path / "nowhere.tgz"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "zero2gan" / f"onnxruntime-web-{browser.VERSION}.tgz"
     monkeypatch.setattr(browser, "ADDRESS", f"file://{tmp_path}/nowhere.tgz")
-    with pytest.raises(UserError, match=r"set export\.onnxruntime_web="):
-        browser._package("")
+    with pytest.raises(UserError, match=r"nowhere.tgz cannot be read .*put what `npm pack .* gets there"):
+        browser.npm_package()
+
+    (tmp_path / "other.tgz").write_bytes(b"not it")
     monkeypatch.setattr(browser, "ADDRESS", f"file://{tmp_path}/other.tgz")
-    with pytest.raises(UserError, match="is not onnxruntime-web"):
-        browser._package("")
+    with pytest.raises(UserError, match="other.tgz is not onnxruntime-web"):
+        browser.npm_package()
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(
-        browser,
-        "INTEGRITY",
-        "sha512-" + browser.base64.b64encode(browser.hashlib.sha512(b"not it").digest()).decode(),
-    )
-    assert browser._package("") == b"not it" == (tmp_path / "cache" / "zero2gan" / "other.tgz").read_bytes()
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"not it either")
+    with pytest.raises(UserError, match=f"{cached} is not onnxruntime-web .* gets there as {cached}"):
+        browser.npm_package()
+
+    cached.unlink()
+    monkeypatch.setattr(browser, "INTEGRITY", browser.integrity(b"not it"))
+    assert browser.npm_package() == b"not it" == cached.read_bytes()
+    monkeypatch.setattr(browser, "ADDRESS", f"file://{tmp_path}/nowhere.tgz")
+    assert browser.npm_package() == b"not it"

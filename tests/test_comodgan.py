@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.errors import UserError
 from configs.loader import load
-from distill.formats import Edit, Picture, read
+from distill.formats import edit_in_pytorch, read_generator
 from models.comodgan import (
     EPSILON,
     Blur,
@@ -21,6 +21,7 @@ from models.comodgan import (
     ModulatedConv,
     SynthesisLayer,
     Upsample,
+    make_generator,
 )
 from models.miniature.scenes import Look, render, scene
 from models.translator import Translator
@@ -34,32 +35,28 @@ LITE = {**TINY, "separable": True, "width": 0.5}
 def grouped_modulation(layer: ModulatedConv, x_BIHW: torch.Tensor, style_BS: torch.Tensor) -> torch.Tensor:
     """Karras et al. 2020, equations 1 and 3: one weight a sample, grouped convolution."""
     scale_BI = F.linear(style_BS, layer.affine.weight(), layer.affine.bias)
-    weight_OIKK = (
-        layer.weight() if layer.depthwise is None else layer.weight() * layer.depthwise.weight()[None, :, 0]
-    )
+    weight_OIKK = layer.weight()
+    if layer.depthwise is not None:
+        weight_OIKK = weight_OIKK * layer.depthwise.weight()[None, :, 0]
     weight_BOIKK = weight_OIKK[None] * scale_BI[:, None, :, None, None]
     weight_BOIKK = weight_BOIKK / (weight_BOIKK.square().sum((2, 3, 4), keepdim=True) + 1e-6).sqrt()
     batch, outputs, inputs, side, _ = weight_BOIKK.shape
     x_1BHW = x_BIHW.reshape(1, batch * inputs, *x_BIHW.shape[2:])
     weight = weight_BOIKK.reshape(batch * outputs, inputs, side, side)
-    return F.conv2d(x_1BHW, weight, padding=side // 2, groups=batch).reshape(
-        batch, outputs, *x_BIHW.shape[2:]
-    )
+    y_1BHW = F.conv2d(x_1BHW, weight, padding=side // 2, groups=batch)
+    return y_1BHW.reshape(batch, outputs, *x_BIHW.shape[2:])
 
 
 @pytest.mark.parametrize("separable", [False, True])
 def test_modulated_convolution_equals_the_grouped_form(separable):
     torch.manual_seed(0)
     layer = ModulatedConv(5, 7, style=6, separable=separable).double()
-    x_BIHW, style_BS = torch.randn(3, 5, 9, 9, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    x_BIHW = torch.randn(3, 5, 9, 9, dtype=torch.float64)
+    style_BS = torch.randn(3, 6, dtype=torch.float64)
     scale_BI = layer.affine(style_BS)
     factor_BO = torch.rsqrt(scale_BI.square() @ layer.power() + EPSILON)
-    torch.testing.assert_close(
-        layer(x_BIHW, scale_BI, factor_BO),
-        grouped_modulation(layer, x_BIHW, style_BS),
-        rtol=1e-12,
-        atol=1e-12,
-    )
+    expected = grouped_modulation(layer, x_BIHW, style_BS)
+    torch.testing.assert_close(layer(x_BIHW, scale_BI, factor_BO), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_demodulated_layer_keeps_unit_variance():
@@ -72,7 +69,7 @@ def test_demodulated_layer_keeps_unit_variance():
 
 
 def test_upsampling_is_bilinear_inside():
-    """[1, 3, 3, 1] between zeros is linear interpolation at half-pixel centres, and zero outside the image."""
+    """[1, 3, 3, 1] between zeros is linear interpolation at half-pixel centres, zero outside."""
     image_BCHW = torch.rand(2, 3, 8, 8)
     found = Upsample()(image_BCHW)
     expected = F.interpolate(image_BCHW, scale_factor=2, mode="bilinear", align_corners=False)
@@ -85,10 +82,8 @@ def test_upsampling_is_bilinear_inside():
 def test_up_layer_doubles_the_sides_and_commutes_with_shifts(separable):
     torch.manual_seed(0)
     layer = SynthesisLayer(4, 4, style=3, up=True, separable=separable).double()
-    x_BCHW, modulation = (
-        torch.zeros(1, 4, 16, 16, dtype=torch.float64),
-        torch.randn(2, 1, 4, dtype=torch.float64),
-    )
+    x_BCHW = torch.zeros(1, 4, 16, 16, dtype=torch.float64)
+    modulation = torch.randn(2, 1, 4, dtype=torch.float64)
     x_BCHW[..., 4:10, 4:10] = torch.randn(1, 4, 6, 6, dtype=torch.float64)
     y_BCHW = layer(x_BCHW, *modulation, noise=False)
     assert y_BCHW.shape == (1, 4, 32, 32)
@@ -96,12 +91,14 @@ def test_up_layer_doubles_the_sides_and_commutes_with_shifts(separable):
     torch.testing.assert_close(shifted, y_BCHW.roll((2, 4), (2, 3)))
 
 
-@pytest.mark.parametrize(
-    "options", [TINY, LITE, {**TINY, "channel_base": 48}]
-)  # the last: 3 channels at the finest side, as of an image
+# the last: 3 channels at the finest side, as of an image
+@pytest.mark.parametrize("options", [TINY, LITE, {**TINY, "channel_base": 48}])
 @pytest.mark.parametrize("latents", [None, 1, 3])
 def test_the_whole_network_equals_its_layers_one_by_one(options, latents):
-    """Each layer with its own style and its own weights a sample, against all styles computed at once; and the same as sums."""
+    """All styles computed at once, against each layer with its own style and its own weights a sample.
+
+    And the same network written as sums.
+    """
     torch.manual_seed(0)
     generator = CoModGenerator(32, **options).double().eval()
     for parameter in generator.parameters():
@@ -117,9 +114,8 @@ def layer_by_layer(
     generator: CoModGenerator, image_BCHW: torch.Tensor, z_BD: torch.Tensor | None
 ) -> torch.Tensor:
     z_BD = torch.zeros(1, generator.config["z_dim"], dtype=torch.float64) if z_BD is None else z_BD
-    w_BD = generator.mapping(z_BD / (z_BD.square().mean(1, keepdim=True) + EPSILON).sqrt()).expand(
-        len(image_BCHW), -1
-    )
+    z_BD = z_BD / (z_BD.square().mean(1, keepdim=True) + EPSILON).sqrt()
+    w_BD = generator.mapping(z_BD).expand(len(image_BCHW), -1)
     features, code_BD = generator.encoder(image_BCHW)
     style_BS = torch.cat([w_BD, code_BD], 1)
 
@@ -140,13 +136,13 @@ def layer_by_layer(
     def synthesis(layer: SynthesisLayer, x_BCHW: torch.Tensor) -> torch.Tensor:
         return F.leaky_relu(modulated(layer.conv, x_BCHW, True) + layer.bias[:, None, None], 0.2) * 2**0.5
 
-    x_BCHW, rgb_BCHW = generator.start(code_BD).view_as(features[0]) + features[0], 0
+    x_BCHW = generator.start(code_BD).view_as(features[0]) + features[0]
+    rgb_BCHW = 0
     for level, (layer, to_rgb) in enumerate(zip(generator.layers, generator.to_rgb, strict=True)):
         if level:
             x_BCHW = synthesis(generator.ups[level - 1], x_BCHW) + features[level]
-            rgb_BCHW = F.interpolate(F.pad(rgb_BCHW, [1] * 4), scale_factor=2, mode="bilinear")[
-                ..., 2:-2, 2:-2
-            ]
+            rgb_BCHW = F.interpolate(F.pad(rgb_BCHW, [1] * 4), scale_factor=2, mode="bilinear")
+            rgb_BCHW = rgb_BCHW[..., 2:-2, 2:-2]
         x_BCHW = synthesis(layer, x_BCHW)
         rgb_BCHW = rgb_BCHW + modulated(to_rgb.conv, x_BCHW, False) + to_rgb.bias[:, None, None]
     return rgb_BCHW
@@ -156,9 +152,8 @@ def layer_by_layer(
 def test_parameter_count_is_the_published_one(resolution, millions):
     with torch.device("meta"):
         generator = CoModGenerator(resolution)
-    assert sum(parameter.numel() for parameter in generator.parameters()) / 1e6 == pytest.approx(
-        millions, rel=0.005
-    )
+    parameters = sum(parameter.numel() for parameter in generator.parameters())
+    assert parameters / 1e6 == pytest.approx(millions, rel=0.005)
 
 
 @pytest.mark.parametrize("resolution", [128, 256, 512, 1024])
@@ -174,9 +169,8 @@ def flops(resolution: int, **options) -> int:
 
 
 def test_arithmetic_is_the_published_one():
-    assert flops(256) / 1e9 == pytest.approx(180, rel=0.01) and flops(512) / 1e9 == pytest.approx(
-        239, rel=0.01
-    )
+    assert flops(256) / 1e9 == pytest.approx(180, rel=0.01)
+    assert flops(512) / 1e9 == pytest.approx(239, rel=0.01)
 
 
 @pytest.mark.parametrize("options", [TINY, LITE])
@@ -210,7 +204,8 @@ def test_evaluation_is_deterministic_and_per_image():
 def test_latent_and_noise_only_act_where_given():
     torch.manual_seed(0)
     generator = CoModGenerator(16, **TINY, dropout=0.0)
-    image_BCHW, z_BD = torch.rand(2, 3, 16, 16), torch.randn(2, 8)
+    image_BCHW = torch.rand(2, 3, 16, 16)
+    z_BD = torch.randn(2, 8)
     assert torch.equal(generator(image_BCHW), generator(image_BCHW))
     assert not torch.allclose(generator(image_BCHW), generator(image_BCHW, z_BD))
     with torch.no_grad():
@@ -226,9 +221,8 @@ def test_every_parameter_learns(options):
     torch.manual_seed(0)
     generator = CoModGenerator(16, **options)
     generator(torch.rand(4, 3, 16, 16), torch.randn(4, 8)).abs().mean().backward()
-    assert all(
-        parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in generator.parameters()
-    )
+    for parameter in generator.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0
 
 
 def test_config_makes_the_same_network():
@@ -238,63 +232,64 @@ def test_config_makes_the_same_network():
     assert again.config == generator.config
 
 
+def test_the_configuration_makes_a_network_whose_latent_is_as_wide_as_w():
+    sizes = load(["preset=miniature"]).generator
+    config = make_generator(16, sizes).config
+    assert config == {"resolution": 16, "z_dim": sizes.w_dim, **asdict(sizes)}
+
+
 def test_the_shipped_weights_and_the_shipped_graph_are_one_network():
-    """What the file of weights means is decided by this code alone; the graph was written when they were trained."""
+    """This code alone decides what the weights mean; the graph was written when they were trained."""
     folder = ROOT / "models" / "miniature" / "generator"
-    pictures_BHWC = np.stack(
-        [np.asarray(render(scene(3_000_000 + seed), Look("summer"))) for seed in range(4)]
-    )
-    with torch.no_grad():
-        expected = Picture(Edit(read(folder / "generator.safetensors")[0], None))(
-            torch.from_numpy(pictures_BHWC)
-        ).numpy()
-    difference = np.abs(
-        Translator(folder / "generator.onnx", threads=1)(pictures_BHWC).astype(int) - expected
-    )
-    assert difference.max() <= 2 and np.abs(expected.astype(int) - pictures_BHWC).mean() > 20
+    pictures = [np.asarray(render(scene(3_000_000 + seed), Look("summer"))) for seed in range(4)]
+    pictures_BHWC = np.stack(pictures)
+    generator, _ = read_generator(folder / "generator.safetensors")
+    expected = edit_in_pytorch(generator, pictures_BHWC).astype(int)
+    edits = Translator(folder / "generator.onnx", threads=1)(pictures_BHWC).astype(int)
+    assert np.abs(edits - expected).max() <= 2 and np.abs(expected - pictures_BHWC).mean() > 20
 
 
 @pytest.mark.parametrize("activated", [True, False])
 def test_dense_is_the_closed_form(activated):
-    """Karras et al. 2018, section 4.1, 2020, appendix B: N(0, 1) / sqrt(fan-in), He's gain, and what a slower layer learns scaled down."""
+    """N(0, 1) / sqrt(fan-in), He's gain, and a slower layer's weight kept divided by its multiplier.
+
+    Karras et al. 2018, section 4.1, and 2020, appendix B.
+    """
     torch.manual_seed(0)
-    layer, x_BD = (
-        Dense(6, 4, linear=not activated, bias=0.5, lr_multiplier=0.01).double(),
-        torch.randn(3, 6, dtype=torch.float64),
-    )
+    layer = Dense(6, 4, linear=not activated, bias=0.5, lr_multiplier=0.01).double()
+    x_BD = torch.randn(3, 6, dtype=torch.float64)
     gain = 2**0.5 if activated else 1.0
-    assert (
-        layer.weight.raw.std() > 50
-    )  # divided by the multiplier, so that Adam's steps are that much smaller beside it
+    assert layer.weight.raw.std() > 50  # so that Adam's steps are that much smaller beside it
     expected = x_BD @ (layer.weight.raw * 0.01 * gain / 6**0.5).T + gain * 0.5
-    torch.testing.assert_close(
-        layer(x_BD), torch.where(expected > 0, expected, 0.2 * expected) if activated else expected
-    )
+    if activated:
+        expected = torch.where(expected > 0, expected, 0.2 * expected)
+    torch.testing.assert_close(layer(x_BD), expected)
 
 
 @pytest.mark.parametrize("down", [False, True])
 def test_conv_is_the_closed_form(down):
     torch.manual_seed(0)
-    layer, x_BCHW = Conv(2, 3, down=down).double(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    layer = Conv(2, 3, down=down).double()
+    x_BCHW = torch.randn(2, 2, 8, 8, dtype=torch.float64)
     torch.nn.init.normal_(layer.bias)
     weight_OIKK = layer.weight.raw * 2**0.5 / 18**0.5
     line_K = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
     blur_2144 = (line_K[:, None] * line_K).expand(2, 1, 4, 4)
     blurred_BCHW = F.conv2d(x_BCHW, blur_2144, padding=2, groups=2) if down else F.pad(x_BCHW, [1] * 4)
-    expected = (
-        F.conv2d(blurred_BCHW, weight_OIKK, stride=2 if down else 1) + 2**0.5 * layer.bias[:, None, None]
-    )
+    expected = F.conv2d(blurred_BCHW, weight_OIKK, stride=2 if down else 1)
+    expected = expected + 2**0.5 * layer.bias[:, None, None]
     torch.testing.assert_close(layer(x_BCHW), torch.where(expected > 0, expected, 0.2 * expected))
 
 
 def test_what_is_random_while_training_and_how_slowly_the_mapping_learns():
     torch.manual_seed(0)
-    generator, image_BCHW = CoModGenerator(16, **TINY, dropout=0.5).train(), torch.randn(2, 3, 16, 16)
+    generator = CoModGenerator(16, **TINY, dropout=0.5).train()
+    image_BCHW = torch.randn(2, 3, 16, 16)
     assert not torch.equal(generator(image_BCHW), generator(image_BCHW))
     generator.config["dropout"] = 0.0
     assert torch.equal(generator(image_BCHW), generator(image_BCHW))
     assert all(layer.weight.scale == pytest.approx(0.01 * 2**0.5 / 8**0.5) for layer in generator.mapping)
     affines = [module.affine for module in generator.modules() if isinstance(module, ModulatedConv)]
-    assert affines and all(
-        (affine(torch.zeros(1, 8 + 16)) == 1).all() for affine in affines
-    )  # at first a style scales nothing
+    assert affines
+    for affine in affines:  # at first a style scales nothing
+        assert (affine(torch.zeros(1, 8 + 16)) == 1).all()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from configs.errors import UserError
 from configs.schema import Augment, Distill
 from distill import pairs
-from distill.formats import Picture
+from distill.graphs import Picture
 from distill.losses import DistillationLoss, window_starts
 from distill.pairs import PairAugment
 from tests.helpers import make_selected_pairs

@@ -16,7 +16,7 @@ from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 
 from configs.schema import Config
-from filter.run import batch_scorer
+from filter.scores import PairScorer
 from generate.shards import Pair
 from models.clip_scorer import ClipScorer
 from models.devices import pick_device
@@ -52,7 +52,7 @@ def run(config: Config) -> Result:
     segmenter = Segmenter(config.segmenter, scorer, device, sam)
 
     plain = PlainScorer(config, scorer, segmenter, perceptual_loss(device))
-    ours = batch_scorer(config, device, scorer, segmenter)
+    ours = PairScorer(config, device, scorer, segmenter)
     size = config.filter.batch
     batches = [pairs[start : start + size] for start in range(0, count, size)]
     name = f"ours, batches of {len(batches[0])}"

@@ -6,7 +6,7 @@ B batch, C channels, H W pixels.
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from configs.errors import UserError
 from configs.files import find_file
 from configs.runs import run_dir
 from configs.schema import Config
-from distill.formats import Edit, Picture, read, write
-from models.comodgan import CoModGenerator
+from distill.formats import read_generator
+from distill.graphs import Edit, Picture
+from models.comodgan import CoModGenerator, make_generator
 from models.devices import pick_device
 from models.teacher import Teacher
 from models.translator import Translator
@@ -54,11 +55,11 @@ def run(config: Config) -> Result:
     shape_BHWC = (settings.images_at_once, side, side, 3)
     image_BHWC = np.random.default_rng(0).integers(0, 256, shape_BHWC, dtype=np.uint8)
 
-    calls = {EAGER: _eager_call(generator, metadata, image_BHWC, device)}
+    calls = {EAGER: _eager_call(generator, image_BHWC, device)}
     progress("exporting")
     with tempfile.TemporaryDirectory() as folder:
         runs_onnx = device.type == "cpu" or "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        write(Path(folder), generator, metadata, FORMATS[device.type], image_BHWC, runs_onnx)
+        write_formats(Path(folder), generator, metadata, FORMATS[device.type], image_BHWC, runs_onnx)
         calls |= _file_calls(Path(folder), image_BHWC, device)
         seconds = medians(calls, settings.calls)
 
@@ -86,24 +87,22 @@ def generator_to_time(config: Config) -> tuple[CoModGenerator, dict[str, Any]]:
     if config.benchmark.architecture and not side:
         side = STABLE_DIFFUSION_SIDE
     if side:
-        generator = CoModGenerator(side, **asdict(config.generator)).eval().requires_grad_(False)
+        generator = make_generator(side, config.generator).eval().requires_grad_(False)
         metadata = dict.fromkeys(("task", "source", "target", "git_revision"), "")
         metadata["teacher"] = config.benchmark.architecture or "untrained"
-        return generator, {**metadata, "resolution": side, "z": None, "config": generator.config}
+        return generator, {**metadata, "resolution": side, "config": generator.config}
     exported = run_dir(config) / "export" / "generator.safetensors"
     for path in (exported, Path(find_file(config.distill.init))):
         if path.is_file():
-            return read(path)
+            return read_generator(path)
     raise UserError(
         f"{exported.parent} has no generator.safetensors: run distill/export.py, or set distill.init= to one"
     )
 
 
-def _eager_call(
-    generator: CoModGenerator, metadata: dict[str, Any], image_BHWC: np.ndarray, device: torch.device
-) -> Call:
+def _eager_call(generator: CoModGenerator, image_BHWC: np.ndarray, device: torch.device) -> Call:
     """The generator as PyTorch runs it, a copy of it: what is exported stays on the CPU."""
-    picture = Picture(Edit(copy.deepcopy(generator), metadata["z"]), torch.float32).to(device)
+    picture = Picture(Edit(copy.deepcopy(generator))).to(device)
 
     @torch.no_grad()
     def call() -> None:

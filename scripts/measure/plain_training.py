@@ -7,7 +7,6 @@ B batch, C channels, H W pixels.
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
 from distill import pairs
-from models.comodgan import CoModGenerator
+from models.comodgan import make_generator
 from models.perceptual import perceptual_loss
 from models.pictures import to_signed
 
@@ -33,7 +32,7 @@ def plain_training(config: Config, steps: int, device: torch.device) -> Iterator
     dataset = pairs.PairDataset(locations, side)
     count = len(dataset)
     order = [pairs.step_positions(step, settings.batch, count, config.seed) for step in range(steps)]
-    generator = CoModGenerator(side, **asdict(config.generator)).to(device)
+    generator = make_generator(side, config.generator).to(device)
     average = copy.deepcopy(generator)
     perceptual = perceptual_loss(device)
     augment = pairs.PairAugment(config.augment, side)
