@@ -135,7 +135,7 @@ class Edit:
 
     method: str = option(
         "pix2pix-zero",
-        "pix2pix-zero, which is E of the paper's Table 2, the A to D of that table, and two other papers' methods",
+        "pix2pix-zero; A to D, the paper's Table 2 without some of its parts; or two other papers' methods",
         choices=METHODS,
     )
     steps: int = option(100, "DDIM steps of the inversion, the reference and the edit", at_least=1)
@@ -172,7 +172,7 @@ class Guidance:
     )
     maps: str = option(
         "reference",
-        "reference: maps of a reference pass; inversion: those of the inversion, kept in memory, without a pass",
+        "reference: maps of a reference pass; inversion: those of the inversion, kept until the edit",
         choices=("reference", "inversion"),
     )
 
