@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from distill.formats import write_formats
 from models.comodgan import CoModGenerator
 from scripts import benchmark
 from scripts.measure import case_train

@@ -19,7 +19,7 @@ from configs.errors import UserError
 from configs.files import find_file
 from configs.runs import run_dir
 from configs.schema import Config
-from distill.formats import read_generator
+from distill.formats import read_generator, write_formats
 from distill.graphs import Edit, Picture
 from models.comodgan import CoModGenerator, make_generator
 from models.devices import pick_device

@@ -15,7 +15,7 @@ from configs.files import find_file
 from configs.schema import Config
 from generate.directions import EditDirection
 from generate.editors import Editor
-from models.teacher import Teacher, load_pipeline, precision
+from models.teacher import DTYPES, Teacher, load_pipeline
 from scripts.measure.timing import measure
 
 CAPTION = "a photo of a tree in summer"
@@ -51,7 +51,7 @@ def random_stable_diffusion(dtype: str, device: torch.device) -> StableDiffusion
             sample_size=STABLE_DIFFUSION_SIDE,
         )
     for network in (unet, text_encoder, vae):
-        torch.nn.Module.to(network, precision(dtype))  # the networks' own .to() warns of float16
+        torch.nn.Module.to(network, DTYPES[dtype])  # the networks' own .to() warns of float16
         network.eval()
     return StableDiffusionPipeline(
         unet=unet,

@@ -20,7 +20,7 @@ from generate.shards import Pair
 from models.clip_scorer import ClipScorer
 from models.perceptual import Perceptual
 from models.pictures import to_signed
-from models.segmenter import Segmenter, masked_crop
+from models.segmenter import CROP_MARGIN, MIN_AREA, MIN_NOUN_PROBABILITY, OUTSIDE, Segmenter, masked_crop
 
 
 class PlainScorer:
@@ -86,10 +86,9 @@ class PlainScorer:
 
     def _mask(self, image_HWC: np.ndarray, nouns_ND: torch.Tensor) -> np.ndarray:
         """Bool H x W: the union of those proposed masks that CLIP takes for the first of the nouns."""
-        settings = self.settings
         image_CHW = torch.tensor(image_HWC).permute(2, 0, 1).float()
         chosen_HW = np.zeros(image_HWC.shape[:2], dtype=bool)
-        smallest = max(1, settings.min_area * chosen_HW.size)
+        smallest = max(1, MIN_AREA * chosen_HW.size)
         proposals = self.generator.generate(image_HWC)
         self.masks_proposed.append(len(proposals))
         for proposal in proposals:
@@ -99,9 +98,9 @@ class PlainScorer:
             left, top, width, height = map(int, proposal["bbox"])
             box = (left, top, left + width, top + height)
             mask_HW = torch.from_numpy(proposal["segmentation"])
-            crop_CHW = masked_crop(image_CHW, mask_HW, box, settings.crop_margin, settings.outside)
+            crop_CHW = masked_crop(image_CHW, mask_HW, box, CROP_MARGIN, OUTSIDE)
             feature_1D = self._features(crop_CHW.byte().permute(1, 2, 0).numpy())
             logits_1N = self.scorer.logit_scale * feature_1D @ nouns_ND.T
-            if logits_1N.softmax(-1)[0, 0] >= settings.min_noun_probability:
+            if logits_1N.softmax(-1)[0, 0] >= MIN_NOUN_PROBABILITY:
                 chosen_HW |= proposal["segmentation"]
         return chosen_HW

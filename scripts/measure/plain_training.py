@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
 from distill import pairs
+from distill.train import BETA2
 from models.comodgan import make_generator
 from models.perceptual import perceptual_loss
 from models.pictures import to_signed
@@ -37,9 +38,8 @@ def plain_training(config: Config, steps: int, device: torch.device) -> Iterator
     perceptual = perceptual_loss(device)
     augment = pairs.PairAugment(config.augment, side)
     crop = settings.lpips_crop or side  # LPIPS looks at a window as large as ours
-    optimizer = torch.optim.Adam(
-        generator.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), foreach=False
-    )
+    betas = (settings.beta1, BETA2)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=settings.lr, betas=betas, foreach=False)
     began = time.perf_counter()
     for images in DataLoader(dataset, batch_sampler=order):
         input_BCHW, edit_BCHW = (to_signed(image.to(device)) for image in images)

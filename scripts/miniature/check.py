@@ -108,7 +108,7 @@ def check_teacher(pipe) -> dict[str, float]:
 
 def check_scorer(folder: Path, device: torch.device) -> dict[str, float]:
     """Shares of scenes and of objects that the scorer names rightly, and how far its cosines spread."""
-    judge = ClipScorer(Scorer(model=f"local-dir:{folder}", templates=["{}"]), device)
+    judge = ClipScorer(Scorer(model=f"local-dir:{folder}"), device, templates=["{}"])
     groups = {
         "season": [Look(season) for season in SEASONS],
         "oak or pine": [Look("any", "oak"), Look("any", "pine")],
