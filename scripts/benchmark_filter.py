@@ -19,14 +19,13 @@ from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 
 from configs.schema import Config
-from filter.run import batch_scorer
-from filter.scores import sharpness
+from filter.scores import PairScorer, sharpness
 from generate.shards import Pair
 from models.clip_scorer import ClipScorer
 from models.devices import pick_device
 from models.miniature.scenes import Look, render, scene
 from models.perceptual import Perceptual, perceptual_loss
-from models.segmenter import Segmenter, masked_crop
+from models.segmenter import CROP_MARGIN, MIN_AREA, MIN_NOUN_PROBABILITY, OUTSIDE, Segmenter, masked_crop
 from scripts.measure.timing import Found, measure
 
 SIDE = 512  # of the pictures at the real size
@@ -35,7 +34,7 @@ NOUN = "tree"  # of a task that names none, so that the segmenter is timed too
 
 
 def benchmark_filter(config: Config) -> Found:
-    """Stage 2: the plain loop against batch_scorer. With benchmark.architecture both have random weights and limits that let about
+    """Stage 2: the plain loop against PairScorer. With benchmark.architecture both have random weights and limits that let about
     MASKS_WANTED masks of the first picture through.
     """
     if not config.task.source_noun:
@@ -70,7 +69,7 @@ def benchmark_filter(config: Config) -> Found:
     segmenter = Segmenter(config.segmenter, scorer, device, sam)
     plain, ours = (
         PlainScorer(config, scorer, segmenter, perceptual_loss(device)),
-        batch_scorer(config, device, scorer, segmenter),
+        PairScorer(config, device, scorer, segmenter),
     )
     batches = [
         pairs[start : min(start + config.filter.batch, count)]
@@ -157,15 +156,14 @@ class PlainScorer:
         )
 
     def _mask(self, image: np.ndarray, nouns_ND: torch.Tensor) -> np.ndarray:
-        settings, chosen_HW, image_CHW = (
-            self.settings,
+        chosen_HW, image_CHW = (
             np.zeros(image.shape[:2], dtype=bool),
             torch.tensor(image).permute(2, 0, 1).float(),
         )
         proposed = self.generator.generate(image)
         self.masks.append(len(proposed))
         for found in (
-            found for found in proposed if found["area"] >= max(1, settings.min_area * chosen_HW.size)
+            found for found in proposed if found["area"] >= max(1, MIN_AREA * chosen_HW.size)
         ):
             (left, top, width, height), mask_HW = (
                 map(int, found["bbox"]),
@@ -173,14 +171,14 @@ class PlainScorer:
             )  # floats where points had no mask
             box = left, top, left + width, top + height
             crop_CHW = masked_crop(
-                image_CHW, torch.from_numpy(mask_HW), box, settings.crop_margin, settings.outside
+                image_CHW, torch.from_numpy(mask_HW), box, CROP_MARGIN, OUTSIDE
             )
             logits = (
                 self.scorer.logit_scale
                 * self._features(crop_CHW.byte().permute(1, 2, 0).numpy())
                 @ nouns_ND.T
             )
-            if logits.softmax(-1)[0, 0] >= settings.min_noun_probability:
+            if logits.softmax(-1)[0, 0] >= MIN_NOUN_PROBABILITY:
                 chosen_HW |= mask_HW
         return chosen_HW
 

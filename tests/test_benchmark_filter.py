@@ -10,7 +10,7 @@ import pytest
 import segment_anything
 
 from configs.loader import load
-from filter.run import batch_scorer
+from filter.scores import PairScorer
 from models.clip_scorer import ClipScorer
 from models.perceptual import perceptual_loss
 from models.segmenter import Segmenter
@@ -28,7 +28,7 @@ def test_the_plain_scores_are_the_filters() -> None:
     pairs = scene_pairs(3, 128)
     segmenter = Segmenter(config.segmenter, scorer)
     ours, plain = (
-        batch_scorer(config, scorer.device)(pairs),
+        PairScorer(config, scorer.device)(pairs),
         PlainScorer(config, scorer, segmenter, perceptual),
     )
     generate = (

@@ -79,7 +79,7 @@ def check_teacher(pipe) -> dict[str, float]:
 
 def check_scorer(folder: Path, device: torch.device) -> dict[str, float]:
     """Shares of test scenes whose season, species or style the scorer names rightly."""
-    judge = ClipScorer(Scorer(model=f"local-dir:{folder}", templates=["{}"]), device)
+    judge = ClipScorer(Scorer(model=f"local-dir:{folder}"), device, templates=["{}"])
     seeds = range(TEST_SEED, TEST_SEED + SCORER_SCENES)
 
     @functools.cache
