@@ -1,14 +1,17 @@
 "use strict";
-// Histograms and line charts as SVG, without a library, for the pages that filter/report.py and scripts/report.py write.
+// Histograms and line charts as SVG, without a library, for the pages of filter/report.py and scripts/report.py.
 //
-//   drawHistogram(figure, {title, values, low, high, xLabel})           bars outside the bounds are faint; null: no bound
-//   drawLines(figure, {title, lines, xLabel, yLabel, fromZero, marker})  lines: [{name, points: [[x, y], ...], style, opacity}]
-//   yieldLine(values, total, name)                                        what share of `total` reaches each value, as a line
+//   drawHistogram(figure, {title, values, low, high, xLabel})
+//       bars of values beyond the bounds are faint; null or left out: no bound
+//   drawLines(figure, {title, lines, xLabel, yLabel, fromZero, marker})
+//       lines: [{name, points: [[x, y], ...], style, opacity}], one at least with points; marker: {at, text}
+//   yieldLine(values, total, name)
+//       a line: what share of `total` pairs, in %, has at least each value
 //
-// A style is "line", "faint" (raw values behind a smooth line) or "dots" (a line and its points). Drawing into a figure again
-// replaces its chart. Texts go in as text, never as HTML.
+// A style is "line", "faint" (raw values behind a smooth line) or "dots" (a line and its points).
+// Drawing into a figure again replaces its chart. Texts go in as text, never as HTML.
 
-// Drawing units; a column of a page is about as many pixels wide, so that 11 units of text are about 11 pixels.
+// Drawing units. A column of a page is about as many pixels wide, so that 11 units of text are about 11 pixels.
 const WIDTH = 360;
 const HEIGHT = 216;
 const LEFT = 46;
@@ -55,7 +58,7 @@ function drawHistogram(figure, {title, values, low = null, high = null, xLabel =
   }
 }
 
-// The bars {left, right, inside, outside}: how many values within the bounds and beyond them lie from left to right.
+// The bars {left, right, inside, outside}: how many values from left to right are within the bounds, and beyond.
 // An edge lies on the first bound, so that no bar is on both sides of it.
 function countBars(values, [least, most], low, high) {
   const step = (most - least) / BINS;
@@ -108,7 +111,8 @@ function yieldLine(values, total, name = "") {
 
 // Parts of a chart
 
-// The chart without its content: the legend of several lines, axes, ticks and labels. x and y place values in it.
+// The chart without its content: the legend of several lines, axes, ticks and labels.
+// Gives the svg element, and the functions x and y that place values in it.
 function addPlot(figure, title, xRange, yRange, xLabel, yLabel, lines = []) {
   figure.querySelectorAll(":scope > svg, :scope > .legend").forEach(element => element.remove());
   const height = xLabel ? HEIGHT : HEIGHT - 18; // without the label's line
@@ -121,7 +125,8 @@ function addPlot(figure, title, xRange, yRange, xLabel, yLabel, lines = []) {
   const x = value => LEFT + (value - xRange[0]) / (xRange[1] - xRange[0]) * (RIGHT - LEFT);
   const y = value => BOTTOM - (value - yRange[0]) / (yRange[1] - yRange[0]) * (BOTTOM - TOP);
   for (const tick of roundTicks(yRange, 4)) {
-    addElement(svg, "line", {class: "grid", x1: LEFT, x2: RIGHT, y1: tenth(y(tick)), y2: tenth(y(tick))});
+    const at = tenth(y(tick));
+    addElement(svg, "line", {class: "grid", x1: LEFT, x2: RIGHT, y1: at, y2: at});
     addText(svg, "tick", LEFT - 6, y(tick) + 4, "end", shortNumber(tick));
   }
   for (const tick of roundTicks(xRange, 5)) {
@@ -151,8 +156,14 @@ function addText(svg, kind, x, y, anchor, text) {
 // A bar from one count to another, which is nothing where they are equal.
 function addBar({svg, x, y}, {left, right}, from, to, kind) {
   if (to > from) {
-    const size = {width: tenth(x(right) - x(left) - 1), height: tenth(y(from) - y(to))};
-    addElement(svg, "rect", {class: kind, x: tenth(x(left)), y: tenth(y(to)), ...size, "data-count": to - from});
+    addElement(svg, "rect", {
+      class: kind,
+      x: tenth(x(left)),
+      y: tenth(y(to)),
+      width: tenth(x(right) - x(left) - 1),
+      height: tenth(y(from) - y(to)),
+      "data-count": to - from,
+    });
   }
 }
 
@@ -161,7 +172,8 @@ function addLine({svg, x, y}, {points, style, opacity = 1}) {
   addElement(svg, "polyline", {class: `line ${style}`, points: path, opacity});
   if (style === "dots" || points.length === 1) {
     for (const point of points) {
-      addElement(svg, "circle", {class: `dot ${style}`, cx: tenth(x(point[0])), cy: tenth(y(point[1])), r: 2.6});
+      const place = {cx: tenth(x(point[0])), cy: tenth(y(point[1]))};
+      addElement(svg, "circle", {class: `dot ${style}`, ...place, r: 2.6});
     }
   }
 }
@@ -170,8 +182,12 @@ function addLine({svg, x, y}, {points, style, opacity = 1}) {
 function addMarker({svg, x}, value, text, row) {
   const at = x(value);
   addElement(svg, "line", {class: "marker", x1: tenth(at), x2: tenth(at), y1: TOP - 6, y2: BOTTOM});
-  const isLeft = at < WIDTH / 2;
-  addText(svg, "marker-text", isLeft ? at + 4 : at - 4, TOP - 1 + 12 * row, isLeft ? "start" : "end", text);
+  const height = TOP - 1 + 12 * row;
+  if (at < WIDTH / 2) {
+    addText(svg, "marker-text", at + 4, height, "start", text);
+  } else {
+    addText(svg, "marker-text", at - 4, height, "end", text);
+  }
 }
 
 // Numbers
@@ -213,9 +229,11 @@ function roundTicks([least, most], count) {
 
 // Four digits, with a real minus: 12000 -> 12k.
 function shortNumber(value) {
-  const size = Math.abs(value);
-  const [scaled, letter] = size >= 1e6 ? [value / 1e6, "M"] : size >= 1e4 ? [value / 1e3, "k"] : [value, ""];
-  return Number(scaled.toPrecision(4)).toString().replace("-", "\u2212") + letter;
+  const digits = number => Number(number.toPrecision(4)).toString().replace("-", "\u2212");
+  if (Math.abs(value) >= 1e6) {
+    return `${digits(value / 1e6)}M`;
+  }
+  return Math.abs(value) >= 1e4 ? `${digits(value / 1e3)}k` : digits(value);
 }
 
 function tenth(value) {

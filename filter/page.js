@@ -1,5 +1,4 @@
-// filter.html: moves bounds on the scores, and shows what they keep. filter/report.py puts this after charts.js and the data
-// before it.
+// filter.html: bounds on the scores that can be moved, and what they keep. It stands behind charts.js in the page.
 //
 // data.rows: [key, flags, a score for each of data.scores]; data.pictures: row number -> [input, edit, caption].
 // Texts go in as text, never as HTML.
@@ -37,8 +36,8 @@ function short(value) {
   return value === null ? "none" : Number(value.toPrecision(4)).toString();
 }
 
-// How far inside all bounds a pair lies, in standard deviations of the nearest bound's score, and why it is out where that is
-// negative.
+// How far inside all bounds a pair lies, in standard deviations of the nearest bound's score, and why it is out
+// where that is negative.
 function judge(row) {
   const flag = data.reject.find(name => data.rows[row][1].includes(name));
   if (flag) {
@@ -79,7 +78,8 @@ function addYieldChart() {
   }
   charts.push(() => {
     const marker = low.clip_gain === undefined ? null : {at: low.clip_gain, text: "bound"};
-    drawLines(figure, {title: "Yield", lines, xLabel: "CLIP gain asked for", yLabel: "% of the pairs", marker});
+    const labels = {xLabel: "CLIP gain asked for", yLabel: "% of the pairs"};
+    drawLines(figure, {title: "Yield", lines, ...labels, marker});
   });
 }
 
@@ -140,13 +140,15 @@ function chosenRows(verdicts) {
 function addCard(row, {margin, why}) {
   const [input, edit, words] = data.pictures[row];
   const [key, flags] = data.rows[row];
-  const card = addElement(byId("cards"), "figure", {class: `card ${margin < 0 ? "rejected" : "accepted"}`});
+  const verdict = margin < 0 ? "rejected" : "accepted";
+  const card = addElement(byId("cards"), "figure", {class: `card ${verdict}`});
   const pictures = addElement(card, "div");
   addElement(pictures, "img", {src: input, alt: "input", title: "input"});
   addElement(pictures, "img", {src: edit, alt: "edit", title: "edit"});
   const caption = addElement(card, "figcaption", {title: key}, words);
-  const names = new Set([...ALWAYS_SHOWN, ...Object.keys(low), ...Object.keys(high), byId("sort").value]);
-  const scores = present.filter(name => names.has(name)).map(name => `${name}\u00a0${short(column[name][row])}`);
+  const shown = [...ALWAYS_SHOWN, ...Object.keys(low), ...Object.keys(high), byId("sort").value];
+  const names = present.filter(name => shown.includes(name));
+  const scores = names.map(name => `${name}\u00a0${short(column[name][row])}`);
   addElement(caption, "span", {class: "numbers"}, [...scores, ...flags].join(" \u00b7 "));
   addElement(caption, "span", {class: "why"}, why);
 }
@@ -198,8 +200,9 @@ function showFirst() {
 function build() {
   byId("title").textContent = data.title;
   byId("about").textContent = data.about;
+  const pictured = Object.keys(data.pictures).length;
   byId("shown").textContent =
-    `Input left, edit right. ${Object.keys(data.pictures).length} of ${data.rows.length} pairs have their pictures in this file: `
+    `Input left, edit right. ${pictured} of ${data.rows.length} pairs have their pictures in this file: `
     + "those nearest to the bounds, and the rest evenly from the best to the worst.";
   if (present.includes("clip_gain")) {
     addYieldChart();

@@ -1,5 +1,4 @@
-"""<run>/filter.html: every score's histogram with its bounds, the yield, and accepted, rejected
-and borderline pairs to look at.
+"""<run>/filter.html: every score's histogram with its bounds, the yield, and pairs to look at.
 
 One file that opens offline. Its script (page.js, which draws with charts.js) makes everything from
 the scores inside it, so that bounds can be moved in the page.
@@ -73,9 +72,7 @@ def page_data(config: Config, rows: Sequence[Row], criteria: Criteria) -> dict[s
 
 
 def bounds_of(rows: Sequence[Row], criteria: Criteria) -> tuple[dict[str, float], dict[str, float]]:
-    """The lower and the upper bounds by score; a share of the best pairs becomes a bound at its
-    last pair.
-    """
+    """The lower and the upper bounds by score. A share of the best becomes a bound at its last pair."""
     at_least = dict(criteria.at_least)
     at_most = dict(criteria.at_most)
     last = down_to(rows, criteria)
@@ -88,9 +85,7 @@ def bounds_of(rows: Sequence[Row], criteria: Criteria) -> tuple[dict[str, float]
 def choose(
     rows: Sequence[Row], at_least: Mapping[str, float], at_most: Mapping[str, float], count: int
 ) -> list[int]:
-    """Places of at most `count` rows: a third of them nearest to a bound, the others evenly from
-    the best to the worst.
-    """
+    """Places of at most `count` rows: a third nearest to a bound, the others evenly from best to worst."""
     if not rows:
         return []
     margins = np.full(len(rows), np.inf)  # to the nearest bound, negative beyond it
@@ -107,9 +102,7 @@ def choose(
 
 
 def _deviations_above(rows: Sequence[Row], name: str, limit: float) -> np.ndarray:
-    """How far each row's score is above the limit, in standard deviations of the score; -inf where
-    it has none.
-    """
+    """How far each row's score is above the limit, in standard deviations; -inf where it has none."""
     scores = np.array([row[name] for row in rows], np.float64)  # None is NaN
     known = scores[~np.isnan(scores)]
     deviation = known.std() if len(known) else 0.0
@@ -118,9 +111,7 @@ def _deviations_above(rows: Sequence[Row], name: str, limit: float) -> np.ndarra
 
 
 def _deviations_below(rows: Sequence[Row], name: str, limit: float) -> np.ndarray:
-    """How far each row's score is below the limit, in standard deviations of the score; -inf where
-    it has none.
-    """
+    """How far each row's score is below the limit, in standard deviations; -inf where it has none."""
     margins = -_deviations_above(rows, name, limit)
     return np.where(np.isinf(margins), -np.inf, margins)
 
@@ -131,8 +122,9 @@ def rounded(score: float) -> float:
 
 
 def _pictures(config: Config, wanted: Mapping[str, int]) -> dict[int, list[str]]:
-    """Place of the row -> input and edit as addresses of JPEGs, and the caption. wanted: key ->
-    place; only these are read.
+    """Place of the row -> input and edit as addresses of JPEGs, and the caption.
+
+    wanted: key -> place of the row; only these pairs are read.
     """
     pictures = {}
     for shard in finished_shards(pairs_dir(config)):

@@ -1,5 +1,4 @@
-"""Stage 2: score every pair with CLIP and LPIPS (and a segmenter, where the task names a
-foreground), select the good ones.
+"""Stage 2: score every pair with CLIP, LPIPS and, for a task with a foreground, a segmenter; then select.
 
     python filter/run.py task=tree2winter
     python filter/run.py task=cat2dog --select overlap=0.7 clip_gain=0.1   # of stored scores: at once
@@ -83,9 +82,7 @@ def split_select(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def is_option_or_key(argument: str) -> bool:
-    """Whether an argument is an --option or sets a key of the configuration: those of a section
-    have a dot.
-    """
+    """Whether an argument is an --option, or sets a key of the configuration."""
     name = argument.partition("=")[0]
     return argument.startswith("--") or "." in name or name in CHOICES or name in known_keys()
 
@@ -139,9 +136,7 @@ def score_and_select(config: Config, score: bool = True) -> dict[str, Any]:
 
 
 class OneProcess:
-    """The one process there is, with accelerate's names: loading accelerate takes longer than a
-    selection.
-    """
+    """The one process there is, with the names of accelerate, which loads slower than a selection is made."""
 
     process_index = 0
     num_processes = 1
@@ -212,9 +207,7 @@ def read_ahead(shards: Iterable[Path], pool: ThreadPoolExecutor) -> Iterator[tup
 
 
 def print_summary(outcome: Mapping[str, Any]) -> None:
-    """The yield and the distribution of every score, on standard output; nothing for another
-    process than the main one.
-    """
+    """Print the yield and the distribution of every score; nothing in other processes than the main one."""
     if not outcome:
         return
     titles = [f"{share:.0%}" for share in QUANTILES]

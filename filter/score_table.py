@@ -123,9 +123,7 @@ SCHEMA = pyarrow.schema(
 
 
 def flags_of(row: Mapping[str, Any]) -> list[str]:
-    """The names of FLAGS that a pair's raw scores raise; a score that is None or not there raises
-    none.
-    """
+    """The names of FLAGS that a pair's raw scores raise. A score that is None or missing raises none."""
     raised = []
     for name, flag in FLAGS.items():
         for score in flag.scores:
@@ -142,8 +140,7 @@ def scores_path(config: Config, shard: Path) -> Path:
 
 
 def made_with(config: Config) -> dict[str, Any]:
-    """What the scores of this configuration depend on, the pairs excepted: settings, files of the
-    models, format.
+    """What this configuration's scores are made with, but for the pairs: keys, the models' files, FORMAT.
 
     A task without foreground nouns runs no segmenter, so that no key of it counts. UserError where
     only one noun is named.
@@ -160,9 +157,7 @@ def made_with(config: Config) -> dict[str, Any]:
 
 
 def stale_shards(config: Config) -> dict[Path, dict[str, Any]]:
-    """The finished shards without current scores, each with what its score file is to be made
-    with.
-    """
+    """The finished shards without current scores, each with what its new scores are made with."""
     models = made_with(config)
     stale = {}
     for shard in finished_shards(pairs_dir(config)):
@@ -202,9 +197,9 @@ def write_scores(path: Path, rows: Sequence[Mapping[str, Any]], inputs: Mapping[
 
 
 def read_scores(config: Config) -> list[dict[str, Any]]:
-    """One row a pair of every finished shard, in order: 'key', SCORES with None for null, 'flags'.
-    Whatever models made them.
+    """One row a pair of every finished shard, in order: 'key', SCORES (None for null) and 'flags'.
 
+    The scores may have been made with other models or texts than this configuration's.
     UserError where a shard has no score file, one of other pairs, or an older version's.
     """
     rows: list[dict[str, Any]] = []

@@ -1,7 +1,8 @@
 """The raw scores of pairs: filter/score_table.py names them, this file computes them.
 
-To add a score, add its name and meaning to SCORES there, and its value to one of the three
-functions below. Shapes: B pairs, C channels, H W pixels, D feature width.
+To add a score, add its name and meaning to SCORES there, and its value to `clip_scores`, `overlap_scores`
+or `picture_scores` here.
+Shapes: B pairs, C channels, H W pixels, D feature width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,7 @@ Scores = dict[str, list[float | None]]  # name -> a value a pair, None or NaN wh
 
 
 class PairScorer:
-    """Called with a list of pairs, gives their raw scores. Loads the networks, but for a scorer
-    and a segmenter that are given.
+    """Gives the raw scores of pairs; loads the networks, but for a scorer and a segmenter that are given.
 
     On a GPU and with filter.dtype=bfloat16 CLIP and the segmenter compute in bfloat16 (autocast);
     LPIPS is computed in float32 always. UserError without a model's weights.
@@ -85,17 +85,16 @@ def _float64(features: torch.Tensor) -> np.ndarray:
 def clip_scores(
     input_BD: np.ndarray, edit_BD: np.ndarray, source_D: np.ndarray, target_D: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """B values a score, from unit features of the pictures and of the two texts: cosines in [-1,
-    1], their differences in [-2, 2].
+    """B values a score, from unit features of B inputs, B edits and the two texts.
 
-    clip_directional is NaN where the picture did not change.
+    Cosines are in [-1, 1], differences of two in [-2, 2]. clip_directional is NaN where the picture
+    did not change.
     """
-    # Parmar et al. 2023, section 3.4: an edit is good where the target text fits it better than it
-    # fits the input.
+    # Parmar et al. 2023, section 3.4: the target text must fit the edit better than it fits the input.
     clip_gain_B = edit_BD @ target_D - input_BD @ target_D
 
-    # Brooks et al. 2023 (InstructPix2Pix), section 3.1.2: the change in the picture agrees with
-    # the change in the text.
+    # Brooks et al. 2023 (InstructPix2Pix), section 3.1.2: what changed in the picture must agree with
+    # what changes in the text.
     change_BD = edit_BD - input_BD
     wanted_D = target_D - source_D
     lengths_B = np.linalg.norm(change_BD, axis=1) * np.linalg.norm(wanted_D)
@@ -113,8 +112,7 @@ def clip_scores(
 
 
 def overlap_scores(input_mask: np.ndarray, edit_mask: np.ndarray) -> dict[str, float | None]:
-    """A value a score, from two bool H x W masks: all in [0, 1], IoU and Dice None where either
-    mask is empty.
+    """A value a score, in [0, 1], from two bool H x W masks; IoU and Dice are None where one is empty.
 
     Parmar et al. 2023, section 3.4: the foreground of a good edit is where that of the input was.
     """
@@ -136,10 +134,10 @@ def overlap_scores(input_mask: np.ndarray, edit_mask: np.ndarray) -> dict[str, f
 def picture_scores(
     perceptual: Perceptual, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray]
 ) -> Scores:
-    """A value a pair of RGB uint8 images H x W x 3, sides of 16 pixels or more, input and edit of
-    a pair of one size.
+    """A value a pair of RGB uint8 images H x W x 3, sides of 16 pixels or more.
 
-    The pairs may be of several sizes. sharpness_ratio is None for an input of one colour.
+    Input and edit of a pair are of one size; the pairs may be of several. sharpness_ratio is None
+    for an input of one colour.
     """
     of_one_size = len({image.shape for image in inputs}) == 1
     together = len(inputs) if of_one_size else 1
@@ -181,11 +179,9 @@ def _levels(images: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
 
 
 def sharpness(levels_BCHW: torch.Tensor) -> torch.Tensor:
-    """Variance of the Laplacian of the grey levels, B, from RGB levels 0 to 255 (Pech-Pacheco et
-    al. 2000).
+    """Variance of the Laplacian of the grey levels (Pech-Pacheco et al. 2000), B, of RGB levels 0 to 255.
 
-    Of the pixels inside the picture's edge. It grows with detail and shrinks when the same picture
-    is enlarged.
+    Of the pixels inside the picture's edge. It grows with detail and shrinks when a picture is enlarged.
     """
     luma_C11 = levels_BCHW.new_tensor(LUMA)[:, None, None]
     kernel_1133 = levels_BCHW.new_tensor(LAPLACIAN)[None, None]

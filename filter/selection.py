@@ -56,8 +56,9 @@ class Criteria:
 
 
 def criteria(config: Config) -> Criteria:
-    """Those of filter.select, or the task's own thresholds where it is empty. UserError for what
-    cannot be selected by.
+    """Those of filter.select, or the task's own thresholds where it is empty.
+
+    UserError for what cannot be selected by.
     """
     if config.filter.select:
         chosen = parse(config.filter.select, config.filter.reject)
@@ -74,9 +75,7 @@ def criteria(config: Config) -> Criteria:
 
 
 def task_thresholds(config: Config) -> Criteria:
-    """The bounds that the task states: task.clip_gain, in the units of the paper's CLIP, and
-    task.overlap.
-    """
+    """The task's own bounds: task.clip_gain, in the units of the paper's CLIP, and task.overlap."""
     at_least = {}
     if config.task.clip_gain is not None:
         at_least["clip_gain"] = config.task.clip_gain * config.scorer.gain_unit
@@ -86,9 +85,7 @@ def task_thresholds(config: Config) -> Criteria:
 
 
 def parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
-    """The criteria of --select's items, as SYNTAX says. UserError for an item that is none of
-    that.
-    """
+    """The criteria of --select's items. UserError for an item that is not as SYNTAX says."""
     at_least: dict[str, float] = {}
     at_most: dict[str, float] = {}
     keep = None
@@ -138,8 +135,7 @@ def _number(item: str, text: str) -> float:
 
 
 def select(table: Sequence[Row], criteria: Criteria) -> tuple[list[str], dict[str, str]]:
-    """The keys of the pairs that are kept, in the table's order, and the keys of the others with
-    the reason of each.
+    """The keys of the pairs that are kept, in the table's order, and key -> reason of the others.
 
     A score that is null or NaN is within no bound and in no share.
     """
@@ -156,9 +152,7 @@ def select(table: Sequence[Row], criteria: Criteria) -> tuple[list[str], dict[st
 
 
 def _best(table: Sequence[Row], criteria: Criteria) -> Sequence[Row]:
-    """The best `keep` of all pairs, best first and of equals the first; the whole table where no
-    share is asked for.
-    """
+    """The best `keep` of all pairs, best first, of equals the first; the whole table without a share."""
     if criteria.keep is None:
         return table
     known = [row for row in table if _has(row, criteria.by_score)]
@@ -167,9 +161,7 @@ def _best(table: Sequence[Row], criteria: Criteria) -> Sequence[Row]:
 
 
 def down_to(table: Sequence[Row], criteria: Criteria) -> float | None:
-    """The score of the last of the best `keep`; None where no share is asked for, and of an empty
-    share.
-    """
+    """The score of the last of the best `keep`; None without such a share, and of an empty one."""
     best = _best(table, criteria)
     if criteria.keep is None or not best:
         return None

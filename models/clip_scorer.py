@@ -1,5 +1,4 @@
-"""The CLIP model that judges edits (Radford et al. 2021): unit features of images and texts, from
-open_clip.
+"""The CLIP model that judges edits (Radford et al. 2021), from open_clip: unit features of images and texts.
 
 The dot product of two features is their cosine, -1 to 1.
 Shapes: B images, C channels, H W pixels, N texts, T templates, D feature width.
@@ -23,9 +22,8 @@ from configs.errors import UserError
 from configs.files import find_file
 from configs.schema import Scorer
 
-# A text is put into each and the features are averaged: CLIP was trained on captions of pictures,
-# and an average
-# over wordings classifies better than one (Radford et al. 2021, section 3.1.4).
+# A text is put into each, and the features are averaged: CLIP was trained on captions of pictures, and an
+# average over wordings classifies better than one of them (Radford et al. 2021, section 3.1.4).
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
 LOCAL = "local-dir:"  # open_clip's prefix of a model's folder
 WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip itself looks for in such a folder
@@ -60,9 +58,7 @@ class ClipScorer:
         self._check_preprocessing(settings.model)
 
     def _check_preprocessing(self, name: str) -> None:
-        """UserError where the model's own preprocessing is not one of those that `_preprocess`
-        knows.
-        """
+        """UserError where `_preprocess` does not know the model's own way of resizing."""
         square = self.size_HW[0] == self.size_HW[1]
         known_mode = self.resize_mode == "squash" or (self.resize_mode == "shortest" and square)
         if self.interpolation not in ("bicubic", "bilinear") or not known_mode:
@@ -76,10 +72,10 @@ class ClipScorer:
 
     @torch.inference_mode()
     def image_features(self, images: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
-        """Unit features, B x D float32, of B images: tensors 3 x H x W in [0, 1], or RGB uint8
-        arrays H x W x 3.
+        """Unit features of B images, B x D float32.
 
-        The images of a list may be of several sizes.
+        images: tensors 3 x H x W in [0, 1], or RGB uint8 arrays H x W x 3; those of a list may be of several
+        sizes.
         """
         sizes = {image.shape for image in images}
         if len(sizes) == 1:
@@ -91,9 +87,7 @@ class ClipScorer:
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Unit features, N x D float32, of N texts: the mean over the templates, made a unit
-        again.
-        """
+        """Unit features of N texts, N x D float32: the mean over the templates, made a unit again."""
         sentences = []
         for text in texts:
             for template in self.templates:
@@ -104,8 +98,9 @@ class ClipScorer:
         return unit(features_NTD.mean(dim=1), dim=-1)
 
     def _preprocess(self, images: Any) -> Tensor:
-        """Images of one size as the model was trained on them, B x 3 x H x W: resized, cropped,
-        normalised as open_clip does it.
+        """B x 3 x H x W as the model was trained on: resized, cropped, normalised as open_clip does it.
+
+        images: tensors in [0, 1] or uint8 arrays, all of one size.
         """
         images_BCHW = self._in_0_1(images)
         # "shortest": one number is the length of the shorter side
@@ -116,9 +111,7 @@ class ClipScorer:
         return normalize(cropped_BCHW, self.mean, self.std)
 
     def _in_0_1(self, images: Any) -> Tensor:
-        """B x 3 x H x W float32 in [0, 1] on the device, of tensors in [0, 1] or uint8 arrays, all
-        of one size.
-        """
+        """The same images as B x 3 x H x W float32 in [0, 1] on the device."""
         if isinstance(images, Tensor):
             return images.to(self.device, torch.float32)
         if isinstance(images[0], Tensor):

@@ -1,5 +1,4 @@
-"""Keys of DINO ViT-B/8's last layer (Caron et al. 2021), by which the paper measures how much of a
-picture's structure an edit keeps.
+"""Keys of DINO ViT-B/8's last layer (Caron et al. 2021), the paper's measure of a picture's structure.
 
 B images, C channels, H W pixels, T tokens, D width.
 """
@@ -49,8 +48,7 @@ def _read_weights(file: str) -> dict[str, Tensor]:
 
 
 def dino_keys(vit: nn.Module, image_BCHW: Tensor) -> Tensor:
-    """The last layer's keys, B x T x D, of images in [-1, 1] of any size, which are resized to the
-    network's own (224 x 224).
+    """The last layer's keys, B x T x D, of images in [-1, 1], resized to the network's 224 x 224 pixels.
 
     T: the class token, then one token a patch. D: the heads side by side.
     """

@@ -1,5 +1,4 @@
-"""The foreground mask of a noun: segment-anything proposes masks, the CLIP scorer says which of
-them show the noun.
+"""The foreground mask of a noun: segment-anything proposes masks, the CLIP scorer says which show the noun.
 
 Kirillov et al. 2023, "Segment Anything"; its automatic mask generation is described in appendix B.
 Shapes: B images, C channels, H W pixels, P points, M proposed masks, N nouns, D feature width.
@@ -50,16 +49,13 @@ class NounSegmenter(Protocol):
     """What the overlap score needs of a segmenter."""
 
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image; all False where there is
-        none.
-        """
+        """Bool H x W mask of the noun in each RGB uint8 image H x W x 3; all False where there is none."""
 
 
 def open_segmenter(
     settings: Settings, scorer: ClipScorer, device: torch.device | str = "cpu"
 ) -> NounSegmenter:
-    """The configured segmenter: text-prompted where a detector is named, else segment-anything's
-    masks as the scorer names them.
+    """The configured segmenter: a text-prompted one where a detector is named, else segment-anything.
 
     UserError where its weights cannot be found.
     """
@@ -72,19 +68,17 @@ def open_segmenter(
 
 @dataclass
 class Proposals:
-    """The masks that segment-anything proposes for one picture, the one with the highest predicted
-    IoU first.
-    """
+    """The masks that segment-anything proposes for one picture, by falling predicted IoU."""
 
     mask_MHW: Tensor  # bool
     box_M4: Tensor  # left, top, right and bottom pixel of each mask, both ends included
 
 
 class Segmenter:
-    """Noun -> mask. sam: the model to use in the place of the configured one, whose weights are
-    then not needed.
+    """Noun -> mask.
 
-    UserError where the configured model or its weights cannot be found.
+    sam: a model to use in the place of the configured one, whose weights are then not needed. UserError where
+    the configured model or its weights cannot be found.
     """
 
     def __init__(
@@ -102,10 +96,9 @@ class Segmenter:
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image: the union of the proposed
-        masks that show it.
+        """Bool H x W mask of the noun in each RGB uint8 image H x W x 3; all False where there is none.
 
-        All False where no mask does.
+        It is the union of the proposed masks that show the noun.
         """
         rivals = [other for other in self.settings.other_nouns if other != noun]
         texts_ND = self.scorer.text_features([noun, *rivals])
@@ -135,8 +128,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def propose(self, images: Sequence[np.ndarray]) -> Iterator[Proposals]:
-        """The masks of each image: those that segment-anything's SamAutomaticMaskGenerator makes,
-        made with less work.
+        """The masks of each image, those that segment-anything's SamAutomaticMaskGenerator makes.
 
         The library enlarges all three masks of every point before any is judged, and run-length
         encodes what is left one by one on the CPU. Here the predicted IoU decides before anything
@@ -157,11 +149,9 @@ class Segmenter:
     def _masks_of(
         self, features_1CHW: Tensor, size_HW: tuple[int, ...], shrunk_HW: tuple[int, ...]
     ) -> Proposals:
-        """The confident and stable masks of a grid of points, without those that show the same
-        thing twice.
+        """The confident and stable masks of a grid of points, of those with the same box only the best.
 
-        size_HW: the picture's size; shrunk_HW: its size as the encoder saw it, without the
-        padding. Both in pixels.
+        size_HW: of the picture. shrunk_HW: of what the encoder saw of it, without the padding. In pixels.
         """
         high, wide = size_HW
         points_P2 = self.transform.apply_coords(self.grid_P2 * np.array([wide, high]), (high, wide))
@@ -187,9 +177,7 @@ class Segmenter:
         return Proposals(torch.cat(masks)[kept], box_M4[kept])
 
     def _decode(self, features_1CHW: Tensor, points_P2: Tensor) -> tuple[Tensor, Tensor]:
-        """Low-resolution logits M x 1 x H x W and predicted IoU M of the three masks of each
-        point: M = 3 P.
-        """
+        """Low-resolution logits M x 1 x H x W and predicted IoU M of each point's three masks."""
         foreground = 1
         labels_P1 = torch.full((len(points_P2), 1), foreground, dtype=torch.int, device=points_P2.device)
         sparse_P2D, dense_PDHW = self.sam.prompt_encoder(
@@ -208,8 +196,7 @@ class Segmenter:
 def masked_crop(
     image_CHW: Tensor, mask_HW: Tensor, box: Sequence[int], margin: float, outside: float
 ) -> Tensor:
-    """The square crop around a mask that the scorer looks at, 3 x S x S, whole levels 0 to 255 as
-    the image's.
+    """The square crop around a mask that the scorer looks at, 3 x S x S, whole levels 0 to 255.
 
     box: the mask's left, top, right and bottom pixel. margin: added on each side of the box, as a
     share of its longer side. outside: how much of the picture beyond the mask remains, 0 (grey) to
@@ -238,8 +225,7 @@ def masked_crop(
 
 
 def load_sam(settings: Settings) -> Sam:
-    """The Sam of a registered size with the weights of its .pth, or that of a folder with
-    config.json and model.safetensors.
+    """The Sam of a registered size with its .pth, or that of a folder with config.json and model.safetensors.
 
     UserError where there are no such weights, or where they do not fit.
     """
@@ -263,9 +249,7 @@ def load_sam(settings: Settings) -> Sam:
 
 
 def _read_checkpoint(settings: Settings) -> dict[str, Tensor]:
-    """The weights in a published .pth; UserError where it is not there or holds anything but
-    tensors.
-    """
+    """The weights in a published .pth; UserError where it is not there or holds more than tensors."""
     file = settings.checkpoint
     model = settings.model
     if not Path(file).is_file():

@@ -1,9 +1,8 @@
-"""The foreground mask of a noun from transformers: Grounding DINO finds it by its name, SAM 2
-draws the mask of each box.
+"""The foreground mask of a noun from transformers: Grounding DINO finds its boxes, SAM 2 draws their masks.
 
-Liu et al. 2023, "Grounding DINO"; Ravi et al. 2024, "SAM 2". Not SAM 3, which does both at once:
-the weights of these two are free to fetch (Apache licence), SAM 3's must be applied for. H W
-pixels.
+Liu et al. 2023, "Grounding DINO"; Ravi et al. 2024, "SAM 2". Not SAM 3, which does both at once: the weights
+of these two are free to fetch (Apache licence), SAM 3's must be applied for.
+Shapes: H W pixels.
 """
 
 from collections.abc import Sequence
@@ -41,16 +40,16 @@ class TextSegmenter:
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], noun: str) -> list[np.ndarray]:
-        """Bool H x W mask of the noun in each RGB uint8 H x W x 3 image: the union of the masks
-        drawn in all its boxes.
+        """Bool H x W mask of the noun in each RGB uint8 image H x W x 3; all False where there is none.
 
-        All False where there is no box.
+        It is the union of the masks that are drawn in all its boxes.
         """
         boxes = self.find(images, noun)
         with_boxes = [place for place, image_boxes in enumerate(boxes) if image_boxes]
         masks = [np.zeros(image.shape[:2], dtype=bool) for image in images]
         if with_boxes:
-            drawn = self.draw([images[place] for place in with_boxes], [boxes[place] for place in with_boxes])
+            shown = [images[place] for place in with_boxes]
+            drawn = self.draw(shown, [boxes[place] for place in with_boxes])
             for place, mask in zip(with_boxes, drawn, strict=True):
                 masks[place] = mask
         return masks
@@ -71,9 +70,7 @@ class TextSegmenter:
         return [detection["boxes"].tolist() for detection in detections]
 
     def draw(self, images: Sequence[np.ndarray], boxes: Sequence[list[Box]]) -> list[np.ndarray]:
-        """Bool H x W for each image: the union of the masks that SAM 2 draws in its boxes, of
-        which there is one or more.
-        """
+        """Bool H x W for each image: the union of the masks that SAM 2 draws in its boxes, one or more."""
         most = max(len(image_boxes) for image_boxes in boxes)
         filled = []  # every image needs as many: its first box is repeated, which changes no union
         for image_boxes in boxes:
@@ -89,8 +86,7 @@ class TextSegmenter:
 
 
 def load_model(model_class: Any, processor_class: Any, key: str, name: str) -> tuple[Any, Any]:
-    """The model and its processor from a folder or the hub; key: of the segmenter section, for the
-    message.
+    """The model and its processor from a folder or the hub. key: of the segmenter section, for the message.
 
     UserError where they are not there or lack weights, which transformers itself would fill with
     random ones.

@@ -98,9 +98,7 @@ def evaluate_filter(config: Config) -> dict[str, Any]:
 
 
 def selections_to_compare(table: Sequence[Row]) -> list[Criteria]:
-    """Everything, the best shares by CLIP gain, and the best share by each rival that the pairs
-    have a score of.
-    """
+    """Everything, the best shares by CLIP gain, and one by each rival that the pairs have a score of."""
     selections = [Criteria()]
     for share in SHARES:
         selections.append(Criteria(keep=share))
@@ -132,9 +130,7 @@ def mean_or_none(values: np.ndarray) -> float | None:
 
 
 def distances_to_truth(config: Config) -> Truth:
-    """The distances of the run's pairs to their true edits. UserError for pairs of photographs,
-    which have none.
-    """
+    """The distances of the run's pairs to their true edits. UserError for photographs, which have none."""
     from models.perceptual import perceptual_loss
     from scripts.measure.metrics import lpips_distance, psnr
 

@@ -63,13 +63,11 @@ TEMPLATES = Environment(  # every text that enters them is escaped
 
 @dataclass
 class Card:
-    """One pair that the page shows: its pictures and record, its scores, and why it was rejected
-    (None: it was not).
-    """
+    """One pair that the page shows."""
 
     pair: Pair
     scores: Row
-    why: str | None
+    why: str | None  # it was rejected; None: it was not
 
 
 @dataclass
@@ -148,9 +146,7 @@ def _training(run: Path) -> dict[str, Any]:
 
 
 def _selection(config: Config) -> dict[str, Any]:
-    """What the template shows of the scores and of the pairs; nothing where the filter has not
-    selected yet.
-    """
+    """What the template shows of the scores and of the pairs, once the filter has selected."""
     path = run_dir(config) / "selection.json"
     if not path.exists():
         return {"selection": None, "scores": [], "groups": {}}
@@ -195,9 +191,7 @@ def pair_group(
 
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """At most `count` rows, evenly spaced in the order of falling CLIP gain: the best, the worst
-    and what lies between.
-    """
+    """At most `count` rows, evenly spaced in the order of falling CLIP gain, from the best to the worst."""
 
     def gain(row: Row) -> float:
         return -math.inf if row["clip_gain"] is None else row["clip_gain"]
@@ -208,9 +202,7 @@ def spread(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def score_charts(rows: Sequence[Row], selection: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A histogram of each score, and after that of the CLIP gain what share of the pairs each
-    threshold would keep.
-    """
+    """A histogram of each score, and after that of the CLIP gain the yield by threshold."""
     charts = []
     for name in dict.fromkeys((*FIRST_CHARTS, *SCORES)):
         values = [rounded(row[name]) for row in rows if row[name] is not None]

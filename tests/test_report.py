@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -19,10 +20,12 @@ from configs.loader import load
 from configs.runs import run_dir
 from configs.schema import Config
 from distill.runlog import read_metrics
+from filter.report import CHARTS_SCRIPT
 from filter.score_table import SCORES, read_scores, scores_path, write_scores
 from filter.selection import Criteria, selection_of
 from generate.shards import Pair, write_shard
-from scripts.report import Series, histogram, line_chart, main, smoothed, spread, ticks, write_report
+from scripts.report import TRAINING_CHARTS, duration, main, smoothed, spread, write_report
+from tests.helpers import browse, in_browser
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
@@ -30,7 +33,7 @@ EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 class Tags(HTMLParser):
     """Collects tags, addresses and headings, and that every tag that opens closes."""
 
-    VOID = {"meta", "img", "line", "rect", "polyline", "circle"}
+    VOID = {"meta", "img"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +42,6 @@ class Tags(HTMLParser):
         self.addresses: list[str] = []
         self.attributes: set[str] = set()
         self.headings: list[str] = []
-        self.svg_text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self.tags.append(tag)
@@ -57,8 +59,6 @@ class Tags(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] == "h2":
             self.headings.append(data)
-        if self.open and self.open[-1] == "text":
-            self.svg_text.append(data)
 
 
 def parsed(path: Path) -> Tags:
@@ -70,47 +70,36 @@ def parsed(path: Path) -> Tags:
 
 def make_run(tmp_path: Path, count: int = 60) -> Config:
     """A run with pairs, scores, a selection and metrics; texts of every kind carry HTML."""
-    config = load(
-        [f"runs_dir={tmp_path}", "task.clip_gain=0.15", f'task.source="{EVIL.replace(chr(34), "")}"']
-    )
+    source = EVIL.replace('"', "")
+    config = load([f"runs_dir={tmp_path}", "task.clip_gain=0.15", f'task.source="{source}"'])
     run = run_dir(config)
     (run / "pairs").mkdir(parents=True)
     (run / "train").mkdir()
     generator = np.random.default_rng(0)
-    keys = [f"k{index}" for index in range(count)]
-    images = generator.integers(0, 256, (count, 2, 8, 8, 3), dtype=np.uint8)
-    pairs = [
-        Pair(k, {"input": a, "edit": b}, {"caption": f"{k} {EVIL}"})
-        for k, (a, b) in zip(keys, images, strict=True)
-    ]
+    pairs = []
+    rows = []
+    for n in range(count):
+        image, edit = generator.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+        pairs.append(Pair(f"k{n}", {"input": image, "edit": edit}, {"caption": f"k{n} {EVIL}"}))
+        rows.append({"key": f"k{n}", **{name: generator.normal(0.15, 0.1) for name in SCORES}})
     shard = write_shard(run / "pairs", 0, pairs, {})
-    rows = [
-        {"key": key, **dict(zip(SCORES, generator.normal(0.15, 0.1, len(SCORES)), strict=True))}
-        for key in keys
-    ]
     rows[0]["clip_gain"] = rows[1]["overlap_iou"] = None
     write_scores(scores_path(config, shard), rows, {})
     write_json(run / "selection.json", selection_of(read_scores(config), Criteria({"clip_gain": 0.15})))
     lines = [{"images": 16 * n, "l1": 1 / n, "lpips": 2 / n, "kind": "train"} for n in range(1, 50)]
-    lines += [
-        {"images": 400 * n, "kind": "validation", "l1": 1 / n, "lpips": 1 / n, "psnr": 10.0 + n}
-        for n in (1, 2)
-    ]
-    (run / "train/metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines) + '{"images": 9'
-    )
+    for n in (1, 2):
+        values = {"l1": 1 / n, "lpips": 1 / n, "psnr": 10.0 + n}
+        lines.append({"images": 400 * n, "kind": "validation", **values})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "train/metrics.jsonl").write_text(text + '{"images": 9')
     return config
 
 
 def extra() -> dict:
     image = np.zeros((6, 6, 3), np.uint8)
+    images = {"input": image, "edit": image + 50, "generator": image + 99}
     return {
-        "rows": [
-            {
-                "title": f"scene {EVIL}",
-                "images": {"input": image, "edit": image + 50, "generator": image + 99},
-            }
-        ],
+        "rows": [{"title": f"scene {EVIL}", "images": images}],
         "teacher_seconds": 4.2,
         "generator_seconds": 0.0105,
         "distances": [(f"Generator {EVIL}", 17.0, 0.25)],
@@ -133,14 +122,14 @@ def test_every_section_is_there_and_nothing_is_foreign(tmp_path: Path) -> None:
         "Timings",
         "Configuration",
     ]
-    assert (
-        "script" not in tags.tags
-        and "onerror" not in tags.attributes
-        and not {"link", "iframe", "object"} & set(tags.tags)
-    )
+    assert tags.tags.count("script") == 2 and "onerror" not in tags.attributes
+    assert not {"link", "iframe", "object"} & set(tags.tags)
     assert tags.addresses and all(address.startswith("data:image/png;base64,") for address in tags.addresses)
-    assert not re.search(r"https?:|url\(|@import", page) and "default-src 'none'" in page
-    assert re.search(r"k\d+ &lt;script&gt;", page) and "<script" not in page and "<img src=x" not in page
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|url\(|@import", page)
+    script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in page and f"script-src 'sha256-{digest}'" in page
+    assert re.search(r"k\d+ &lt;script&gt;", page) and "<img src=x" not in page
     for text in (
         "<b>400×</b>",
         "<b>10.5 <small>ms<",
@@ -152,9 +141,9 @@ def test_every_section_is_there_and_nothing_is_foreign(tmp_path: Path) -> None:
     ):
         assert text in page, text
     assert "Reconstruction" not in page  # a column that no row has is left out
-    assert {"kept from 0.15", "CLIP gain asked for", "training images shown", "dB"} <= set(tags.svg_text)
     assert tags.tags.count("img") == 3 + 2 * (24 + 24)
-    assert drawn(page) == {"faint": [49, 49], "line": [49, 49], "dots": [2, 2, 2]}
+    assert page.count('<figure class="chart">') == len(TRAINING_CHARTS) + 1 + len(SCORES)
+    assert tags.tags.count("noscript") == 2  # where there are charts
 
 
 def test_pictures_come_back_as_they_were(tmp_path: Path) -> None:
@@ -193,27 +182,119 @@ def test_spread_takes_both_ends() -> None:
     assert [row["clip_gain"] for row in spread(rows, 9)] == [0.5, 0.4, 0.3, 0.2, 0.1, None]
 
 
-@pytest.mark.parametrize(
-    "low, high, wanted", [(0, 1, [0, 0.5, 1]), (-0.3, 0.3, [-0.2, 0, 0.2]), (0, 7000, [0, 5000])]
-)
-def test_ticks_are_round(low: float, high: float, wanted: list[float]) -> None:
-    assert ticks(low, high, 3) == pytest.approx(wanted)
+@in_browser
+def test_the_charts_in_a_browser(tmp_path: Path) -> None:
+    """Each line of the training with all its points, each score's bars with all its pairs, the
+    threshold where it is.
+    """
+    document = browse(write_report(make_run(tmp_path)))
+    assert lines_drawn(document) == {"faint": [49, 49], "line": [49, 49], "dots": [2, 2, 2]}
+    assert document.count("<svg") == len(TRAINING_CHARTS) + 1 + len(SCORES)
+    assert document.count('<circle class="dot dots"') == 6
+    assert (
+        sum(map(len, bars_drawn(document, "overlap_iou"))) > 1 and not bars_drawn(document, "overlap_iou")[1]
+    )
+    texts = set(re.findall(r"<text[^>]*>([^<]*)</text>", document))
+    assert {"kept from 0.15", "threshold", "CLIP gain asked for", "training images shown", "dB"} <= texts
+    legend = re.findall(r'<i class="key (\w+)"[^>]*></i>(\w+)</span>', document)
+    assert legend == 2 * [("faint", "training"), ("line", "smoothed"), ("dots", "validation")]
 
 
-def heights(svg: str, kind: str) -> list[float]:
-    return [float(h) for h in re.findall(rf'<rect class="{kind}" [^>]*height="([\d.]+)"', svg)]
+@in_browser
+def test_no_bar_lies_on_both_sides_of_the_threshold(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    gains = [row["clip_gain"] for row in read_scores(config) if row["clip_gain"] is not None]
+    below = sum(gain < 0.15 for gain in gains)
+    kept, dropped = bars_drawn(browse(write_report(config)), "clip_gain")
+    assert (sum(kept), sum(dropped)) == (len(gains) - below, below)
 
 
-def test_no_bar_lies_on_both_sides_of_the_threshold() -> None:
-    values = np.random.default_rng(1).normal(0.1, 0.2, 500)
-    svg = histogram("t", values.tolist(), 0.137, "x")
-    below, above = sum(heights(svg, "bar dropped")), sum(heights(svg, "bar"))
-    assert below / (below + above) == pytest.approx(
-        (values < 0.137).mean(), abs=0.005
-    )  # heights are drawn to a tenth
-    for few in ([0.5], [0.5, 0.5], [0.0, 0.0]):
-        assert len(heights(histogram("t", few, None, "x"), "bar")) == 1
-    assert "kept from 0.9" in histogram("t", [0.1, 0.2], 0.9, "x")
+def draw_alone(tmp_path: Path, call: str) -> str:
+    """The document after one call of charts.js."""
+    page = f"<html><body><figure id=f></figure><script>{CHARTS_SCRIPT}</script></body></html>"
+    (tmp_path / "alone.html").write_text(page)
+    return browse(tmp_path / "alone.html", f"const figure = document.getElementById('f'); {call}")
+
+
+@in_browser
+def test_ticks_are_round(tmp_path: Path) -> None:
+    ranges = {(0, 1): [0, 0.5, 1], (-0.3, 0.3): [-0.2, 0, 0.2], (0, 7000): [0, 5000], (-3, -1): [-3, -2, -1]}
+    call = f"{json.dumps(list(ranges))}.map(range => roundTicks(range, 3))"
+    document = draw_alone(tmp_path, f"figure.textContent = JSON.stringify({call})")
+    drawn = json.loads(re.findall(r"(\[\[.*\]\])</figure>", document)[0])
+    for ticks, wanted in zip(drawn, ranges.values(), strict=True):
+        assert ticks == pytest.approx(wanted)
+    numbers = "figure.textContent = [12000, 1200, -0.25, 1e6, 0, 0.123456].map(shortNumber).join(' ')"
+    assert "12k 1200 \N{MINUS SIGN}0.25 1M 0 0.1235</figure>" in draw_alone(tmp_path, numbers)
+
+
+@in_browser
+def test_bars_of_few_values_and_of_values_beyond_the_bounds(tmp_path: Path) -> None:
+    for few in ("[0.5]", "[0.5, 0.5]", "[0, 0]"):
+        document = draw_alone(tmp_path, f"drawHistogram(figure, {{title: 't', values: {few}}})")
+        kept, dropped = bars_drawn(document, "t")
+        assert kept == [len(json.loads(few))] and dropped == []
+    chart = "{title: 't', values: [0.1, 0.2], low: 0.9}"  # the bound is drawn even where no value reaches it
+    document = draw_alone(tmp_path, f"drawHistogram(figure, {chart})")
+    assert "kept from 0.9" in document and bars_drawn(document, "t") == ([], [1, 1])
+    chart = "{title: 't', values: [0.1, 0.2, 0.3, 0.4], low: 0.2, high: 0.3}"  # a value on a bound is within
+    kept, dropped = bars_drawn(draw_alone(tmp_path, f"drawHistogram(figure, {chart})"), "t")
+    assert (sum(kept), sum(dropped)) == (2, 2)
+
+
+@in_browser
+def test_a_line_may_have_one_point_and_its_marker_lie_outside(tmp_path: Path) -> None:
+    lines = "[{name: 'a', points: [[1, 2]], style: 'line'}, {name: 'b', points: [], style: 'line'}]"
+    chart = f"{{title: 't', lines: {lines}, xLabel: 'x', yLabel: 'y', marker: {{at: 5, text: 'here'}}}}"
+    document = draw_alone(tmp_path, f"drawLines(figure, {chart}); drawLines(figure, {chart});")
+    body = document.rpartition("</script><script>")[0].partition("<script>")[0]
+    assert body.count("<svg") == body.count("<polyline") == body.count("<circle") == 1
+    assert ">here<" in body and ">5<" in body and "legend" not in body
+
+
+@in_browser
+def test_the_yield_falls_to_the_last_pair(tmp_path: Path) -> None:
+    document = draw_alone(tmp_path, "figure.textContent = JSON.stringify(yieldLine([3, 1, 2], 4).points)")
+    assert "[[1,75],[2,50],[3,25]]</figure>" in document
+    many = "yieldLine(Array.from({length: 9999}, (_, n) => n), 9999).points"
+    document = draw_alone(tmp_path, f"figure.textContent = JSON.stringify([{many}.length, {many}.at(-1)[0]])")
+    assert "[200,9998]</figure>" in document
+
+
+def bars_drawn(document: str, title: str) -> tuple[list[int], list[int]]:
+    """How many pairs each bar of a chart stands for: the bars within the bounds, and those beyond."""
+    chart = document.partition(f'aria-label="{title}"')[2].partition("</svg>")[0]
+    kept = re.findall(r'class="bar"[^>]*data-count="(\d+)"', chart)
+    dropped = re.findall(r'class="bar out"[^>]*data-count="(\d+)"', chart)
+    return [int(count) for count in kept], [int(count) for count in dropped]
+
+
+def lines_drawn(document: str) -> dict[str, list[int]]:
+    """The number of points of each line below the heading Training, by its style."""
+    styles: dict[str, list[int]] = {}
+    training = document.partition("<h2>Training")[2].partition("<h2>")[0]
+    for style, points in re.findall(r'<polyline class="line (\w+)" points="([^"]*)"', training):
+        styles.setdefault(style, []).append(points.count(","))
+    return styles
+
+
+def test_the_data_of_the_charts(tmp_path: Path) -> None:
+    charts = chart_data(write_report(make_run(tmp_path)))
+    titles = [chart["title"] for chart in charts]
+    training = [title for title, _ in TRAINING_CHARTS.values()]
+    first = ["clip_gain", "Yield by threshold", "overlap_iou", "clip_directional", "image_image"]
+    assert titles[:3] == training and titles[3:8] == first
+    assert set(titles[3:]) == {"Yield by threshold", *SCORES}
+    psnr, gain, by_threshold, overlap = charts[2:6]
+    assert psnr["fromZero"] is False and [line["style"] for line in psnr["lines"]] == [
+        "faint",
+        "line",
+        "dots",
+    ]
+    assert [len(line["points"]) for line in psnr["lines"]] == [0, 0, 2]
+    assert gain["low"] == 0.15 and gain["high"] is None and len(gain["values"]) == 59
+    assert by_threshold["total"] == 60 and by_threshold["marker"] == {"at": 0.15, "text": "threshold"}
+    assert overlap["low"] is None and len(overlap["values"]) == 59
 
 
 def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
@@ -225,32 +306,28 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     ]
     metrics = run_dir(config) / "train/metrics.jsonl"
     metrics.write_text("".join(json.dumps(line | {"kind": "train"}) + "\n" for line in lines))
-    page = write_report(config).read_text()
-    assert drawn(page) == {"faint": [2], "line": [2]} and "LPIPS to the teacher" not in page
+    path = write_report(config)
+    training = [chart for chart in chart_data(path) if chart["kind"] == "lines"]
+    assert [chart["title"] for chart in training] == ["L1 to the teacher's edit"]
+    assert training[0]["lines"][0]["points"] == [[1, 1.0], [3, 2.0]]
+    assert training[0]["lines"][2]["points"] == []
+    assert "LPIPS to the teacher" not in path.read_text()
 
 
-def drawn(page: str) -> dict[str, list[int]]:
-    """The number of points of each line below the heading Training, by its style."""
-    styles: dict[str, list[int]] = {}
-    training = page.partition("<h2>Training")[2].partition("<h2>")[0]
-    for style, points in re.findall(r'<polyline class="line (\w+)" points="([^"]*)"', training):
-        styles.setdefault(style, []).append(points.count(","))
-    return styles
-
-
-def test_a_line_may_have_one_point_and_its_marker_lie_outside() -> None:
-    svg = line_chart("t", [Series("a", [(1, 2.0)]), Series("b", [])], "x", "y", marker=(5.0, "here"))
-    assert (
-        svg.count("<polyline") == svg.count("<circle") == 1
-        and ">here<" in svg
-        and ">5<" in svg
-        and "legend" not in svg
-    )
+def chart_data(path: Path) -> list[dict]:
+    """What the page hands to its script."""
+    return json.loads(re.findall(r'<script id="data"[^>]*>(.*?)</script>', path.read_text())[0])
 
 
 def test_smoothed_is_the_mean_of_the_neighbours() -> None:
     points = [(float(x), float(x * x)) for x in range(100)]
-    assert smoothed(points)[0] == (0, (0 + 1 + 4) / 3) and smoothed(points)[50] == (
-        50,
-        sum(x * x for x in range(48, 53)) / 5,
-    )
+    assert smoothed(points)[0] == (0, (0 + 1 + 4) / 3)
+    assert smoothed(points)[50] == (50, sum(x * x for x in range(48, 53)) / 5)
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.0042, "4.2 ms"), (0.5, "500 ms"), (59.96, "60 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")],
+)
+def test_a_time_has_its_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
