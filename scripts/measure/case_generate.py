@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from generate.batches import largest_batch
+from generate.batch_size import largest_batch
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import Config
