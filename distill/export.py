@@ -107,7 +107,7 @@ def _load(config: Config) -> tuple[Any, dict[str, Any], np.ndarray, np.ndarray]:
         "format": 1,
         "config": generator.config,
         "resolution": generator.config["resolution"],
-        "z": None,
+        "z": checkpoints.fixed_latent(made_with),
         "task": config.task.name,
         "source": config.task.source,
         "target": config.task.target,

@@ -266,7 +266,7 @@ def edit(config: Config, inputs: np.ndarray, device: Any) -> tuple[np.ndarray, d
     found = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
     assert found  # it has ended
     generator = found.average()
-    picture = Picture(Edit(generator, None)).to(device)
+    picture = Picture(Edit(generator, checkpoints.fixed_latent(found.state["made_with"]))).to(device)
     with torch.no_grad():
         edits = [
             picture(batch_BHWC.to(device)).cpu()

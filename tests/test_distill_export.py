@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors import safe_open
 from torch.utils.data import DataLoader
@@ -22,7 +23,7 @@ from configs.loader import load
 from distill import export as export_module
 from distill import formats, translate
 from distill.export import main as export_main
-from distill.pairs import open_pairs
+from distill.state import TrainingState
 from distill.train import main as train_main
 from distill.train import train
 from models.comodgan import CoModGenerator
@@ -156,8 +157,11 @@ def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
     learner, onnx_file = tmp_path / "tree2winter" / "miniature", run / "export" / "generator.onnx"
     images = {pair.key: pair.images for pair in make_selected_pairs(learner)}
     config = load(tiny_training(learner, *SHORT, f"distill.labels={onnx_file}"))
-    (training, held_out), translator = open_pairs(config), Translator(onnx_file, threads=1)
-    for dataset, workers in ((training, 2), (held_out, 0)):
+    state, translator = (
+        TrainingState(config, Accelerator(cpu=True), tmp_path),
+        Translator(onnx_file, threads=1),
+    )
+    for dataset, workers in ((state.training, 2), (state.held_out, 0)):
         found = [
             pair
             for batches in DataLoader(dataset, 3, num_workers=workers)
@@ -165,7 +169,7 @@ def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
         ]
         for location, pair in zip(dataset.locations, found, strict=True):
             own = images[location.key]
-            edit_HWC = translator(own["input"]) if dataset is training else own["edit"]
+            edit_HWC = translator(own["input"]) if dataset is state.training else own["edit"]
             for found_CHW, expected_HWC in zip(pair, (own["input"], edit_HWC), strict=True):
                 assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
     for file, workers in (("missing.onnx", 0), (str(learner / "selection.json"), 2)):
