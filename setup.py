@@ -32,7 +32,7 @@ REQUIREMENTS = [
 setup(
     name="zero2gan",
     version="0.1.0",
-    description="Distil a pix2pix-zero image edit from Stable Diffusion into a Co-Mod-GAN that runs in milliseconds",
+    description="Distil a pix2pix-zero edit from Stable Diffusion into a Co-Mod-GAN that takes milliseconds",
     license="MIT",
     python_requires=">=3.10",
     packages=[

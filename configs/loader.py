@@ -141,7 +141,7 @@ def _override(key: str, value: str) -> DictConfig:
 
 
 def _merged(layers: Sequence[Layer]) -> Config:
-    """The schema's defaults with the layers over them, in order. UserError for an unknown key or wrong type."""
+    """The schema's defaults with the layers over them, in order. UserError for an unknown key or type."""
     config = OmegaConf.structured(Config)
     for layer in layers:
         try:
@@ -178,7 +178,7 @@ def _complete(config: Config, names: Mapping[str, str]) -> None:
 
 
 def _own_resolution(path: str) -> int:
-    """The side in pixels that a diffusers folder's UNet was made for: its latents' side x the VAE's factor."""
+    """The side in pixels that a diffusers folder's UNet was made for: its latents' times the VAE's factor."""
     folder = Path(find_file(path))
     try:
         unet = json.loads((folder / "unet" / "config.json").read_text())

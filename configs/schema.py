@@ -1,8 +1,8 @@
 """The typed configuration: every key there is, its type, its default and what it means.
 
-A stage gets its own section. Defaults are the paper's (Parmar et al. 2023) where it states one, else the reference
-code's; presets, teachers and tasks (yaml fragments beside this file) override them, and the command line overrides
-all. A key that no user has a reason to touch is a constant in the file that uses it, not a key.
+A stage gets its own section. Defaults are the paper's (Parmar et al. 2023) where it states one, else those
+of the reference code. Presets, teachers and tasks (yaml fragments beside this file) override them, and the command
+line overrides all. A key that no user has a reason to touch is a constant of the file that uses it instead.
 """
 
 from __future__ import annotations
@@ -103,29 +103,29 @@ class Source:
 
 
 @dataclass
-class Direction:
-    """The edit direction in text-embedding space, 1 x T x D."""
+class Generate:
+    """Stage 1: making pairs."""
 
-    file: str = option(
-        "", "a ready direction instead of the sentences: a .safetensors or .pt with one 1 x T x D tensor"
+    pairs: int = option(
+        15_000, "pairs to make; a folder with fewer images gives one pair an image", at_least=1
     )
-    files: dict[str, float] = option(
-        {}, "or the weighted sum of several such files: {dog.pt: 1, cat.pt: -1} is from cat to dog"
+    pairs_per_shard: int = option(64, "pairs in one tar: what an interruption can cost", at_least=1)
+    batch: int = option(
+        0, "images edited together; 0: as many as the GPU's memory holds (16 on a CPU)", at_least=0
     )
-    strength: float = option(1.0, "multiplies the direction")
-    sentences: int = option(
-        1000, "sentences a word that the built-in grammar writes, where the task names no file", at_least=2
+    dtype: str = option(
+        "float16",
+        "of the teacher's weights and activations",
+        choices=("float32", "float16", "bfloat16"),
     )
-
-
-@dataclass
-class Inversion:
-    """Regularised DDIM inversion (Parmar et al. 2023, section 3.2), in as many steps as the edit has."""
-
-    lambda_ac: float = option(20.0, "weight of the auto-correlation term; 0: without it", at_least=0)
-    lambda_kl: float = option(20.0, "weight of the KL term; 0: without it", at_least=0)
-    pool_gain: float = option(
-        1.0, "factor after each pooling: 1 as the reference code, 2 keeps unit variance as the paper says"
+    compile: bool = option(
+        False, "run the UNet through torch.compile: minutes at the start, less time a pair"
+    )
+    safety_checker: bool = option(True, "leave out what the teacher's safety checker flags, where it has one")
+    out: str = option("", "folder of the shards; empty: <run>/pairs")
+    save_reconstruction: bool = option(False, "keep the reference pass's picture beside the pair")
+    save_latents: bool = option(
+        False, "keep the reconstruction and the latents of all beside the pair, float32 .npy"
     )
 
 
@@ -178,63 +178,30 @@ class Guidance:
 
 
 @dataclass
-class Generate:
-    """Stage 1: making pairs."""
+class Direction:
+    """The edit direction in text-embedding space, 1 x T x D."""
 
-    pairs: int = option(
-        15_000, "pairs to make; a folder with fewer images gives one pair an image", at_least=1
+    file: str = option(
+        "", "a ready direction instead of the sentences: a .safetensors or .pt with one 1 x T x D tensor"
     )
-    pairs_per_shard: int = option(64, "pairs in one tar: what an interruption can cost", at_least=1)
-    batch: int = option(
-        0, "images edited together; 0: as many as the GPU's memory holds (16 on a CPU)", at_least=0
+    files: dict[str, float] = option(
+        {}, "or the weighted sum of several such files: {dog.pt: 1, cat.pt: -1} is from cat to dog"
     )
-    dtype: str = option(
-        "float16",
-        "of the teacher's weights and activations",
-        choices=("float32", "float16", "bfloat16"),
-    )
-    compile: bool = option(
-        False, "run the UNet through torch.compile: minutes at the start, less time a pair"
-    )
-    safety_checker: bool = option(True, "leave out what the teacher's safety checker flags, where it has one")
-    out: str = option("", "folder of the shards; empty: <run>/pairs")
-    save_reconstruction: bool = option(False, "keep the reference pass's picture beside the pair")
-    save_latents: bool = option(
-        False, "keep the reconstruction and the latents of all beside the pair, float32 .npy"
+    strength: float = option(1.0, "multiplies the direction")
+    sentences: int = option(
+        1000, "sentences a word that the built-in grammar writes, where the task names no file", at_least=2
     )
 
 
 @dataclass
-class Scorer:
-    """The CLIP model that judges; never the teacher's own text tower."""
+class Inversion:
+    """Regularised DDIM inversion (Parmar et al. 2023, section 3.2), in as many steps as the edit has."""
 
-    model: str = option("ViT-L-14", "open_clip model name, or local-dir:FOLDER")
-    pretrained: str = option("openai", "open_clip pretrained tag or checkpoint; empty with local-dir")
-    gain_unit: float = option(1.0, "a gain of g in the paper's CLIP counts as g x gain_unit in this one")
-
-
-@dataclass
-class Segmenter:
-    """For the overlap score: segment-anything's automatic masks, or with a detector SAM 2's masks of its boxes."""
-
-    model: str = option(
-        "vit_h",
-        "vit_h, vit_l or vit_b; or a folder with config.json + model.safetensors; with a detector: a SAM 2",
+    lambda_ac: float = option(20.0, "weight of the auto-correlation term; 0: without it", at_least=0)
+    lambda_kl: float = option(20.0, "weight of the KL term; 0: without it", at_least=0)
+    pool_gain: float = option(
+        1.0, "factor after each pooling: 1 as the reference code, 2 keeps unit variance as the paper says"
     )
-    checkpoint: str = option("", "the .pth for a vit_* model")
-    detector: str = option(
-        "",
-        "a Grounding DINO (hub name or folder) that finds the noun for transformers' SAM 2; empty: none",
-    )
-    points_per_side: int = option(32, "grid of automatic mask prompts", at_least=1)
-    min_predicted_iou: float = option(
-        0.88,
-        "proposed masks of which the model itself expects less are left out (segment-anything's default)",
-    )
-    min_stability: float = option(
-        0.95, "so are masks that change more than this with the cut-off (segment-anything's default)"
-    )
-    other_nouns: list[str] = option(["the background", "the sky", "the ground"], "what else a mask may show")
 
 
 @dataclass
@@ -258,38 +225,36 @@ class Filter:
 
 
 @dataclass
-class Generator:
-    """Stage 3's network: Co-Mod-GAN (Zhao et al. 2021), or with generator=comodgan_lite a small one for CPUs, phones and browsers."""
+class Scorer:
+    """The CLIP model that judges; never the teacher's own text tower."""
 
-    channel_base: int = option(16_384, "channels at side s: min(channel_max, 2 channel_base / s)", at_least=1)
-    channel_max: int = option(512, "most channels of any layer", at_least=1)
-    w_dim: int = option(512, "width of the latent, before and after the mapping network", at_least=1)
-    code_dim: int = option(1024, "width of the encoder's global code", at_least=1)
-    mapping_layers: int = option(8, "layers of the mapping network", at_least=0)
-    dropout: float = option(0.5, "dropout on the global code while training", at_least=0, below=1)
-    separable: bool = option(False, "depthwise-separable convolutions")
-    width: float = option(1.0, "factor on all channels, w_dim and code_dim", above=0)
+    model: str = option("ViT-L-14", "open_clip model name, or local-dir:FOLDER")
+    pretrained: str = option("openai", "open_clip pretrained tag or checkpoint; empty with local-dir")
+    gain_unit: float = option(1.0, "a gain of g in the paper's CLIP counts as g x gain_unit in this one")
 
 
 @dataclass
-class Augment:
-    """Training-time augmentation with kornia; one geometric draw for both images."""
+class Segmenter:
+    """For the overlap score: segment-anything's automatic masks, or SAM 2's of the boxes of a detector."""
 
-    flip: float = option(0.5, "probability of a horizontal flip of both", at_least=0, at_most=1)
-    crop: float = option(
-        0.8, "smallest side of a random crop of both, as a share; 1: none", above=0, at_most=1
+    model: str = option(
+        "vit_h",
+        "vit_h, vit_l or vit_b; or a folder with config.json + model.safetensors; with a detector: a SAM 2",
     )
-    colour: float = option(
-        0.1,
-        "jitter of brightness, contrast and saturation; of hue a fifth; the same draw for both images",
-        at_least=0,
-        at_most=1,
+    checkpoint: str = option("", "the .pth for a vit_* model")
+    detector: str = option(
+        "",
+        "a Grounding DINO (hub name or folder) that finds the noun for transformers' SAM 2; empty: none",
     )
-    noise: float = option(
-        0.02,
-        "largest standard deviation of noise added to the input alone, images in [-1, 1]",
-        at_least=0,
+    points_per_side: int = option(32, "grid of automatic mask prompts", at_least=1)
+    min_predicted_iou: float = option(
+        0.88,
+        "proposed masks of which the model itself expects less are left out (segment-anything's default)",
     )
+    min_stability: float = option(
+        0.95, "so are masks that change more than this with the cut-off (segment-anything's default)"
+    )
+    other_nouns: list[str] = option(["the background", "the sky", "the ground"], "what else a mask may show")
 
 
 @dataclass
@@ -335,6 +300,41 @@ class Distill:
 
 
 @dataclass
+class Augment:
+    """Training-time augmentation with kornia; one geometric draw for both images."""
+
+    flip: float = option(0.5, "probability of a horizontal flip of both", at_least=0, at_most=1)
+    crop: float = option(
+        0.8, "smallest side of a random crop of both, as a share; 1: none", above=0, at_most=1
+    )
+    colour: float = option(
+        0.1,
+        "jitter of brightness, contrast and saturation; of hue a fifth; the same draw for both images",
+        at_least=0,
+        at_most=1,
+    )
+    noise: float = option(
+        0.02,
+        "largest standard deviation of noise added to the input alone, images in [-1, 1]",
+        at_least=0,
+    )
+
+
+@dataclass
+class Generator:
+    """Stage 3's network, a Co-Mod-GAN (Zhao et al. 2021); generator=comodgan_lite is a small one."""
+
+    channel_base: int = option(16_384, "channels at side s: min(channel_max, 2 channel_base / s)", at_least=1)
+    channel_max: int = option(512, "most channels of any layer", at_least=1)
+    w_dim: int = option(512, "width of the latent, before and after the mapping network", at_least=1)
+    code_dim: int = option(1024, "width of the encoder's global code", at_least=1)
+    mapping_layers: int = option(8, "layers of the mapping network", at_least=0)
+    dropout: float = option(0.5, "dropout on the global code while training", at_least=0, below=1)
+    separable: bool = option(False, "depthwise-separable convolutions")
+    width: float = option(1.0, "factor on all channels, w_dim and code_dim", above=0)
+
+
+@dataclass
 class Export:
     """distill/export.py: what it writes beside generator.safetensors and generator.onnx."""
 
@@ -346,8 +346,16 @@ class Export:
 
 
 @dataclass
+class Demo:
+    """scripts/demo.py: the whole way on the miniature."""
+
+    scenes: int = option(8, "held-out scenes in the report, and at most so many photographs", at_least=1)
+    photos: str = option("", "a folder of photographs to edit too; empty: those that scikit-image installs")
+
+
+@dataclass
 class Evaluate:
-    """scripts/evaluate.py: the paper's tables and sweeps, on held-out scenes or on the photographs of source.images."""
+    """scripts/evaluate.py: the paper's tables and sweeps, on held-out scenes or on photographs."""
 
     scenes: int = option(256, "held-out scenes, or at most so many photographs", at_least=1)
     first_seed: int = option(
@@ -400,14 +408,6 @@ class Benchmark:
 
 
 @dataclass
-class Demo:
-    """scripts/demo.py: the whole way on the miniature."""
-
-    scenes: int = option(8, "held-out scenes in the report, and at most so many photographs", at_least=1)
-    photos: str = option("", "a folder of photographs to edit too; empty: those that scikit-image installs")
-
-
-@dataclass
 class Config:
     """Everything, in the order in which a user meets it."""
 
@@ -441,15 +441,15 @@ REMOVED = {  # keys there were, and what took their place: the end of an error m
     "direction.source_embedding": "direction.files={TARGET.pt: 1, SOURCE.pt: -1} is the same direction",
     "direction.target_embedding": "direction.files={TARGET.pt: 1, SOURCE.pt: -1} is the same direction",
     "direction.plus": "name all files with their weights in direction.files={FILE: 0.5}",
-    "direction.language_model": "scripts/write_bank.py writes the sentences into a file for task.source_bank=",
-    "direction.endpoint": "scripts/write_bank.py asks the service; its file is for task.source_bank= or target_bank=",
+    "direction.language_model": "scripts/write_bank.py writes a file for task.source_bank=",
+    "direction.endpoint": "scripts/write_bank.py --endpoint writes a file for task.source_bank=",
     "inversion.steps": "the inversion has as many steps as the edit: edit.steps=",
-    "inversion.outer_iterations": "it is the paper's 5 (generate/inversion.py)",
+    "inversion.outer_iterations": "it is the reference code's 5 (generate/inversion.py)",
     "inversion.inner_iterations": "it is the reference code's 5 (generate/inversion.py)",
     "edit.solver": "DDIM is the only one: the multistep solver came no nearer to the true edit",
-    "prompt_to_prompt.cross_replace": "it is the paper's 0.8 (generate/prompt_to_prompt.py)",
-    "prompt_to_prompt.self_replace": "it is the paper's 0.4 (generate/prompt_to_prompt.py)",
-    "prompt_to_prompt.self_side": "it is the paper's 16 (generate/prompt_to_prompt.py)",
+    "prompt_to_prompt.cross_replace": "it is the authors' 0.8 (generate/prompt_to_prompt.py)",
+    "prompt_to_prompt.self_replace": "it is the authors' 0.4 (generate/prompt_to_prompt.py)",
+    "prompt_to_prompt.self_side": "it is the authors' 16 (generate/prompt_to_prompt.py)",
     "source.max_pixels": "it is Pillow's limit of 89 million pixels: scale larger images down first",
     "source.scenes": "it is the teacher's: configs/teacher/miniature.yaml says that its world is rendered",
     "generate.device": "device= is where all networks run",

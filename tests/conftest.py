@@ -1,4 +1,4 @@
-"""Shared fixtures: a Stable Diffusion folder small enough to build and run in a second, with random weights."""
+"""Shared fixtures: a Stable Diffusion folder with random weights, small enough to run in a second."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,10 @@ torch.set_num_threads(1)  # the networks here are tiny: more threads only wait f
 
 @pytest.fixture(scope="session")
 def tiny_teacher_folder(tmp_path_factory) -> Path:
-    """A diffusers folder: 32 x 32 images, 8 x 8 latents, cross-attention at both levels, the miniature's tokenizer, random weights."""
+    """A diffusers folder with random weights and the miniature's tokenizer.
+
+    Images are 32 x 32, latents 8 x 8; there is cross-attention at both levels.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -94,7 +97,7 @@ def banks(tmp_path) -> list[str]:
 
 @pytest.fixture
 def tiny_run(tiny_teacher_folder, banks, tmp_path) -> list[str]:
-    """Arguments of a generate run that takes a second: the tiny teacher, 3 steps, everything below tmp_path."""
+    """Arguments of a generate run of a second: the tiny teacher, 3 steps, everything below tmp_path."""
     return [
         "task=tree2winter",
         f"teacher.path={tiny_teacher_folder}",

@@ -1,4 +1,4 @@
-"""What several test files build: pairs, tiny networks, the arguments that make a run tiny, and what a page or table says."""
+"""What several test files use: pairs, tiny networks, arguments of tiny runs, and readers of tables and pages."""
 
 import json
 import re
@@ -61,7 +61,10 @@ TINY_SAM = {
 
 
 def make_selected_pairs(run, count=12, side=16, an_input=2, seed=0):
-    """`count` random pairs in two shards, `an_input` pairs a source image, all selected; the edit is the input's negative."""
+    """`count` random pairs in two shards, `an_input` pairs a source image, all of them selected.
+
+    An edit is its input's negative.
+    """
     (run / "pairs").mkdir(parents=True)
     rng = np.random.default_rng(seed)
     made = []

@@ -1,4 +1,4 @@
-"""The command line: every task loads, layers override in order, and what is wrong is named with what is nearly right."""
+"""The command line: every task loads, later layers win, and what is wrong is named beside what is right."""
 
 import re
 import subprocess

@@ -210,11 +210,7 @@ def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys, monkeypatch):
     edit_N, unchanged_N = (metrics.lpips_distance(perceptual, images, truths) for images in looked_at)
     margin = 1 - float(np.median(edit_N / unchanged_N))  # of six pairs three are better than that
     monkeypatch.setattr(evaluate_filter, "GOOD_MARGIN", margin)
-    good = {
-        pair.key
-        for pair, ratio in zip(pairs, edit_N / unchanged_N, strict=True)
-        if ratio <= 1 - margin
-    }
+    good = {pair.key for pair, ratio in zip(pairs, edit_N / unchanged_N, strict=True) if ratio <= 1 - margin}
     found = evaluate_filter.evaluate_filter(config)
     selected = filter_stage.score_and_select(config)["kept"]
     for row in found["rows"]:

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from generate.batch_size import largest_batch
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import Config
+from generate.batch_size import largest_batch
 from models.devices import pick_device
 from models.teacher import Teacher
 from scripts.measure.benchmark import Result
