@@ -1,8 +1,8 @@
 """The typed configuration: every key there is, its type, its default and what it means.
 
 A stage gets its own section. Defaults are the paper's (Parmar et al. 2023) where it states one, else those
-of the reference code. Presets, teachers and tasks (yaml fragments beside this file) override them, and the command
-line overrides all. A key that no user has a reason to touch is a constant of the file that uses it instead.
+of the reference code. Presets, teachers and tasks (yaml fragments beside this file) override them, and the
+command line overrides all. A key that no user has a reason to touch is a constant of the file that uses it.
 """
 
 from __future__ import annotations

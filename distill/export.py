@@ -141,10 +141,6 @@ def load(config: Config) -> Trained:
         "format": FORMAT,
         "config": generator.config,
         "resolution": generator.config["resolution"],
-<<<<<<< HEAD
-=======
-        "z": checkpoints.fixed_latent(made_with),
->>>>>>> train
         "task": config.task.name,
         "source": config.task.source,
         "target": config.task.target,

@@ -344,14 +344,7 @@ def edit(checkpoint: Checkpoint, inputs_NHWC: np.ndarray, batch: int, device: to
 
     from distill.graphs import Edit, Picture
 
-<<<<<<< HEAD
     picture = Picture(Edit(checkpoint.average())).to(device)
-=======
-    found = checkpoints.newest(run_dir(config) / "train" / "checkpoints")
-    assert found  # it has ended
-    generator = found.average()
-    picture = Picture(Edit(generator, checkpoints.fixed_latent(found.state["made_with"]))).to(device)
->>>>>>> train
     with torch.no_grad():
         batches = torch.from_numpy(inputs_NHWC).split(batch)
         edits = [picture(image_BHWC.to(device)).cpu() for image_BHWC in batches]

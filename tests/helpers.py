@@ -1,4 +1,4 @@
-"""What several test files use: pairs, tiny networks, arguments of tiny runs, and readers of tables and pages."""
+"""What several test files use: pairs, tiny networks, arguments of tiny runs, readers of tables and pages."""
 
 import json
 import re

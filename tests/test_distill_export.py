@@ -22,13 +22,9 @@ from configs.errors import UserError
 from configs.loader import known_keys, load
 from distill import formats
 from distill.export import main as export_main
-<<<<<<< HEAD
 from distill.export import plan
 from distill.graphs import Edit, folded
 from distill.pairs import open_pairs
-=======
-from distill.state import TrainingState
->>>>>>> train
 from distill.train import main as train_main
 from distill.train import train
 from models.comodgan import CoModGenerator
@@ -150,7 +146,6 @@ def test_a_network_learns_from_an_exported_one(run, tmp_path, capsys):
     onnx_file = run / "export" / "generator.onnx"
     images = {pair.key: pair.images for pair in make_selected_pairs(learner)}
     config = load(tiny_training(learner, *SHORT, f"distill.labels={onnx_file}"))
-<<<<<<< HEAD
     training, held_out = open_pairs(config)
     translator = Translator(onnx_file, threads=1)
     for dataset, workers in ((training, 2), (held_out, 0)):
@@ -173,30 +168,6 @@ def test_labels_that_are_no_generator_say_so(workers, tmp_path, capsys):
     assert train_main(arguments) == 2
     message = capsys.readouterr().err.strip()
     assert Path(file).name in message and "error: " in message.splitlines()[-1]
-=======
-    state, translator = (
-        TrainingState(config, Accelerator(cpu=True), tmp_path),
-        Translator(onnx_file, threads=1),
-    )
-    for dataset, workers in ((state.training, 2), (state.held_out, 0)):
-        found = [
-            pair
-            for batches in DataLoader(dataset, 3, num_workers=workers)
-            for pair in zip(*batches, strict=True)
-        ]
-        for location, pair in zip(dataset.locations, found, strict=True):
-            own = images[location.key]
-            edit_HWC = translator(own["input"]) if dataset is state.training else own["edit"]
-            for found_CHW, expected_HWC in zip(pair, (own["input"], edit_HWC), strict=True):
-                assert np.array_equal(found_CHW.permute(1, 2, 0).numpy(), expected_HWC)
-    for file, workers in (("missing.onnx", 0), (str(learner / "selection.json"), 2)):
-        assert (
-            train_main(tiny_training(learner, *SHORT, f"distill.labels={file}", f"distill.workers={workers}"))
-            == 2
-        )
-        said = capsys.readouterr().err.strip()
-        assert Path(file).name in said and "error: " in said.splitlines()[-1]
->>>>>>> train
 
 
 def test_a_format_that_differs_is_not_kept(run, monkeypatch, capsys):

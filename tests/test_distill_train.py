@@ -409,11 +409,7 @@ def test_validation_measures_the_averaged_weights(run):
 
 
 def test_validation_stops_at_its_most_pairs(run, monkeypatch):
-<<<<<<< HEAD
     config = load(tiny_training(run, "distill.validation_share=0.5"))
-=======
-    config = load(tiny_training(run, "distill.validation_share=0.6"))
->>>>>>> train
     held_out = open_pairs(config)[1]
     training = prepare(config, Accelerator(cpu=True), run / "train")
     networks = (training.networks.ema.network, training.criterion.perceptual)
