@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
