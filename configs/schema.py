@@ -244,7 +244,7 @@ class Segmenter:
     checkpoint: str = option("", "the .pth for a vit_* model")
     detector: str = option(
         "",
-        "a Grounding DINO (hub name or folder) that finds the noun for transformers' SAM 2; empty: none",
+        "a Grounding DINO (hub name or folder) that finds the noun for SAM 2; empty: segment-anything",
     )
     points_per_side: int = option(32, "grid of automatic mask prompts", at_least=1)
     min_predicted_iou: float = option(

@@ -171,7 +171,7 @@ def browse(path: Path, actions: str = "", *options: str) -> str:
         page = page.replace("</body>", f"<script>{actions}</script></body>")
     driven.write_text(page)
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += ["--virtual-time-budget=2000", "--window-size=1280,2400", *options]
+    command += ["--virtual-time-budget=2000", "--window-size=1280,3600", *options]
     command += [f"--user-data-dir={path.parent}/browser", "--dump-dom", driven.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
