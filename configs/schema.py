@@ -135,7 +135,7 @@ class Edit:
 
     method: str = option(
         "pix2pix-zero",
-        "pix2pix-zero; A to D, the paper's Table 2 without some of its parts; or two other papers' methods",
+        "pix2pix-zero (E of the paper's Table 2), that table's A to D, or another paper's method",
         choices=METHODS,
     )
     steps: int = option(100, "DDIM steps of the inversion, the reference and the edit", at_least=1)
