@@ -146,6 +146,8 @@ def _merged(layers: Sequence[Layer]) -> Config:
     for layer in layers:
         try:
             config = OmegaConf.merge(config, layer.values)
+        except TypeError as error:  # of a list where a dictionary belongs
+            raise UserError(f"{layer.origin}: {str(error).splitlines()[0]}") from error
         except ConfigKeyError as error:
             key = str(error.full_key)
             raise UserError(f"{layer.origin}: no key '{key}'{nearest(key, list(known_keys()))}") from error

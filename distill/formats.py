@@ -228,6 +228,8 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             tensors = {}
             for name in stream.keys():  # noqa: SIM118 - it is no dictionary
                 tensors[name] = stream.get_tensor(name)
+        if "config" not in metadata:
+            raise ValueError("its metadata has no config")
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
             f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py"

@@ -135,6 +135,7 @@ def test_the_digest_follows_the_content():
         ("edit", "key=value"),
         ("teacher=diffusers", "teacher=diffusers: set teacher.path="),
         ("task.swap={a: [}", "is no value"),
+        ("task.swap=[a]", "'task.swap=[a]': "),
         ("preset=paper,fats", "did you mean fast"),
     ],
 )
