@@ -490,5 +490,5 @@ REMOVED = {  # keys there were, and what took their place: the end of an error m
     "compare.few_pairs": "it is 256 (scripts/compare.py)",
     "compare.init": "the transfer table starts from the shipped generator",
     "benchmark.plain_pairs": "the plain loop is timed on one pair",
-    "benchmark.steps": "it is a constant of the device (scripts/measure/timing.py)",
+    "benchmark.steps": "it is a constant of the device (scripts/measure/case_train.py)",
 }
