@@ -27,7 +27,7 @@ from torch.export import ExportedProgram
 from configs.errors import UserError
 from distill.graphs import Edit, Picture, Sources
 from models.comodgan import CoModGenerator
-from models.pictures import batch_of, images_of
+from models.pictures import HALF_RANGE, images_of
 from models.translator import Translator
 
 OPSET = 18  # of ONNX
@@ -153,7 +153,8 @@ def edit_by_network(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    edit_BCHW = session.run(None, {"image": batch_of(images_BHWC).numpy()})[0]
+    signed_BHWC = (images_BHWC / HALF_RANGE - 1.0).astype(np.float32)  # in float64 until here
+    edit_BCHW = session.run(None, {"image": signed_BHWC.transpose(0, 3, 1, 2)})[0]
     return images_of(torch.from_numpy(edit_BCHW))
 
 
