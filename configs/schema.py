@@ -249,7 +249,7 @@ class Scorer:
 
 @dataclass
 class Segmenter:
-    """For the overlap score: segment-anything's automatic masks, or SAM 2's of the boxes that a detector finds."""
+    """For the overlap score: segment-anything's masks or, with a detector, SAM 2's masks of its boxes."""
 
     model: str = option(
         "vit_h",
