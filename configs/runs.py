@@ -15,6 +15,9 @@ from configs.files import model_files
 from configs.loader import known_keys
 from configs.schema import Config, Scorer
 
+# What changes nothing that any stage makes: where it is made, and the commands that only use it.
+FREE_FOR_ALL = ("runs_dir", "device", "json", "force", "export", "evaluate", "compare", "benchmark", "demo")
+
 
 def run_dir(config: Config) -> Path:
     """<runs_dir>/<task>/<teacher>."""

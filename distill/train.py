@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from configs.cli import entry
 from configs.errors import UserError
 from configs.files import digest, exclusive, model_files, write_json
-from configs.runs import run_dir, settings_of
+from configs.runs import FREE_FOR_ALL, run_dir, settings_of
 from configs.schema import Config, Distill
 from distill.runlog import RunLog, tracker_names
 
@@ -39,14 +39,26 @@ SECTIONS = ("task", "teacher", "generator", "augment", "distill")
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype, and accelerate's name for it
 BETA2 = 0.99  # Adam's, as Co-Mod-GAN and StyleGAN2 have it
 SMALLEST_CROP = 16  # pixels: VGG16 halves the sides four times
-# What may change when a training goes on: names, and how the pairs were made and selected, as the
-# content of the pairs counts; what comes after training; how long, how fast and where it trains.
-NAMES = ("task", "teacher.name", "teacher.path", "runs_dir")
-MAKING = ("source", "direction", "inversion", "edit", "guidance", "prompt_to_prompt", "generate")
-SELECTING = ("scorer", "segmenter", "filter")
-AFTERWARDS = ("export", "evaluate", "compare", "benchmark", "demo", "json")
-LENGTH = ("distill.images", "distill.save_every_images", "distill.workers", "distill.tracker")
-FREE = (*NAMES, *MAKING, *SELECTING, *AFTERWARDS, *LENGTH, "device", "force")
+# What may change when a training goes on: how the pairs were made and selected, as their content
+# counts; what things are called; how long the training is, and how it is followed.
+FREE = (
+    *FREE_FOR_ALL,
+    "task",
+    "teacher.path",
+    "source",
+    "generate",
+    "edit",
+    "guidance",
+    "direction",
+    "inversion",
+    "filter",
+    "scorer",
+    "segmenter",
+    "distill.images",
+    "distill.save_every_images",
+    "distill.workers",
+    "distill.tracker",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

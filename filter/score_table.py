@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from configs.errors import UserError
 from configs.files import digest, model_files, whole_file
-from configs.runs import changes, pairs_dir, run_dir, scorer_files, settings_of
+from configs.runs import FREE_FOR_ALL, changes, pairs_dir, run_dir, scorer_files, settings_of
 from configs.schema import Config
 from generate.shards import finished_shards, read_manifest
 
@@ -71,6 +71,7 @@ FLAGS = {
 # Keys and sections that change no score. The pairs' own content is in the shard's hash, however
 # they were made.
 FREE = (
+    *FREE_FOR_ALL,
     # what chooses pairs by their scores, and what names things
     "task.name",
     "task.clip_gain",
@@ -90,24 +91,14 @@ FREE = (
     "inversion",
     "edit",
     "guidance",
-    "prompt_to_prompt",
     "generate",
     "seed",
-    # what is done with them, or how, or where
+    # what is done with them, or how
     "task.scene_truth",
     "filter.batch",
     "generator",
     "augment",
     "distill",
-    "export",
-    "evaluate",
-    "compare",
-    "benchmark",
-    "demo",
-    "runs_dir",
-    "device",
-    "json",
-    "force",
 )
 
 FORMAT = 3  # raised where the code gives other scores than before for the same settings

@@ -21,7 +21,7 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.files import digest, exclusive, model_files, write_json
 from configs.loader import to_yaml
-from configs.runs import changes, pairs_dir, scorer_files, settings_of
+from configs.runs import FREE_FOR_ALL, changes, pairs_dir, scorer_files, settings_of
 from configs.schema import Config, Direction, Task
 from generate.banks import task_banks
 from generate.shards import is_finished, read_manifest
@@ -42,11 +42,8 @@ SECTIONS = (
 )
 # The keys and sections that do not change a pair. Every other key does, and wants another folder.
 FREE = (
-    # where the pairs lie, how many there are, and how and on what they are made
-    "runs_dir",
-    "device",
-    "json",
-    "force",
+    *FREE_FOR_ALL,
+    # how many pairs there are, where they lie, and how they are made
     "generate.pairs",
     "generate.out",
     "generate.batch",
@@ -65,11 +62,6 @@ FREE = (
     "generator",
     "augment",
     "distill",
-    "export",
-    "evaluate",
-    "compare",
-    "benchmark",
-    "demo",
 )
 # What a shard's manifest says of the inputs that it lacks, and what that means in a message.
 LEFT_OUT = {"unreadable": "images could not be read", "flagged": "edits were flagged by the safety checker"}
