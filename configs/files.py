@@ -64,7 +64,7 @@ def exclusive(folder: Path, name: str) -> Iterator[None]:
         except OSError as error:
             raise UserError(
                 f"{folder}: another process writes here; "
-                "wait for it, or choose another generate.out= or runs_dir="
+                "wait for it, or choose another runs_dir= (or generate.out=, for pairs alone)"
             ) from error
         yield
 

@@ -1,7 +1,7 @@
 """The files of an exported generator: how each is written, and how it is run to be checked.
 
 FILES is the table of them. A new format is an entry there, and its name among the choices of
-export.formats in configs/schema.py.
+export.formats in configs/schema.py. A file's name begins with `generator`, by which export.py finds old ones.
 
 Shapes: B batch, C channels, H W pixels.
 """

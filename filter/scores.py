@@ -1,7 +1,7 @@
 """The raw scores of pairs: filter/score_table.py names them, this file computes them.
 
-To add a score, add its name and meaning to SCORES there, and its value to `clip_scores`, `overlap_scores`
-or `picture_scores` here.
+To add a score, add its name and meaning to SCORES there and raise FORMAT, so that the pairs are scored again,
+and add its value to `clip_scores`, `overlap_scores` or `picture_scores` here.
 Shapes: B pairs, C channels, H W pixels, D feature width.
 """
 

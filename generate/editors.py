@@ -206,8 +206,10 @@ def swap_words(caption: str, task: Task) -> str:
     if task.swap:
         words = "|".join(map(re.escape, task.swap))
 
+        targets = {source.lower(): target for source, target in task.swap.items()}
+
         def target_word(match: re.Match) -> str:
-            return task.swap[match[0].lower()]
+            return targets[match[0].lower()]
 
         swapped = re.sub(rf"\b({words})\b", target_word, caption, flags=re.IGNORECASE)
     return swapped if swapped != caption else f"{caption}, {task.target}"

@@ -62,11 +62,12 @@ def edit_in_lockstep(
     guided_steps = count_guided(len(schedule), guidance)
     for index, step in enumerate(schedule):
         guide = index < guided_steps
-        record = guide and step.timestep not in ready_maps
+        maps = ready_maps.get(step.timestep, [])
+        record = guide and not maps
         if record or follow_reference:
             reference_BCHW, recorded = reference_step(teacher, reference_BCHW, step, texts, scale, record)
+            maps = recorded or maps
         if guide:  # eq. 5
-            maps = recorded if record else ready_maps[step.timestep]
             gradient_BCHW = attention_gradient(teacher, edit_BCHW, step.timestep, texts.edited, maps)
             edit_BCHW = edit_BCHW - guidance.amount * gradient_BCHW
         edit_BCHW = edit_step(teacher, edit_BCHW, step, texts, scale)
@@ -76,13 +77,15 @@ def edit_in_lockstep(
 def reference_step(
     teacher: Teacher, reference_BCHW: Tensor, step: Step, texts: Texts, scale: float, record: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """One DDIM step of the reference: its next latent, and its caption's maps if they are recorded.
+    """One DDIM step of the reference: its next latent, and with `record` its caption's maps.
 
     The latent is B x C x H x W; maps are (B, heads, pixels, T), one a cross-attention layer.
     """
     noise_BCHW, maps = reference_noise(teacher, reference_BCHW, step.timestep, texts, scale, record)
-    caption_maps = [layer[-len(reference_BCHW) :] for layer in maps]  # of 2B rows the last B
-    return ddim_step(reference_BCHW, noise_BCHW, step.alpha, step.alpha_next), caption_maps
+    next_BCHW = ddim_step(reference_BCHW, noise_BCHW, step.alpha, step.alpha_next)
+    if not record:
+        return next_BCHW, []
+    return next_BCHW, [layer[-len(reference_BCHW) :] for layer in maps]  # of 2B rows the last B
 
 
 def reference_noise(

@@ -80,6 +80,7 @@ def invert(
             predicted_BCHW, maps[timestep] = teacher.noise_and_maps(latent_BCHW, timestep, caption_BTD)
         else:
             predicted_BCHW = teacher.noise(latent_BCHW, timestep, caption_BTD)
+        # The draws are in the order of the schedule downwards, as a pair's seed has always had them.
         shifts_BOICL = shifts_BSOICL[:, steps_left - 1]
         regularised_BCHW = regularise(predicted_BCHW, shifts_BOICL, config)
         latent_BCHW = ddim_step(latent_BCHW, regularised_BCHW, step.alpha, step.alpha_next)

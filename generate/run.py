@@ -220,12 +220,13 @@ def claim(folder: Path, config: Config) -> None:
 
 
 def made_with(config: Config) -> dict[str, Any]:
-    """What decides a pair's pixels, as JSON: all settings but FREE, and hashes of the files they name."""
-    retrieves = config.source.retrieve.k > 0
-    source_models = [
-        model_files(config.source.captioner),
-        scorer_files(config.scorer) if retrieves else "",
-    ]
+    """What decides a pair's pixels, as JSON: all settings but FREE, and hashes of models and sentences.
+
+    Of the inputs their place counts (source.images, source.prompts), not their content.
+    """
+    source_models: list[Any] = [model_files(config.source.captioner)]
+    if config.source.retrieve.k > 0:
+        source_models += [config.scorer, scorer_files(config.scorer)]
     return settings_of(config, FREE) | {
         "teacher.files": digest(model_files(config.teacher.path)),
         "direction.made_of": _direction_hash(config.task, config.direction),

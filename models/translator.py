@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ["PNG", "JPEG", "WEBP"]  # Pillow's names of what open_picture reads
-MAX_PIXELS = 100_000_000  # a picture that has more, or would once resized, is refused
+MAX_PIXELS = 100_000_000  # a picture that would have more once it is resized is refused
 OVERLAP = 0.25  # least share of a square that its neighbour sees too
 
 

@@ -91,7 +91,8 @@ def demo(config: Config) -> None:
         scenes = edit_held_out(config, "held-out", held_out_scenes(config))
     folder = config.demo.photos or str(sample_photographs(Path(config.runs_dir) / "photographs"))
     with stage("6 photographs", timings):
-        photographs = replace(config.source, images=folder, prompts="")
+        given = config.source
+        photographs = Source(images=folder, caption=given.caption, captioner=given.captioner)
         photos = edit_held_out(config, "photographs", photographs)
 
     rows = [report_row(config, translator, pair) for pair in (*scenes, *photos)]

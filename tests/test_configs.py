@@ -69,6 +69,13 @@ def test_the_grammar_differs_by_the_words_alone():
     assert all("two dogs" in text and "a two" not in text for text in sentences("two dogs", 50))
 
 
+def test_a_word_to_swap_may_have_capitals():
+    from generate.editors import swap_words
+
+    task = load(["task.swap={Eiffel: Big Ben}"]).task
+    assert swap_words("the Eiffel tower, an eiffel tower", task) == "the Big Ben tower, an Big Ben tower"
+
+
 @pytest.mark.parametrize("teacher", available("teacher"))
 def test_every_teacher_loads(teacher):
     own = [] if teacher != "diffusers" else ["teacher.path=models/miniature/teacher"]

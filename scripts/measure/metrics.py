@@ -1,6 +1,7 @@
 """What is measured of edits: METRICS, each a column of a table, and distances of whole sets.
 
-To add a metric, add its function to METRICS, and its title to the columns of scripts/evaluate.py.
+To add a metric, add its function to METRICS, and in scripts/evaluate.py its title to COLUMNS and its name to
+the table that shows it (PAPER, DISTILLED or SWEEP).
 
 Images are RGB uint8. N images, B of them in a batch; C channels, H W pixels, T tokens, D width of a
 feature.

@@ -1,7 +1,6 @@
 """Held-out images: scenes that no stage sees, their true edits, and what a generator has seen."""
 
 from collections.abc import Mapping, Set
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,11 @@ def true_edit(config: Config, source: Mapping[str, Any], side: int) -> np.ndarra
 
 def held_out_scenes(config: Config) -> Source:
     """The source of the scenes that edits are measured on: rendered, from evaluate.first_seed on."""
-    return replace(config.source, images="", prompts="", first_seed=config.evaluate.first_seed)
+    return Source(
+        scenes=config.source.scenes,
+        caption=config.source.caption,
+        first_seed=config.evaluate.first_seed,
+    )
 
 
 def trained_on(config: Config, keys: Set[str]) -> bool:

@@ -18,7 +18,7 @@ from models.miniature.captions import bank, with_articles
 from models.miniature.scenes import SEASONS, STYLES, Look, instances, mask, scene
 from models.perceptual import perceptual_loss
 from models.pictures import batch_of
-from models.segmenter import load_sam
+from models.segmenter import CROP_MARGIN, OUTSIDE, load_sam
 from scripts.miniature import data, scorer, segmenter, teacher
 from scripts.miniature.loop import log
 from scripts.miniature.options import Options
@@ -30,8 +30,6 @@ SCORER_SCENES = 200
 SEGMENTER_SCENES = 60
 AUTOMATIC_SCENES = 12  # of those, whose masks the segmenter also proposes by itself: that takes longest
 BANK_SENTENCES = 100
-CROP_MARGIN = 0.1  # as the filter crops by default, as is CROP_OUTSIDE
-CROP_OUTSIDE = 0.3
 GRID_ROWS = 4
 GRID_STEPS = 25
 GRID_GUIDANCE = 4.0
@@ -162,7 +160,7 @@ def share_of_nouns_right(judge: ClipScorer) -> float:
         picture = data.pictures(range(seed, seed + 1), look)[0]
         for noun, area in instances(scene(seed), look):
             if area.sum() >= scorer.SMALLEST_OBJECT:
-                crops.append(scorer.object_crop(picture, area, CROP_MARGIN, CROP_OUTSIDE))
+                crops.append(scorer.object_crop(picture, area, CROP_MARGIN, OUTSIDE))
                 truth.append(scorer.NOUNS.index(noun))
     named = (judge.image_features(crops) @ judge.text_features(prompts).T).argmax(1).cpu()
     return float((named == torch.tensor(truth)).float().mean())

@@ -24,7 +24,7 @@ from scripts.miniature.options import Options
 
 SEASON_NAMED_SHARE = 0.88  # of the captions; the others must leave the season open
 CAPTIONS = 4  # wordings per training picture
-FIRST_HELD_OUT_SEED = 1_000_000  # seeds from there on are for validation and tests
+FIRST_HELD_OUT_SEED = 1_000_000  # training sees none from there on
 
 
 def training_look(seed: int, sketch_share: float) -> Look:
