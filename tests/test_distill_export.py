@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from configs.errors import UserError
@@ -129,13 +129,19 @@ def test_a_generator_of_sampled_latents_is_refused(tmp_path):
                 formats.read_generator(tmp_path / "generator.safetensors")
 
 
+def test_weights_that_do_not_say_of_what_network_they_are_are_refused(tmp_path):
+    save_file({"weight": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match="is not an exported generator.safetensors .*no config"):
+        formats.read_generator(tmp_path / "bare.safetensors")
+
+
 def test_training_starts_from_an_exported_generator(run, tmp_path, capsys):
     other = tmp_path / "tree2winter" / "miniature"
     make_selected_pairs(other)
     init = f"distill.init={run / 'export' / 'generator.safetensors'}"
     path = train(load(tiny_training(other, "distill.images=4", "distill.lpips=0", "distill.lr=0", init)))
-    _, before = formats.read_file(run / "export" / "generator.safetensors")
-    _, now = formats.read_file(path / "generator.safetensors")
+    before = load_file(run / "export" / "generator.safetensors")
+    now = load_file(path / "generator.safetensors")
     assert all(torch.equal(now[name], before[name]) for name in before)
 
 
