@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOG_EVERY_S = 10.0  # seconds from one line of progress to the next
+TITLES = {"l1": "L1", "lpips": "LPIPS", "psnr": "PSNR"}  # of losses and metrics in a line of progress
 
 
 class RunLog:
@@ -72,16 +73,17 @@ class RunLog:
         speed = {"images_per_s": images_per_s, "data_wait_share": data_wait_share}
         self.write("train", images, means | speed)
         left = timedelta(seconds=round(max(0, self.last_image - images) / images_per_s))
+        parts = {name: mean for name, mean in means.items() if name != "loss"}
         self.say(
-            f"{images}/{self.last_image} images, {images_per_s:.1f}/s, {left} left, {in_words(means)}, "
-            f"waited for data {data_wait_share:.0%}"
+            f"{images}/{self.last_image} images, {images_per_s:.1f}/s, {left} left, "
+            f"loss {means['loss']:.4f} ({in_words(parts)}), waited for data {data_wait_share:.0%}"
         )
         self.restart_clock()
 
     def write_validation(self, images: int, metrics: dict[str, float], count: int) -> None:
         """Write and print the means over `count` held-out pairs."""
         self.write("validation", images, metrics)
-        self.say(f"{images} images: {count} held-out pairs, {in_words(metrics)}")
+        self.say(f"{images} images: held-out {in_words(metrics)} over {count} pairs")
 
     def write(self, kind: str, images: int, numbers: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and tell the trackers."""
@@ -97,8 +99,12 @@ class RunLog:
 
 
 def in_words(numbers: dict[str, float]) -> str:
-    """'l1 0.1672, lpips 0.2383'."""
-    return ", ".join(f"{name} {number:.4f}" for name, number in numbers.items())
+    """'L1 0.1672, PSNR 19.66 dB': the names with capitals where TITLES has them."""
+    words = []
+    for name, number in numbers.items():
+        figure = f"{number:.2f} dB" if name == "psnr" else f"{number:.4f}"
+        words.append(f"{TITLES.get(name, name)} {figure}")
+    return ", ".join(words)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
