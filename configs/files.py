@@ -57,8 +57,12 @@ def exclusive(folder: Path, name: str) -> Iterator[None]:
 
     The operating system frees it when the process ends, however it ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f".{name}.lock", "w") as stream:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(folder / f".{name}.lock", "w")  # noqa: SIM115 - the block below closes it
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error}): choose another runs_dir=") from error
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

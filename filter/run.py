@@ -125,10 +125,10 @@ def score_and_select(config: Config, score: bool = True) -> dict[str, Any]:
     if process.process_index:
         return {}
 
+    rows = read_scores(config)
     if stale and not score:
         what = "were made with other models or texts than this configuration's"
         print(f"note: the scores of {len(stale)} shards {what}")
-    rows = read_scores(config)
     selection = selection_of(rows, chosen)
     write_json(run_dir(config) / "selection.json", selection)
     page = write_page(config, rows, chosen)

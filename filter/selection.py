@@ -2,6 +2,7 @@
 nothing.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -129,9 +130,12 @@ def _score(name: str) -> str:
 
 def _number(item: str, text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"--select {item}: '{text}' is no number; it is {SYNTAX}") from error
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise UserError(f"--select {item}: '{text}' is no number; it is {SYNTAX}")
+    return number
 
 
 def select(table: Sequence[Row], criteria: Criteria) -> tuple[list[str], dict[str, str]]:

@@ -42,7 +42,10 @@ def read_bank(name: str, key: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(file.name for file in BANKS.glob("*.txt")))
         raise UserError(f"{key}={name}: no such sentence bank. In configs/banks there are: {known}")
-    lines = [line.strip() for line in path.read_text().splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}={name}: it is no text in UTF-8 ({error}): save it as such") from error
     kept = [line for line in lines if line and not line.startswith("#")]
     if len(kept) < 2:
         raise UserError(

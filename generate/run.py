@@ -206,7 +206,13 @@ def claim(folder: Path, config: Config) -> None:
     path = folder / "made_with.json"
     has_shards = any(map(is_finished, folder.glob("[0-9]*.tar")))
     if path.exists() and has_shards and not config.force:
-        rows = changes(json.loads(path.read_text()), now)
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{path} is damaged ({error}): make the pairs anew in another runs_dir="
+            ) from error
+        rows = changes(before, now)
         if rows:
             raise UserError(
                 f"{folder} was made with another configuration: {'; '.join(rows)}. "

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ def load_clip(settings: Scorer, device: torch.device) -> tuple[Any, open_clip.Si
                 require_pretrained=True,
             )
             tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, UnpicklingError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
             f"scorer weights '{settings.model}' '{settings.pretrained}' cannot be loaded ({reason}):"

@@ -283,6 +283,7 @@ def test_filter_select_takes_the_tasks_place() -> None:
         ("keep=", "a share above 0"),
         ("by=clip_gain", "add keep="),
         ("clip_gain=much", "'much' is no number"),
+        ("clip_gain=nan", "'nan' is no number"),
         ("clip_gain", "it is SCORE=LOW"),
         ("clip_gain=:", "it is SCORE=LOW"),
         ("keep=0.5,by=gain", "no score 'gain'"),

@@ -130,6 +130,23 @@ def test_photographs_and_unreadable_ones(tiny_run, tmp_path, capsys):
     assert "1 of 5 images could not be read" in capsys.readouterr().out
 
 
+def test_files_that_are_no_text_and_folders_that_are_none_are_named(tiny_run, tmp_path, capsys):
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("un arbre en été\nun autre été\n".encode("latin-1"))
+    for argument in (f"task.source_bank={latin}", f"source.prompts={latin}", f"runs_dir={latin}"):
+        assert run.main([*tiny_run, argument]) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and str(latin) in message
+
+
+def test_a_damaged_record_of_the_settings_is_named(tiny_run, tmp_path, capsys):
+    assert run.main([*tiny_run, "generate.pairs=2"]) == 0
+    (record,) = tmp_path.rglob("made_with.json")
+    record.write_text("{")
+    assert run.main([*tiny_run, "generate.pairs=2"]) == 2
+    assert f"{record} is damaged" in capsys.readouterr().err
+
+
 def test_dry_run_writes_nothing(tiny_run, tmp_path, capsys):
     assert run.main([*tiny_run, "--dry-run"]) == 0
     printed = capsys.readouterr().out

@@ -102,6 +102,23 @@ def test_what_is_missing_is_named(settings: Scorer, message: str) -> None:
         ClipScorer(settings)
 
 
+class Code:
+    """What runs code where an unpickler is let to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_that_carries_code_is_refused_in_one_line(tmp_path: Path) -> None:
+    torch.save({"weight": Code(tmp_path / "ran")}, tmp_path / "clip.pt")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        ClipScorer(Scorer(model="ViT-B-32", pretrained=str(tmp_path / "clip.pt")))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_folder_without_weights_is_refused(settings: Scorer) -> None:
     (Path(settings.model.removeprefix("local-dir:")) / "open_clip_model.safetensors").unlink()
     with pytest.raises(UserError, match="weights are needed"):
