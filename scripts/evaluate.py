@@ -34,7 +34,7 @@ from generate.shards import read_pairs
 from generate.sources import photo_key
 from models.devices import pick_device
 from models.translator import Translator
-from scripts.measure.sweep import combinations, edit_name, with_values
+from scripts.measure.sweep import combinations, edit_name, with_used_values, with_values
 from scripts.measure.tables import Column, averaged, print_columns, without_interval, write_csv, write_grid
 from scripts.measure.timing import generator_seconds
 from scripts.measure.truth import INPUT, TRUTH, held_out_scenes, trained_on, true_edit
@@ -168,7 +168,7 @@ def variants(config: Config, table: str) -> dict[str, Config]:
     rows = {}
     if table == "sweep":
         for values in combinations(config.evaluate.sweep):
-            variant = with_values(config, values)
+            variant = with_used_values(config, values)
             name = edit_name(variant, list(values))
             # Combinations that differ in nothing that the method uses have one name: they are one row.
             rows[name] = _of_held_out(variant, name)

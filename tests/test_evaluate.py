@@ -128,6 +128,11 @@ def test_a_sweep_has_a_row_for_each_combination():
     assert (third.edit.method, third.guidance.amount, third.direction.strength) == ("pix2pix-zero", 3.0, 1.5)
     assert third.generate.out.endswith("evaluate/3000000/pix2pix-zero-scale-5-amount-3-strength-1.5")
 
+    for value in (1, 3):  # an edit that does not use a key lies in one folder, made with one configuration
+        only = load([f"evaluate.sweep={{edit.method: [B], guidance.amount: [{value}]}}"])
+        (row,) = evaluate.variants(only, "sweep").values()
+        assert row.guidance.amount == load([]).guidance.amount
+
     more = load(["evaluate.sweep={edit.method: [B], edit.steps: [4, 8], inversion.lambda_ac: [2.5]}"])
     rows = evaluate.variants(more, "sweep")
     steps = {name: row.edit.steps for name, row in rows.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,6 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.errors import UserError
 from configs.loader import known_keys, nearest
 from configs.schema import Config
+
+if TYPE_CHECKING:
+    from generate.editors import Method
 
 SECTIONS = ("edit", "direction", "guidance", "inversion")  # their keys decide what an edit looks like
 # The keys that the name of an edit always has or, where its method does not use them, never.
@@ -46,6 +49,30 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     return config
 
 
+def with_used_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with those of the values that its editing method uses.
+
+    Its edits are the same whatever the others are, so that they lie in one folder, made with one
+    configuration. UserError as with_values raises it.
+    """
+    from generate.editors import METHODS
+
+    method = METHODS[with_values(config, values).edit.method]
+    used = {key: value for key, value in values.items() if uses(method, key)}
+    return with_values(config, used)
+
+
+def uses(method: Method, key: str) -> bool:
+    """Whether a key of NAMED, or any other key, changes what the method makes."""
+    if key == "edit.strength":
+        return method.noise == "partial"
+    if key == "direction.strength":
+        return method.text == "direction"
+    if key == "guidance.amount":
+        return method.guided
+    return True
+
+
 def _with_value(config: Config, key: str, value: Any) -> Config:
     keys = known_keys()
     section, _, name = key.partition(".")
@@ -72,11 +99,11 @@ def edit_name(config: Config, swept: Sequence[str]) -> str:
 
     method = METHODS[config.edit.method]
     parts = [config.edit.method, f"scale {config.guidance.scale:g}"]
-    if method.noise == "partial":
+    if uses(method, "edit.strength"):
         parts.append(f"part {config.edit.strength:g}")
-    if method.guided:
+    if uses(method, "guidance.amount"):
         parts.append(f"amount {config.guidance.amount:g}")
-    if method.text == "direction":
+    if uses(method, "direction.strength"):
         parts.append(f"strength {config.direction.strength:g}")
     for key in swept:
         if key not in NAMED:
