@@ -33,25 +33,30 @@ def _bank(key: str, file: str, words: str, count: int) -> list[str]:
 
 
 def read_bank(name: str, key: str) -> list[str]:
-    """The sentences of a bank file, one a line, without blank lines and # comments.
+    """The sentences of a bank file. UserError as read_sentences raises it, and for fewer than two."""
+    bank = read_sentences(name, key)
+    if len(bank) < 2:
+        raise UserError(
+            f"{key}={name}: {len(bank)} sentences; a direction needs many (the paper takes about 1000 a word)"
+        )
+    return bank
+
+
+def read_sentences(name: str, key: str) -> list[str]:
+    """The lines of a text file, without blank lines and # comments.
 
     name: a path, or a file in configs/banks. key: that named it, for the UserError where there is no
-    such file or it has fewer than two sentences.
+    such file or it is no text.
     """
     path = Path(name) if Path(name).exists() else BANKS / name
     if not path.is_file():
         known = ", ".join(sorted(file.name for file in BANKS.glob("*.txt")))
-        raise UserError(f"{key}={name}: no such sentence bank. In configs/banks there are: {known}")
+        raise UserError(f"{key}={name}: no such text file. In configs/banks there are: {known}")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"{key}={name}: it is no text in UTF-8 ({error}): save it as such") from error
-    kept = [line for line in lines if line and not line.startswith("#")]
-    if len(kept) < 2:
-        raise UserError(
-            f"{path}: {len(kept)} sentences; a direction needs many (the paper takes about 1000 a word)"
-        )
-    return kept
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def sentences(words: str, count: int) -> list[str]:

@@ -65,6 +65,7 @@ FREE = (
 )
 # What a shard's manifest says of the inputs that it lacks, and what that means in a message.
 LEFT_OUT = {"unreadable": "images could not be read", "flagged": "edits were flagged by the safety checker"}
+SETTINGS = "made_with.json"  # beside the shards: what they were made with
 NAMED = 5  # inputs that were left out that a message names
 
 
@@ -74,7 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """What a run would do: pairs, shards, those already there, disk space, and time for the rest."""
+    """What a run would do: pairs, shards, those already there, disk space, and time for the rest.
+
+    UserError where the run itself would refuse the folder.
+    """
+    refuse_other_settings(pairs_dir(config), config)
     source = input_source(config, retrieve=False)
     shards = split_into_shards(len(source.names), config.generate.pairs_per_shard)
     missing = missing_shards(pairs_dir(config), shards)
@@ -200,28 +205,31 @@ def _report_left_out(config: Config, folder: Path, shards: Mapping[int, range], 
             print(message, flush=True)
 
 
+def refuse_other_settings(folder: Path, config: Config) -> None:
+    """UserError where the folder's shards were made with other settings, unless force=true."""
+    path = folder / SETTINGS
+    has_shards = any(map(is_finished, folder.glob("[0-9]*.tar")))
+    if config.force or not has_shards or not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): make the pairs anew in another runs_dir=") from error
+    rows = changes(before, made_with(config))
+    if rows:
+        raise UserError(
+            f"{folder} was made with another configuration: {'; '.join(rows)}. "
+            "Take another runs_dir= or generate.out=, or force=true"
+        )
+
+
 def claim(folder: Path, config: Config) -> None:
     """Write down what the folder is made with; UserError where its shards were made otherwise."""
-    now = made_with(config)
-    path = folder / "made_with.json"
-    has_shards = any(map(is_finished, folder.glob("[0-9]*.tar")))
-    if path.exists() and has_shards and not config.force:
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(
-                f"{path} is damaged ({error}): make the pairs anew in another runs_dir="
-            ) from error
-        rows = changes(before, now)
-        if rows:
-            raise UserError(
-                f"{folder} was made with another configuration: {'; '.join(rows)}. "
-                "Take another runs_dir= or generate.out=, or force=true"
-            )
+    refuse_other_settings(folder, config)
     # Temporary files are a killed process's: no process writes before the main process has been here.
     for torn in folder.glob(".*.tmp"):
         torn.unlink()
-    write_json(path, now)
+    write_json(folder / SETTINGS, made_with(config))
     (folder / "config.yaml").write_text(to_yaml(config))
 
 

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from configs.errors import UserError
 from configs.schema import Source, Task
-from generate.banks import read_bank
+from generate.banks import read_sentences
 from generate.captions import choose_caption
 from generate.shards import Member, open_image, read_member, tar_members
 from models.miniature.captions import caption as scene_caption
@@ -137,9 +137,11 @@ def open_prompts(config: Source, task: Task, resolution: int, limit: int) -> Inp
     """Inputs that the teacher makes itself: the prompts of a bank in turn, `limit` of them.
 
     The noise of an input is drawn from its key, so a prompt that comes again gives another picture.
-    There is nothing to invert. UserError where there is no such bank.
+    There is nothing to invert. UserError where there is no such file or no prompt in it.
     """
-    prompts = read_bank(config.prompts, "source.prompts")
+    prompts = read_sentences(config.prompts, "source.prompts")
+    if not prompts:
+        raise UserError(f"source.prompts={config.prompts}: no prompt in it; write one a line")
     bank_name = Path(config.prompts).name
     names = [f"prompt-{index:06d}" for index in range(limit)]
     no_image = np.empty((0, 0, 3), np.uint8)

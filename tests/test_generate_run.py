@@ -154,6 +154,23 @@ def test_dry_run_writes_nothing(tiny_run, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_dry_run_refuses_what_the_run_would_refuse(tiny_run, capsys):
+    assert run.main([*tiny_run, "generate.pairs=2"]) == 0
+    assert run.main([*tiny_run, "generate.pairs=4", "edit.steps=4", "--dry-run"]) == 2
+    assert "edit.steps: 3 -> 4" in capsys.readouterr().err
+    assert run.main([*tiny_run, "generate.pairs=4", "--dry-run"]) == 0
+
+
+def test_prompts_are_asked_for_in_their_own_words(tiny_run, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("# nothing\n\n")
+    arguments = [*tiny_run, f"source.prompts={prompts}", "generate.pairs=1"]
+    assert run.main(arguments) == 2
+    assert "no prompt in it" in capsys.readouterr().err
+    prompts.write_text("a photo of a tree\n")
+    assert run.main(arguments) == 0
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -94,7 +94,7 @@ def test_prompts_alone(tiny_run, tmp_path):
     ("arguments", "message"),
     [
         (["source.retrieve.k=2"], "name the images to choose from"),
-        (["source.prompts=none.txt"], "source.prompts=none.txt: no such sentence bank"),
+        (["source.prompts=none.txt"], "source.prompts=none.txt: no such text file"),
         (["source.prompts=oak.txt", "source.images=."], "two sources"),
         (["source.captioner=/nowhere/blip"], "source.captioner=/nowhere/blip does not load as a BLIP model"),
     ],
