@@ -21,7 +21,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from configs.errors import UserError
 from configs.files import find_file
-from configs.schema import REMOVED, Config
+from configs.removed import REMOVED
+from configs.schema import Config
 
 HERE = Path(__file__).resolve().parent
 CHOICES = ("generator", "preset", "teacher", "task")

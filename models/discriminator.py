@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.comodgan import EPSILON, Blur, Conv, Dense, EqualizedWeight, channel_widths
+from models.layers import EPSILON, Blur, Conv, Dense, EqualizedWeight, channel_widths
 
 GROUP = 4  # images that the minibatch deviation compares, as StyleGAN2 does
 

@@ -1,4 +1,4 @@
-"""models/comodgan.py against the per-sample form of modulation, the published sizes, and itself."""
+"""models/comodgan.py and layers.py against the per-sample form of modulation, the published sizes, and itself."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,17 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.errors import UserError
 from configs.loader import load
 from distill.formats import edit_in_pytorch, read_generator
-from models.comodgan import (
-    EPSILON,
-    Blur,
-    CoModGenerator,
-    Conv,
-    Dense,
-    ModulatedConv,
-    SynthesisLayer,
-    Upsample,
-    make_generator,
-)
+from models.comodgan import CoModGenerator, ModulatedConv, SynthesisLayer, make_generator
+from models.layers import EPSILON, Blur, Conv, Dense, Upsample
 from models.miniature.scenes import Look, render, scene
 from models.translator import Translator
 from tests.helpers import TINY

@@ -12,8 +12,8 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.files import digest
 from configs.loader import available, known_keys, load, to_yaml
+from configs.removed import REMOVED
 from configs.runs import changes, run_dir, settings_of
-from configs.schema import REMOVED
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRY_POINTS = (
