@@ -1,4 +1,4 @@
-"""models/comodgan.py and layers.py against the per-sample form of modulation, the published sizes, and itself."""
+"""models/comodgan.py and layers.py against the per-sample modulation, the published sizes, and themselves."""
 
 from dataclasses import asdict
 from pathlib import Path
