@@ -1,0 +1,110 @@
+"""Models by path or by their name on the Hugging Face hub, as folders on this machine.
+
+A name that the hub's cache does not hold is fetched where the hub is reached. Where it is not, one
+short probe finds out, and one line says how to fetch the model elsewhere: the libraries' own clients
+would try for minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from configs.errors import UserError
+from configs.files import find_file
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/MODEL
+PROBE_S = 3.0  # a hub that is there answers in a fraction of it
+SMALL = (".json", ".txt", ".model")  # configurations and vocabularies
+WEIGHTS = (".safetensors", ".bin")  # the first that a folder has is taken
+VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema|ema_only)[.-]")  # names of a second copy of the weights
+
+
+def local_model(name: str, key: str) -> Path:
+    """The folder or file of a model that a key names: as a path, or as a name on the hub.
+
+    UserError where there is no such path, and where a hub name is neither in the cache nor can be
+    fetched.
+    """
+    path = Path(find_file(name)).expanduser()
+    if path.exists():
+        return path
+    if not NAME.fullmatch(name):
+        raise UserError(f"{key}={name}: there is no such folder or file")
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        if not hub_is_reached():
+            return Path(snapshot_download(name, local_files_only=True))
+        files = wanted_files(HfApi().list_repo_files(name))
+        return Path(snapshot_download(name, allow_patterns=files))
+    except LocalEntryNotFoundError as error:
+        raise UserError(not_reached(name, key)) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{key}={name}: no folder here, and the hub says: {reason}") from error
+
+
+def not_reached(name: str, key: str) -> str:
+    """The line for a hub name that is not in the cache, on a machine that does not reach the hub."""
+    folder = name.partition("/")[2]
+    return (
+        f"{key}={name}: no folder here, and the hub is not reached. Where there is a network: "
+        f"hf download {name} --local-dir {folder}; then bring the folder and set {key}={folder}"
+    )
+
+
+@lru_cache(maxsize=1)
+def hub_is_reached() -> bool:
+    """Whether the hub (HF_ENDPOINT, else huggingface.co) takes a connection; asked once a process."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    proxied = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    address = urlsplit(proxied or constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname, port), PROBE_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def wanted_files(files: Sequence[str]) -> list[str]:
+    """Of a model's files on the hub those that are needed: configurations, vocabularies, one copy of the
+    weights a folder.
+
+    Of weights in several formats the .safetensors are taken, and a variant (fp16, ...) only where there
+    is nothing else. Single files beside a folder layout (model_index.json) are left out.
+    """
+    by_folder: dict[str, list[str]] = {}
+    for file in files:
+        by_folder.setdefault(str(PurePosixPath(file).parent), []).append(file)
+    wanted = []
+    for folder, names in by_folder.items():
+        wanted += [name for name in names if name.endswith(SMALL)]
+        if folder == "." and "model_index.json" in files:
+            continue
+        wanted += _one_copy(names)
+    return sorted(set(wanted))
+
+
+def _one_copy(names: Sequence[str]) -> list[str]:
+    """Of the files of a folder those of one copy of the weights."""
+    for is_variant in (False, True):
+        for suffix in WEIGHTS:
+            copy = [
+                name
+                for name in names
+                if name.endswith(suffix) and bool(VARIANT.search(PurePosixPath(name).name)) == is_variant
+            ]
+            if copy:
+                return copy
+    return []

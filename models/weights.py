@@ -1,0 +1,154 @@
+"""Weights: every tensor that a network uses comes from a file, or the network is refused.
+
+The libraries fill what a file lacks with random numbers, and print a warning at most. A pair or a
+score that such a network makes looks like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from configs.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # of files that hold weights
+LFS_POINTER = b"version https://git-lfs"  # how the text begins that stands for a file in a Git repository
+ZIP = b"PK\x03\x04"  # how a file of torch.save begins
+LENGTH_BYTES = 8  # a .safetensors begins with the length of its header
+TOLD_GB = 0.1  # smaller networks are loaded without a word
+
+Network = TypeVar("Network", bound="nn.Module")
+
+
+def loaded(part: str, load: Callable[[], Network]) -> Network:
+    """What `load` returns, with a line of its name, its size and the seconds that it took.
+
+    Of several processes the first prints.
+    """
+    began = time.monotonic()
+    network = load()
+    tensors = [*network.parameters(), *network.buffers()]
+    gigabytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e9
+    if gigabytes >= TOLD_GB and os.environ.get("RANK", "0") == "0":
+        print(f"loaded {part}: {gigabytes:.2f} GB in {time.monotonic() - began:.1f} s", flush=True)
+    return network
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Fill a network from tensors by name; tensors that it does not know are left out.
+
+    origin: the key and the file, for the message. UserError where a tensor of the network is not
+    among them, or is of another shape.
+    """
+    own = network.state_dict()
+    report = {
+        "missing_keys": own.keys() - tensors.keys(),
+        "unexpected_keys": tensors.keys() - own.keys(),
+        "mismatched_keys": [
+            name for name in own if name in tensors and tensors[name].shape != own[name].shape
+        ],
+    }
+    refuse_gaps(report, origin)
+    network.load_state_dict(tensors, strict=False)
+
+
+def refuse_gaps(report: Mapping[str, Any], origin: str, advice: str = "") -> None:
+    """UserError where a network has tensors that did not come from its file.
+
+    report: 'missing_keys', 'unexpected_keys' and 'mismatched_keys', as diffusers and transformers
+    give them with output_loading_info=True. origin: the key and the file or folder, and the part of
+    it. advice: what to do, in the place of the general one.
+    """
+    missing = sorted(report["missing_keys"])
+    unexpected = sorted(report["unexpected_keys"])
+    # A mismatch is a name, or a tuple that begins with it.
+    mismatched = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+    if not missing and not mismatched:
+        return
+    if missing:
+        fault = f"lacks {len(missing)} of the network's tensors, the first is {missing[0]}"
+    else:
+        fault = f"has {len(mismatched)} tensors of another shape, the first is {mismatched[0]}"
+    reason = likely_reason(missing, unexpected, mismatched)
+    raise UserError(f"{origin} {fault} ({reason}): {advice or 'fetch the whole model again'}")
+
+
+def likely_reason(missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]) -> str:
+    """Why a file does not fit a network, in words, from the names of the tensors."""
+    if mismatched:
+        return "the configuration beside it is of a model of another size"
+    tops = {name.partition(".")[0] for name in missing}
+    if len(tops) == 1 and not any(name.startswith(tuple(tops)) for name in unexpected):
+        (top,) = tops
+        return f"it may be of a model without '{top}', or of another kind"
+    if unexpected:
+        return f"its own names differ, as {min(unexpected)}: another kind of model, or renamed tensors"
+    return "it was cut short, or only a part of it was saved"
+
+
+def refuse_broken_files(path: Path, key: str) -> None:
+    """UserError for the first file of weights, in a folder or at a path, that is no whole file.
+
+    key: of the configuration, with its value, for the message. That is a Git LFS pointer, a file
+    that was cut short, and a shard that the index names and is not there.
+    """
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        fault = ""
+        if file.name.endswith(".index.json"):
+            fault = _missing_shard(file)
+        elif file.suffix in SUFFIXES and file.is_file():
+            fault = _file_fault(file)
+        if fault:
+            raise UserError(f"{key}: {file} {fault}")
+
+
+def _missing_shard(index: Path) -> str:
+    """What is wrong with the files that an index names; '' where all are there."""
+    try:
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"is no index of shards ({error}): fetch it again"
+    absent = sorted(name for name in shards if not (index.parent / name).is_file())
+    return f"names {absent[0]}, which is not there: fetch it" if absent else ""
+
+
+def _file_fault(file: Path) -> str:
+    """What is wrong with a file of weights as a file; '' where nothing is."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        beginning = stream.read(len(LFS_POINTER))
+    if beginning.startswith(LFS_POINTER):
+        return "is a Git LFS pointer, not the weights: run `git lfs pull` there, or fetch the file itself"
+    if file.suffix == ".safetensors":
+        whole = _safetensors_size(file)
+        if whole is None:
+            return "is no .safetensors file: fetch it again"
+        if size < whole:
+            return f"was cut short: {size} of {whole} bytes are there; fetch it again"
+    elif size == 0 or (beginning.startswith(ZIP) and not zipfile.is_zipfile(file)):
+        return f"was cut short ({size} bytes are there): fetch it again"
+    return ""
+
+
+def _safetensors_size(file: Path) -> int | None:
+    """How many bytes the header says that the file has; None where it has no header."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+        if size < LENGTH_BYTES or length > size:
+            return None
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+    return LENGTH_BYTES + length + max(ends, default=0)
