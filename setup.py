@@ -45,6 +45,7 @@ setup(
         "scripts",
         "scripts.measure",
         "scripts.miniature",
+        "scripts.published",
     ],
     install_requires=REQUIREMENTS,
     extras_require={

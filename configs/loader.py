@@ -22,7 +22,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from configs.errors import UserError
 from configs.files import find_file
 from configs.removed import REMOVED
-from configs.schema import Config
+from configs.schema import Config, Teacher
 
 HERE = Path(__file__).resolve().parent
 CHOICES = ("generator", "preset", "teacher", "task")
@@ -177,20 +177,45 @@ def _complete(config: Config, names: Mapping[str, str]) -> None:
     config.task.name = re.sub(r"[^a-z0-9_-]+", "-", config.task.name.lower()).strip("-")
     config.teacher.name = teacher
     if not config.teacher.resolution:
-        config.teacher.resolution = _own_resolution(config.teacher.path)
+        config.teacher.resolution = _own_resolution(config.teacher)
 
 
-def _own_resolution(path: str) -> int:
-    """The side in pixels that a diffusers folder's UNet was made for: its latents' times the VAE's factor."""
-    folder = Path(find_file(path))
+def _own_resolution(config: Teacher) -> int:
+    """The side in pixels that a teacher's UNet was made for: its latents' times the VAE's factor.
+
+    UserError, which says what to do, where the files do not tell.
+    """
+    key = f"teacher.path={config.path}"
+    path = Path(find_file(config.path)).expanduser()
+    if path.is_file():
+        if not config.config:
+            raise UserError(
+                f"{key} is a single file: set teacher.config= to a diffusers folder of the same family, for "
+                "its configurations and tokenizer, or convert the file to such a folder (docs/generate.md)"
+            )
+        key = f"teacher.config={config.config}"
+        path = Path(find_file(config.config)).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"{key}: no such folder. If it is a hub name, set teacher.resolution= (512 for Stable Diffusion "
+            "1.x and 2.1-base, 768 for 2.1)"
+        )
     try:
-        unet = json.loads((folder / "unet" / "config.json").read_text())
-        vae = json.loads((folder / "vae" / "config.json").read_text())
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+        unet = json.loads((path / "unet" / "config.json").read_text())
+        vae = json.loads((path / "vae" / "config.json").read_text())
+        side = int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+        vae_side = int(vae.get("sample_size", side))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"teacher.path={path} is no folder that says its resolution ({error}): set teacher.resolution="
+            f"{key} is no diffusers folder that says its resolution ({error}): name the folder that holds "
+            "unet/ and vae/, or set teacher.resolution="
         ) from error
+    if 2 * side <= vae_side:  # the first Stable Diffusion folders say 32 latents for 64
+        raise UserError(
+            f"{key}: its UNet says {side} pixels and its VAE {vae_side}: set teacher.resolution= to that it "
+            f"was trained at, {vae_side} most likely"
+        )
+    return side
 
 
 def _check_limits(config: Config) -> None:

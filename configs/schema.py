@@ -45,14 +45,19 @@ class Task:
 
 @dataclass
 class Teacher:
-    """A Stable Diffusion folder in diffusers' layout."""
+    """A Stable Diffusion model: a folder in diffusers' layout, or a single file."""
 
     name: str = ""  # of teacher=NAME, filled in by configs/loader.py
-    path: str = option("", "folder or hub name for StableDiffusionPipeline.from_pretrained")
+    path: str = option("", "folder or hub name of a Stable Diffusion 1.x or 2.x, or a single file")
     resolution: int = option(
         0,
         "side of the square images it edits, pixels; 0: what the folder's UNet was made for",
         at_least=0,
+    )
+    config: str = option(
+        "",
+        "where the path is a single file (.safetensors or .ckpt, the original layout): a diffusers folder of "
+        "the same family, for its configurations, scheduler and tokenizer",
     )
 
 
@@ -262,6 +267,12 @@ class Distill:
     """Stage 3: training the generator."""
 
     images: int = option(1_000_000, "training length, in images shown", at_least=1)
+    resolution: int = option(
+        0,
+        "side of the generator's images, a power of two from 16; pairs are resized on reading; 0: the "
+        "teacher's, or the largest power of two below it",
+        at_least=0,
+    )
     batch: int = option(64, "images a step, over all processes", at_least=1)
     lr: float = option(0.001, "Adam learning rate", at_least=0)
     beta1: float = option(

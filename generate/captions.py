@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from configs.errors import UserError
-from configs.files import find_file
 from configs.schema import Source, Task
 
 if TYPE_CHECKING:
@@ -66,19 +64,18 @@ def caption_the_rest(inputs: Sequence[InputImage], captioner: Captioner | None) 
 def blip_captioner(path: str, device: torch.device) -> Captioner:
     """A BLIP model (Li et al. 2022) as a captioner, which says the same every time it sees an image.
 
-    path: a hub name or a folder. UserError where it does not load.
+    path: a hub name or a folder. UserError where it does not load, or lacks a tensor, as a BLIP that
+    was made for retrieval does.
     """
     from transformers import BlipForConditionalGeneration, BlipProcessor
 
-    try:
-        processor = BlipProcessor.from_pretrained(find_file(path))
-        model = BlipForConditionalGeneration.from_pretrained(find_file(path)).to(device).eval()
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(
-            f"source.captioner={path} does not load as a BLIP model: {reason}. "
-            "Salesforce/blip-image-captioning-base is one; name a folder where the hub is not reached"
-        ) from error
+    from models.weights import from_transformers
+
+    advice = "Salesforce/blip-image-captioning-base is a BLIP that writes captions"
+    model, processor = from_transformers(
+        BlipForConditionalGeneration, BlipProcessor, "source.captioner", path, advice
+    )
+    model.to(device).eval()
 
     def caption(images: Sequence[np.ndarray]) -> list[str]:
         copies = [image.copy() for image in images]  # PyTorch warns of arrays that may not be written to

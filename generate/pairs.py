@@ -77,7 +77,10 @@ def write_shards(
 def make_editor(config: Config) -> Editor:
     """The configuration's method with its teacher and its direction."""
     device = pick_device(config.device)
-    teacher = Teacher(config.teacher, device, config.generate.dtype, compiled=config.generate.compile)
+    settings = config.generate
+    teacher = Teacher(
+        config.teacher, device, settings.dtype, compiled=settings.compile, checker=settings.safety_checker
+    )
     cache = Path(config.runs_dir) / "directions"
     direction = edit_direction(teacher, config.task, config.direction, cache)
     return Editor(teacher, direction, config)

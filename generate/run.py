@@ -242,7 +242,7 @@ def made_with(config: Config) -> dict[str, Any]:
     if config.source.retrieve.k > 0:
         source_models += [config.scorer, scorer_files(config.scorer)]
     return settings_of(config, FREE) | {
-        "teacher.files": digest(model_files(config.teacher.path)),
+        "teacher.files": digest(model_files(config.teacher.path) | model_files(config.teacher.config)),
         "direction.made_of": _direction_hash(config.task, config.direction),
         "source.models": digest(source_models),
     }

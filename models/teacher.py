@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from configs.errors import UserError
-from configs.files import find_file
 from configs.schema import Teacher as TeacherConfig
 from models.attention import AllMapsRecorded, Attention, AttentionControl
 from models.pictures import images_of
+from models.pipeline import DTYPES, load_parts
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TEXTS_AT_ONCE = 256  # of the text encoder, so that a bank of thousands of sentences fits into memory
 FINGERPRINT_WEIGHTS = 64  # the first of each tensor, which differ in another text encoder
 
@@ -31,12 +30,12 @@ class Step(NamedTuple):
 
 
 class Teacher:
-    """Frozen VAE, text encoder and UNet of a StableDiffusionPipeline.
+    """Frozen VAE, text encoder and UNet of a Stable Diffusion model.
 
     The networks run in `dtype`, one of DTYPES; latents, noise and text embeddings are float32
-    outside. pipeline: one that is loaded, in the place of the one at config.path. compiled: run the
-    UNet through torch.compile. UserError where the pipeline does not load or predicts neither
-    epsilon nor v.
+    outside. parts: a models.pipeline.Parts or a StableDiffusionPipeline, in the place of what lies at
+    config.path. compiled: run the UNet through torch.compile. checker: load its safety checker too.
+    UserError where a part does not load, and where its VAE has no images of config.resolution.
     """
 
     def __init__(
@@ -44,25 +43,25 @@ class Teacher:
         config: TeacherConfig,
         device: torch.device,
         dtype: str = "float32",
-        pipeline: Any = None,
+        parts: Any = None,
         compiled: bool = False,
+        checker: bool = False,
     ) -> None:
-        pipeline = pipeline or load_pipeline(config.path, dtype)
+        parts = parts or load_parts(config, dtype, checker)
         self.device = device
         self.dtype = DTYPES[dtype]
         self.resolution = config.resolution
-        self.tokenizer = pipeline.tokenizer
-        self.vae = _frozen(pipeline.vae, device)
-        self.text_encoder = _frozen(pipeline.text_encoder, device)
-        self.unet = _frozen(pipeline.unet, device).to(memory_format=torch.channels_last)
-        self.feature_extractor = pipeline.feature_extractor
-        self.safety_checker = pipeline.safety_checker and _frozen(pipeline.safety_checker, device)
+        self.tokenizer = parts.tokenizer
+        self.vae = _frozen(parts.vae, device)
+        self.text_encoder = _frozen(parts.text_encoder, device)
+        self.unet = _frozen(parts.unet, device).to(memory_format=torch.channels_last)
+        self.feature_extractor = parts.feature_extractor
+        self.safety_checker = parts.safety_checker and _frozen(parts.safety_checker, device)
 
-        self.scheduler = pipeline.scheduler
-        kind = self.scheduler.config.prediction_type
-        if kind not in ("epsilon", "v_prediction"):
-            raise UserError(f"{config.path}: prediction_type {kind}; epsilon and v_prediction are known")
-        self.predicts_v = kind == "v_prediction"
+        refuse_resolution(config.resolution, self._vae_factor)
+
+        self.scheduler = parts.scheduler
+        self.predicts_v = self.scheduler.config.get("prediction_type") == "v_prediction"
         self._alphas = self.scheduler.alphas_cumprod.float().to(device)
         # On the device: a timestep that is copied there in each step would make the GPU wait.
         self._timesteps = torch.arange(len(self._alphas), device=device)
@@ -102,8 +101,13 @@ class Teacher:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """C x H x W of the latent of an image of the teacher's resolution."""
-        side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        side = self.resolution // self._vae_factor
         return self.unet.config.in_channels, side, side
+
+    @property
+    def _vae_factor(self) -> int:
+        """Pixels a side of a latent cell."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def encode(self, image_BCHW: Tensor) -> Tensor:
@@ -225,22 +229,17 @@ class Teacher:
         return maps
 
 
-def load_pipeline(path: str, dtype: str = "float32") -> Any:
-    """The StableDiffusionPipeline of a folder or hub name, with its safety checker if it has one.
+def refuse_resolution(side: int, factor: int) -> None:
+    """UserError for images that are no whole number of latent cells, of `factor` pixels each.
 
-    dtype: one of DTYPES. UserError where it does not load.
+    The VAE would leave out their last pixels, and edits be smaller than inputs.
     """
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils.logging import disable_progress_bar
-    from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
-
-    disable_progress_bar()
-    disable_transformers_progress_bar()
-    try:
-        return StableDiffusionPipeline.from_pretrained(find_file(path), dtype=DTYPES[dtype])
-    except (OSError, ValueError) as error:
-        message = f"teacher.path={path} does not load as a Stable Diffusion folder: {str(error)[:300]}"
-        raise UserError(message) from error
+    if side % factor:
+        below = side - side % factor
+        raise UserError(
+            f"teacher.resolution={side}: this teacher's images have a multiple of {factor} pixels a side: "
+            f"take {below or factor} or {below + factor}"
+        )
 
 
 def _frozen(network: Any, device: torch.device) -> Any:

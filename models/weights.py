@@ -29,7 +29,7 @@ Network = TypeVar("Network", bound="nn.Module")
 
 
 def loaded(part: str, load: Callable[[], Network]) -> Network:
-    """What `load` returns, with a line of its name, its size and the seconds that it took.
+    """What `load` returns; where that is large, with a line of its name, its size and the seconds it took.
 
     Of several processes the first prints.
     """
@@ -58,6 +58,45 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], origin: str)
     }
     refuse_gaps(report, origin)
     network.load_state_dict(tensors, strict=False)
+
+
+def from_transformers(
+    network_class: Any, processor_class: Any, key: str, name: str, advice: str
+) -> tuple[Any, Any]:
+    """A network of transformers, whole, and its processor, from a folder or a name on the hub.
+
+    key: of the configuration, which has `name`. advice: what the key takes, for the messages.
+    UserError where they are not there, do not load, or lack a tensor.
+    """
+    import transformers
+
+    from models.hub import local_model
+
+    origin = f"{key}={name}"
+    folder = local_model(name, key)
+    refuse_broken_files(folder, origin)
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # of what it fills with random numbers: refused below
+    transformers.utils.logging.disable_progress_bar()
+
+    def load() -> Any:
+        network, report = network_class.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
+        )
+        refuse_gaps(report, origin, advice)
+        return network
+
+    try:
+        return loaded(key, load), processor_class.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"{origin} does not load ({first_line(error)}): {advice}") from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line: the first of its own, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def refuse_gaps(report: Mapping[str, Any], origin: str, advice: str = "") -> None:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from transformers import CLIPTokenizer
 
 from configs.files import find_file
 from configs.schema import Config
 from generate.directions import EditDirection
 from generate.editors import Editor
-from models.teacher import DTYPES, Teacher, load_pipeline
+from models.pipeline import DTYPES, load_parts
+from models.teacher import Teacher
 from scripts.measure.timing import measure
+from scripts.published import stable_diffusion
 
 CAPTION = "a photo of a tree in summer"
 WARM_STEPS = 4  # of an edit that only loads, chooses and compiles kernels, or counts operations
@@ -27,7 +29,8 @@ def open_pipeline(config: Config, device: torch.device) -> Any:
     """The teacher's pipeline; with benchmark.architecture one of Stable Diffusion 1.4's size."""
     if config.benchmark.architecture:
         return random_stable_diffusion(config.generate.dtype, device)
-    return load_pipeline(config.teacher.path, config.generate.dtype)
+    parts = load_parts(config.teacher, config.generate.dtype)
+    return StableDiffusionPipeline(**vars(parts), requires_safety_checker=False)
 
 
 def random_stable_diffusion(dtype: str, device: torch.device) -> StableDiffusionPipeline:
@@ -37,19 +40,11 @@ def random_stable_diffusion(dtype: str, device: torch.device) -> StableDiffusion
     """
     folder = Path(find_file("models/miniature/teacher"))
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77)
-    text_config = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    )
+    model = stable_diffusion.MODELS["sd14"]
     with torch.device(device):  # a GPU draws a billion random weights at once
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        text_encoder = CLIPTextModel(text_config)
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            sample_size=STABLE_DIFFUSION_SIDE,
-        )
+        unet = stable_diffusion.unet(model)
+        text_encoder = stable_diffusion.text_encoder(model)
+        vae = stable_diffusion.vae(model)
     for network in (unet, text_encoder, vae):
         torch.nn.Module.to(network, DTYPES[dtype])  # the networks' own .to() warns of float16
         network.eval()

@@ -1,0 +1,279 @@
+"""The parts of a Stable Diffusion 1.x or 2.x model from its files, each whole or refused.
+
+A folder in diffusers' layout, or a single file in the original layout (ldm) with a folder that brings
+the configurations. diffusers' own pipeline loads the same parts, but fills what is missing with
+random numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.errors import UserError
+from configs.schema import Teacher as TeacherConfig
+from models.hub import local_model
+from models.weights import first_line, loaded, refuse_broken_files, refuse_gaps
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, and their index
+_STEM = r"(diffusion_pytorch_model|pytorch_model|model)"
+_SHARD = r"(-\d+-of-\d+)?"
+_FORMAT = r"\.(?P<format>safetensors|bin)"
+WEIGHT_NAME = re.compile(rf"{_STEM}{_SHARD}(\.(?P<variant>\w+))?{_SHARD}{_FORMAT}")
+INDEX_NAME = re.compile(rf"{_STEM}{_FORMAT}\.index(\.(?P<variant>\w+))?\.json")
+NO_LENGTH = 1_000_000  # a tokenizer without model_max_length says 1e30
+IMAGE_UNETS = {8: "InstructPix2Pix", 9: "inpainting"}  # channels that a UNet takes -> what it is made for
+CONVERT = (
+    "diffusers' scripts/convert_original_stable_diffusion_to_diffusers.py makes a folder of it "
+    "where there is a network"
+)
+
+
+@dataclass
+class Parts:
+    """What a teacher is made of, as diffusers and transformers have it."""
+
+    scheduler: Any
+    tokenizer: Any
+    text_encoder: Any
+    vae: Any
+    unet: Any
+    feature_extractor: Any = None  # of the safety checker
+    safety_checker: Any = None
+
+
+def load_parts(config: TeacherConfig, dtype: str = "float32", checker: bool = False) -> Parts:
+    """The parts of the model at teacher.path, a folder, a single file or a hub name.
+
+    dtype: one of DTYPES. checker: load the safety checker too, where the folder names one.
+    UserError where a part is missing, lacks a tensor, or is no Stable Diffusion 1.x or 2.x's.
+    """
+    path = local_model(config.path, "teacher.path")
+    with _quiet():
+        if path.is_file():
+            parts = _from_single_file(path, config, dtype)
+        else:
+            parts = _Folder(path, f"teacher.path={config.path}", DTYPES[dtype]).parts(checker)
+    _refuse_other_models(parts, f"teacher.path={config.path}")
+    return parts
+
+
+@dataclass
+class _Folder:
+    """A folder in diffusers' layout. key: the configuration's, with its value, for messages."""
+
+    path: Path
+    key: str
+    dtype: torch.dtype
+
+    def parts(self, checker: bool) -> Parts:
+        """All of them, the safety checker where it is asked for and named."""
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextModel
+
+        if (self.path / "text_encoder_2").exists() or (self.path / "transformer").exists():
+            raise UserError(
+                f"{self.key} is a model of another family: Stable Diffusion 1.x and 2.x are known"
+            )
+        scheduler = self._scheduler()
+        tokenizer = self._tokenizer()
+        parts = Parts(
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            text_encoder=self._network("text_encoder", CLIPTextModel),
+            vae=self._network("vae", AutoencoderKL),
+            unet=self._network("unet", UNet2DConditionModel),
+        )
+        if checker and self._names_checker():
+            parts.safety_checker, parts.feature_extractor = self._checker()
+        return parts
+
+    def _network(self, name: str, network_class: Any, advice: str = "") -> Any:
+        """One network, with every tensor from its files. advice: what to do where it is not whole."""
+        folder = self.path / name
+        origin = f"{self.key}: {name}"
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"{self.key} has no {name}/config.json: {advice or 'it is no whole Stable Diffusion folder'}"
+            )
+        weights, variant = weight_files(folder)
+        if not weights:
+            raise UserError(f"{origin} has no file of weights in {folder}: {advice or 'fetch it'}")
+        for file in weights:
+            refuse_broken_files(file, origin)
+
+        def load() -> Any:
+            network, report = network_class.from_pretrained(
+                folder,
+                variant=variant,
+                dtype=self.dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused in one line
+                local_files_only=True,
+            )
+            refuse_gaps(report, origin, advice)
+            return network
+
+        try:
+            return loaded(name, load)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise UserError(f"{origin} does not load: {first_line(error)}") from error
+
+    def _scheduler(self) -> Any:
+        """Of the class that its configuration names: the betas' defaults are the class's."""
+        import diffusers
+
+        folder = self.path / "scheduler"
+        name = _read_json(folder / "scheduler_config.json", self.key).get("_class_name", "")
+        scheduler_class = getattr(diffusers, name, None)
+        if not name.endswith("Scheduler") or scheduler_class is None:
+            raise UserError(f"{self.key}: diffusers has no scheduler '{name}' ({folder})")
+        return scheduler_class.from_pretrained(folder)
+
+    def _tokenizer(self) -> Any:
+        """The tokenizer; one that says no length gets the text encoder's."""
+        from transformers import CLIPTokenizer
+
+        folder = self.path / "tokenizer"
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.key}: tokenizer does not load: {first_line(error)}") from error
+        if tokenizer.model_max_length > NO_LENGTH:
+            text = _read_json(self.path / "text_encoder" / "config.json", self.key)
+            tokenizer.model_max_length = int(text.get("max_position_embeddings", 77))  # transformers' default
+        return tokenizer
+
+    def _names_checker(self) -> bool:
+        """Whether model_index.json says that there is a safety checker; without one, whether there is."""
+        index = self.path / "model_index.json"
+        if not index.is_file():
+            return (self.path / "safety_checker").is_dir()
+        named = _read_json(index, self.key).get("safety_checker")
+        return bool(named and named[0])
+
+    def _checker(self) -> tuple[Any, Any]:
+        """The safety checker and what prepares its pictures."""
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+        from transformers import CLIPImageProcessor
+
+        advice = "fetch it, or leave it out with generate.safety_checker=false"
+        network = self._network("safety_checker", StableDiffusionSafetyChecker, advice)
+        try:
+            extractor = CLIPImageProcessor.from_pretrained(self.path / "feature_extractor")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.key} has a safety checker and no feature_extractor: {advice}") from error
+        return network, extractor
+
+
+def weight_files(folder: Path) -> tuple[list[Path], str | None]:
+    """The files that hold a network's weights in a folder, and their variant ('fp16'), if they have one.
+
+    Of several copies the one that the libraries take: the plain name before a variant's, .safetensors
+    before .bin. The index of a sharded copy is among its files.
+    """
+    copies: dict[tuple[str, str], list[Path]] = {}  # (variant, format) -> files
+    for file in sorted(folder.iterdir()):
+        match = WEIGHT_NAME.fullmatch(file.name) or INDEX_NAME.fullmatch(file.name)
+        if match:
+            copies.setdefault((match["variant"] or "", match["format"]), []).append(file)
+    if not copies:
+        return [], None
+    variants = {variant for variant, _ in copies}
+    variant = next((name for name in ("", "fp16") if name in variants), min(variants))
+    files = copies.get((variant, "safetensors")) or copies[variant, "bin"]
+    return files, variant or None
+
+
+def _from_single_file(path: Path, config: TeacherConfig, dtype: str) -> Parts:
+    """The parts in a file of the original layout, by diffusers' conversion, without a network."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+
+    key = f"teacher.path={config.path}"
+    if not config.config:
+        raise UserError(
+            f"{key} is a single file: set teacher.config= to a diffusers folder of the same family, whose "
+            f"configurations, scheduler and tokenizer it takes (no weights are needed there); or {CONVERT}"
+        )
+    refuse_broken_files(path, key)
+    options = {"config": str(local_model(config.config, "teacher.config")), "local_files_only": True}
+    no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    networks = {}
+    part = "unet"
+    try:
+        networks["unet"] = UNet2DConditionModel.from_single_file(str(path), subfolder=part, **options)
+        part = "vae"
+        networks["vae"] = AutoencoderKL.from_single_file(str(path), subfolder=part, **options)
+        part = "text_encoder"
+        pipeline = StableDiffusionPipeline.from_single_file(str(path), **networks, **options, **no_checker)
+    except NotImplementedError as error:  # of moving a tensor that nothing filled
+        raise UserError(
+            f"{key}: {part} lacks tensors that teacher.config={config.config} says it has: "
+            f"fetch the file again, take the folder of its family, or {CONVERT}"
+        ) from error
+    except Exception as error:  # noqa: BLE001 - its conversions fail in a dozen ways on a file they do not know
+        raise UserError(
+            f"{key} with teacher.config={config.config}: {part} does not load ({first_line(error)}): "
+            f"{CONVERT}"
+        ) from error
+    parts = Parts(pipeline.scheduler, pipeline.tokenizer, pipeline.text_encoder, pipeline.vae, pipeline.unet)
+    for network in (parts.text_encoder, parts.vae, parts.unet):
+        if any(parameter.is_meta for parameter in network.parameters()):
+            raise UserError(f"{key}: lacks tensors of its {type(network).__name__}: {CONVERT}")
+        nn.Module.to(network, DTYPES[dtype])  # the networks' own .to() warns of float16
+    return parts
+
+
+def _refuse_other_models(parts: Parts, key: str) -> None:
+    """UserError for networks that no edit here can use."""
+    unet = parts.unet.config
+    channels = parts.vae.config.latent_channels
+    if unet.in_channels != channels:
+        made_for = IMAGE_UNETS.get(unet.in_channels, "something else")
+        raise UserError(
+            f"{key}: its UNet takes {unet.in_channels} channels, as one for {made_for} does; one that takes "
+            f"the {channels} of a latent alone is needed"
+        )
+    width = parts.text_encoder.config.hidden_size
+    if getattr(unet, "addition_embed_type", None) or unet.cross_attention_dim != width:
+        raise UserError(
+            f"{key}: its UNet and its text encoder are no Stable Diffusion 1.x's or 2.x's "
+            f"(cross-attention to {unet.cross_attention_dim} channels, texts of {width})"
+        )
+    kind = parts.scheduler.config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction"):
+        raise UserError(f"{key}: prediction_type {kind}; epsilon and v_prediction are known")
+
+
+def _read_json(file: Path, key: str) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {file} is not there or cannot be read ({first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence both libraries, whose warnings this module raises as errors."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)

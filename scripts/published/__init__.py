@@ -1,0 +1,1 @@
+"""Published models with random weights, in the layouts that people meet."""
