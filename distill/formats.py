@@ -29,6 +29,7 @@ from distill.graphs import Edit, Picture, Sources
 from models.comodgan import CoModGenerator
 from models.pictures import HALF_RANGE, images_of
 from models.translator import Translator
+from models.weights import load_tensors
 
 OPSET = 18  # of ONNX
 QUANTISED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]  # what lies between stays float32
@@ -251,5 +252,5 @@ def read_generator(path: Path) -> tuple[CoModGenerator, dict[str, Any]]:
             "distill/train.py and export that"
         )
     generator = CoModGenerator(**metadata["config"]).eval().requires_grad_(False)
-    generator.load_state_dict(tensors)
+    load_tensors(generator, tensors, str(path))
     return generator, metadata

@@ -7,7 +7,10 @@ Shapes: B images, C channels, H W pixels, N texts, T templates, D feature width.
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,12 +25,17 @@ from torchvision.transforms.functional import InterpolationMode, center_crop, no
 from configs.errors import UserError
 from configs.files import find_file
 from configs.schema import Scorer
+from models.hub import cache_alone_where_not_reached, is_reached
+from models.weights import first_line, load_tensors, loaded, refuse_broken_files, refuse_gaps
 
 # A text is put into each, and the features are averaged: CLIP was trained on captions of pictures, and an
 # average over wordings classifies better than one of them (Radford et al. 2021, section 3.1.4).
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
 LOCAL = "local-dir:"  # open_clip's prefix of a model's folder
+CONFIG = "open_clip_config.json"
 WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip itself looks for in such a folder
+READ_ERRORS = (RuntimeError, OSError, ValueError, UnpicklingError, KeyError, AttributeError, StopIteration)
+OPENAI_ENTRIES = {"input_resolution", "context_length", "vocab_size"}  # that no other file has
 
 
 class ClipScorer:
@@ -122,40 +130,148 @@ class ClipScorer:
 
 
 def load_clip(settings: Scorer, device: torch.device) -> tuple[Any, open_clip.SimpleTokenizer]:
-    """The open_clip model, frozen and in evaluation mode, and its tokenizer. UserError without the
-    model or its weights.
+    """The open_clip model, whole, frozen and in evaluation mode, and its tokenizer.
+
+    UserError where the model or its weights are not there, where a tensor is missing, and where
+    nothing says which activation the weights were trained with.
+    """
+    origin = f"scorer.model={settings.model} scorer.pretrained={settings.pretrained}"
+    with _quiet():
+        try:
+            checkpoint = find_checkpoint(settings)
+            model = loaded("CLIP", partial(_build, checkpoint, origin))
+            tokenizer = open_clip.get_tokenizer(checkpoint.model)
+        except READ_ERRORS as error:
+            raise UserError(f"{origin} cannot be loaded: {_reason(error)}") from error
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of CLIP weights, and what open_clip is to build for it.
+
+    model, tag: open_clip's names. quick_gelu: x sigmoid(1.702 x) in the place of GELU, as OpenAI's
+    weights were trained with, and some others.
+    """
+
+    file: Path
+    model: str
+    tag: str | None = None
+    quick_gelu: bool = False
+
+
+def find_checkpoint(settings: Scorer) -> Checkpoint:
+    """The file that scorer.model and scorer.pretrained name: in a folder, by path, or by open_clip's tag.
+
+    UserError where it is not there, and where a lone file does not say its activation.
     """
     if settings.model.startswith(LOCAL):
-        name = LOCAL + str(_local_folder(settings.model))
-        pretrained = None
-        quick_gelu = False
-    else:
-        _check_registered(settings)
-        name = settings.model
-        pretrained = settings.pretrained
-        # OpenAI's weights, and some others, were trained with QuickGELU; where the model's name
-        # does not say so,
-        # open_clip would only warn.
-        tag = open_clip.get_pretrained_cfg(name, pretrained) or {}
-        quick_gelu = bool(tag.get("quick_gelu"))
-    try:
-        with _quiet():
-            model = open_clip.create_model(
-                name,
-                pretrained,
-                device=device,
-                force_quick_gelu=quick_gelu,
-                require_pretrained=True,
-            )
-            tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:200]
+        return _in_folder(_local_folder(settings.model))
+    _check_registered(settings)
+    file = Path(find_file(settings.pretrained)).expanduser()
+    if file.is_file():
+        refuse_broken_files(file, f"scorer.pretrained={settings.pretrained}")
+        if (file.parent / CONFIG).is_file():  # as the hub has them: the folder says all
+            return replace(_in_folder(file.parent), file=file)
+        return Checkpoint(file, settings.model, quick_gelu=_file_wants_quick_gelu(settings.model, file))
+    tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained)
+    if not tag:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(settings.model))
         raise UserError(
-            f"scorer weights '{settings.model}' '{settings.pretrained}' cannot be loaded ({reason}):"
-            " open_clip fetches known tags from the Hugging Face hub once; without a network, download"
-            " the checkpoint elsewhere and set scorer.pretrained=FILE"
+            f"scorer.pretrained={settings.pretrained}: there is no such file, and no such tag of "
+            f"{settings.model}: set scorer.pretrained=FILE, or one of {tags}"
+        )
+    return Checkpoint(
+        _fetched(settings, tag), settings.model, settings.pretrained, bool(tag.get("quick_gelu"))
+    )
+
+
+def _in_folder(folder: Path) -> Checkpoint:
+    """open_clip's model in a folder; its own configuration says the activation."""
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS]
+    files.sort(key=lambda file: WEIGHTS.index(file.suffix))
+    return Checkpoint(files[0], f"{LOCAL}{folder}")
+
+
+def _fetched(settings: Scorer, tag: Mapping[str, Any]) -> Path:
+    """The file of one of open_clip's tags, from the cache or the hub."""
+    repository, _, name = tag.get("hf_hub", "").rpartition("/")
+    try:
+        if not repository and not is_reached(tag["url"]):
+            raise OSError(f"{tag['url']} is not reached")
+        with cache_alone_where_not_reached():
+            return Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # the hub's client and urllib raise a dozen kinds
+        source = (
+            f"hf download {repository} {name}".strip() + " --local-dir clip" if repository else tag["url"]
+        )
+        key = "scorer.model=local-dir:clip scorer.pretrained=" if repository else "scorer.pretrained=FILE"
+        raise UserError(
+            f"scorer.model={settings.model} scorer.pretrained={settings.pretrained}: the weights are not in "
+            f"the cache, and the hub is not reached. Where there is a network: {source}; then bring it, and "
+            f"set {key}"
         ) from error
-    return model.eval().requires_grad_(False), tokenizer
+
+
+def _file_wants_quick_gelu(model: str, file: Path) -> bool:
+    """Whether a lone file of weights was trained with QuickGELU.
+
+    The tensors of both activations have the same names and shapes. UserError where neither the file
+    nor the model's name tells.
+    """
+    if (open_clip.get_model_config(model) or {}).get("quick_gelu"):
+        return True  # ViT-L-14-quickgelu
+    if _is_openai_s(file):
+        return True
+    activations = set()
+    for tag in open_clip.list_pretrained_tags_by_model(model):
+        activations.add(bool((open_clip.get_pretrained_cfg(model, tag) or {}).get("quick_gelu")))
+    if len(activations) < 2:
+        return True in activations
+    raise UserError(
+        f"scorer.pretrained={file} does not say which activation it was trained with: set scorer.model="
+        f"{model}-quickgelu for QuickGELU (OpenAI's weights, DFN's), or put the model's {CONFIG} beside "
+        "the file (the hub has it) for any other"
+    )
+
+
+def _is_openai_s(file: Path) -> bool:
+    """Whether a file is in OpenAI's format: its TorchScript archive, or the tensors of one."""
+    if _is_archive(file):
+        return True
+    return open_clip.factory.load_state_dict(str(file)).keys() >= OPENAI_ENTRIES
+
+
+def _is_archive(file: Path) -> bool:
+    """Whether a file is a TorchScript archive: a zip with code in it."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _build(checkpoint: Checkpoint, origin: str) -> Any:
+    """The model with the file's weights. UserError where it is not whole, or lacks a tensor."""
+    refuse_broken_files(checkpoint.file, origin)
+    model = open_clip.create_model(
+        checkpoint.model, checkpoint.tag, force_quick_gelu=checkpoint.quick_gelu, load_weights=False
+    )
+    if _is_archive(checkpoint.file):
+        # The code in the archive is TorchScript's, and none of it is called: its tensors are read.
+        tensors = torch.jit.load(checkpoint.file, map_location="cpu").state_dict()
+        load_tensors(model, tensors, origin)
+        return model
+    # It renames tensors of other layouts, and fits position embeddings to another size of pictures.
+    report = open_clip.load_checkpoint(model, str(checkpoint.file), strict=False)
+    gaps = {"missing_keys": report.missing_keys, "unexpected_keys": report.unexpected_keys}
+    refuse_gaps(gaps | {"mismatched_keys": ()}, origin)
+    return model
+
+
+def _reason(error: BaseException) -> str:
+    """Of PyTorch's error about shapes the line that names the first tensor, else the first line."""
+    lines = str(error).strip().splitlines()
+    return next((line.strip() for line in lines if "size mismatch" in line), first_line(error))
 
 
 def _local_folder(model: str) -> Path:
@@ -163,7 +279,7 @@ def _local_folder(model: str) -> Path:
     weights.
     """
     folder = Path(find_file(model.removeprefix(LOCAL)))
-    has_config = (folder / "open_clip_config.json").is_file()
+    has_config = folder.is_dir() and (folder / CONFIG).is_file()
     if not has_config or not any(file.suffix in WEIGHTS for file in folder.iterdir()):
         raise UserError(
             f"scorer.model={model}: no open_clip model in {folder} (open_clip_config.json and weights"

@@ -12,6 +12,8 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.functional import normalize
 
 from configs.errors import UserError
+from models.hub import cache_alone_where_not_reached
+from models.weights import first_line, load_tensors, loaded, refuse_broken_files
 
 ARCHITECTURE = "vit_base_patch8_224.dino"  # timm's name
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pictures in [0, 1], by channel
@@ -21,20 +23,27 @@ WHERE = "https://dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain/dino_vitbase
 
 def load_dino(weights: str, device: torch.device | str = "cpu") -> nn.Module:
     """DINO ViT-B/8 from a .pth or .safetensors file, or for 'hub' from timm's; UserError where it
-    is not there.
+    is not there, or lacks a tensor.
     """
     import timm
 
-    try:
+    origin = f"evaluate.dino={weights}"
+    advice = f"download {WHERE} and set evaluate.dino=FILE, or evaluate.dino= to let VGG16 stand in"
+
+    def load() -> nn.Module:
         vit = timm.create_model(ARCHITECTURE, pretrained=weights == "hub", num_classes=0)
         if weights != "hub":
-            vit.load_state_dict(_read_weights(weights))
+            refuse_broken_files(Path(weights), origin)
+            load_tensors(vit, _read_weights(weights), origin)
+        return vit
+
+    try:
+        with cache_alone_where_not_reached():
+            vit = loaded("DINO", load)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 - the hub's client, torch and safetensors raise a dozen kinds
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(
-            f"evaluate.dino={weights}: no weights of DINO ViT-B/8 ({reason[:120]}): download {WHERE}"
-            " and set evaluate.dino=FILE, or evaluate.dino= to let VGG16 stand in"
-        ) from error
+        raise UserError(f"{origin}: no weights of DINO ViT-B/8 ({first_line(error)}): {advice}") from error
     return vit.to(device).eval().requires_grad_(False)
 
 

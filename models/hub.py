@@ -7,10 +7,11 @@ would try for minutes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -25,17 +26,17 @@ WEIGHTS = (".safetensors", ".bin")  # the first that a folder has is taken
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema|ema_only)[.-]")  # names of a second copy of the weights
 
 
-def local_model(name: str, key: str) -> Path:
+def local_model(name: str, key: str, advice: str = "") -> Path:
     """The folder or file of a model that a key names: as a path, or as a name on the hub.
 
-    UserError where there is no such path, and where a hub name is neither in the cache nor can be
-    fetched.
+    advice: what the key takes, for a message. UserError where there is no such path, and where a hub
+    name is neither in the cache nor can be fetched.
     """
     path = Path(find_file(name)).expanduser()
     if path.exists():
         return path
     if not NAME.fullmatch(name):
-        raise UserError(f"{key}={name}: there is no such folder or file")
+        raise UserError(f"{key}={name}: there is no such folder or file{advice and f': {advice}'}")
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -60,21 +61,40 @@ def not_reached(name: str, key: str) -> str:
     )
 
 
-@lru_cache(maxsize=1)
 def hub_is_reached() -> bool:
-    """Whether the hub (HF_ENDPOINT, else huggingface.co) takes a connection; asked once a process."""
+    """Whether the hub (HF_ENDPOINT, else huggingface.co) takes a connection."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        return False
-    proxied = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    address = urlsplit(proxied or constants.ENDPOINT)
+    return not constants.HF_HUB_OFFLINE and is_reached(constants.ENDPOINT)
+
+
+@lru_cache
+def is_reached(url: str) -> bool:
+    """Whether the host of an address, or the proxy before it, takes a connection; asked once a process."""
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    address = urlsplit(proxy or url)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
         socket.create_connection((address.hostname, port), PROBE_S).close()
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def cache_alone_where_not_reached() -> Iterator[None]:
+    """Let libraries that ask the hub themselves look into its cache alone, where it is not reached.
+
+    They would try for minutes.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = not hub_is_reached()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def wanted_files(files: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from configs.errors import UserError
+from models.hub import is_reached
 
 HUB_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # VGG16_Weights.IMAGENET1K_V1
 HUB_TIMEOUT_S = 20.0  # of one read; a machine without a network must not hang
@@ -162,6 +163,9 @@ def trunk_from_flax(file: Path) -> dict[str, torch.Tensor]:
 
 def _trunk_from_hub() -> dict[str, torch.Tensor]:
     """The trunk in torchvision's checkpoint; UserError if it is not cached and cannot be fetched."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / HUB_URL.rpartition("/")[2]
+    if not cached.is_file() and not is_reached(HUB_URL):
+        raise UserError(f"{HOW_TO_GET} ({HUB_URL} is not reached)")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(HUB_TIMEOUT_S)
     try:

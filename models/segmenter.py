@@ -25,11 +25,14 @@ from configs.errors import UserError
 from configs.files import find_file
 from configs.schema import Segmenter as Settings
 from models.clip_scorer import ClipScorer
+from models.weights import first_line, load_tensors, loaded, refuse_broken_files
 
 REGISTERED = ("vit_h", "vit_l", "vit_b")  # the sizes whose weights the project publishes
 
 # How many go through a network together; the masks are the same whatever these are.
-IMAGES_TOGETHER = 8  # through the image encoder, where a published one sees 1024 x 1024 pixels
+# Through the image encoder, where a published one sees 1024 x 1024 pixels: on a CPU its attention takes
+# 3 GB for each picture, and pictures together gain nothing.
+IMAGES_TOGETHER = {"cuda": 8, "cpu": 1}
 POINTS_TOGETHER = 256  # through the mask decoder: 1 GB of GPU memory with a published one
 MASKS_TOGETHER = 64  # enlarged to the picture's size: at 1024 x 1024 a quarter of a gigabyte
 
@@ -134,8 +137,9 @@ class Segmenter:
         encodes what is left one by one on the CPU. Here the predicted IoU decides before anything
         is enlarged, masks stay bits on the device, and pictures share a pass of the image encoder.
         """
-        for start in range(0, len(images), IMAGES_TOGETHER):
-            batch = images[start : start + IMAGES_TOGETHER]
+        together = IMAGES_TOGETHER.get(self.sam.device.type, 1)
+        for start in range(0, len(images), together):
+            batch = images[start : start + together]
             shrunk = []  # uint8 C x H x W, the longer side as the encoder wants it
             padded = []  # the same, normalised and padded to the encoder's square
             for image in batch:
@@ -227,25 +231,27 @@ def masked_crop(
 def load_sam(settings: Settings) -> Sam:
     """The Sam of a registered size with its .pth, or that of a folder with config.json and model.safetensors.
 
-    UserError where there are no such weights, or where they do not fit.
+    UserError where there are no such weights, or where one of them is missing.
     """
     if settings.model in REGISTERED:
         path = Path(settings.checkpoint)
+        origin = f"segmenter.checkpoint={path}"
         weights = _read_checkpoint(settings)
-        sam = sam_model_registry[settings.model](checkpoint=None)
+        build = partial(sam_model_registry[settings.model], checkpoint=None)
     else:
         folder = _sam_folder(settings.model)
         path = folder / "model.safetensors"
+        origin = f"segmenter.model={settings.model}"
+        refuse_broken_files(path, origin)
         weights = load_file(path)
-        sam = build_sam(json.loads((folder / "config.json").read_text()))
-    try:
-        sam.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} does not fit this segmenter ({reason}): wrong size, or a broken download"
-        ) from error
-    return sam
+        build = partial(build_sam, json.loads((folder / "config.json").read_text()))
+
+    def load() -> Sam:
+        sam = build()
+        load_tensors(sam, weights, f"{origin}, for segmenter.model={settings.model}:")
+        return sam
+
+    return loaded(f"segment-anything {settings.model}", load)
 
 
 def _read_checkpoint(settings: Settings) -> dict[str, Tensor]:
@@ -257,22 +263,31 @@ def _read_checkpoint(settings: Settings) -> dict[str, Tensor]:
             f"segmenter.checkpoint='{file}': no such file; download the {model} checkpoint "
             f"(sam_{model}_*.pth) that the segment-anything project publishes and give its path"
         )
+    refuse_broken_files(Path(file), f"segmenter.checkpoint={file}")
     try:
         # weights_only: a plain unpickler would run code from the file
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"{file} is not a plain PyTorch checkpoint ({reason}): download it again") from error
+        raise UserError(
+            f"{file} is not a plain PyTorch checkpoint ({first_line(error)}): download it again"
+        ) from error
 
 
 def _sam_folder(model: str) -> Path:
-    """The folder of a Sam of any size; UserError where its two files are not there."""
+    """The folder of a Sam of any size; UserError where its two files are not there, or are a SAM 2's."""
     folder = Path(find_file(model))
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+    config = folder / "config.json"
+    if not config.is_file() or not (folder / "model.safetensors").is_file():
         raise UserError(
             f"segmenter.model={model}: it is {', '.join(REGISTERED)}, or a folder with config.json and"
             f" model.safetensors (with segmenter.detector: a SAM 2), and {folder} has none;"
             " scripts/train_miniature.py makes the miniature's"
+        )
+    kind = json.loads(config.read_text()).get("model_type", "")
+    if kind:  # a folder of transformers
+        raise UserError(
+            f"segmenter.model={model} is transformers' {kind}: "
+            "a SAM 2 needs segmenter.detector=, a Grounding DINO that finds the noun for it"
         )
     return folder
 

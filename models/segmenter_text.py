@@ -6,18 +6,19 @@ Shapes: H W pixels.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-from configs.errors import UserError
-from configs.files import find_file
 from configs.schema import Segmenter as Settings
+from models.weights import from_transformers
 
 MIN_BOX_SCORE = 0.3  # of the boxes that count; Grounding DINO's own choice is 0.25 to 0.35
-EXAMPLES = {"detector": "IDEA-Research/grounding-dino-base", "model": "facebook/sam2.1-hiera-large"}
+ADVICE = {
+    "detector": "it is a Grounding DINO, as IDEA-Research/grounding-dino-base, or the folder of one",
+    "model": "with segmenter.detector it is a SAM 2, as facebook/sam2.1-hiera-large, or the folder of one",
+}
 Box = list[float]  # left, top, right and bottom in pixels
 
 
@@ -26,14 +27,19 @@ class TextSegmenter:
 
     def __init__(self, settings: Settings, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.detector, self.detector_processor = load_model(
+        self.detector, self.detector_processor = from_transformers(
             transformers.GroundingDinoForObjectDetection,
             transformers.GroundingDinoProcessor,
-            "detector",
+            "segmenter.detector",
             settings.detector,
+            ADVICE["detector"],
         )
-        self.drawer, self.drawer_processor = load_model(
-            transformers.Sam2Model, transformers.Sam2Processor, "model", settings.model
+        self.drawer, self.drawer_processor = from_transformers(
+            transformers.Sam2Model,
+            transformers.Sam2Processor,
+            "segmenter.model",
+            settings.model,
+            ADVICE["model"],
         )
         for model in (self.detector, self.drawer):
             model.to(self.device).eval().requires_grad_(False)
@@ -83,29 +89,3 @@ class TextSegmenter:
         for drawn in self.drawer_processor.post_process_masks(logits, inputs["original_sizes"]):
             masks.append(drawn.flatten(0, -3).any(dim=0).cpu().numpy())  # over the boxes
         return masks
-
-
-def load_model(model_class: Any, processor_class: Any, key: str, name: str) -> tuple[Any, Any]:
-    """The model and its processor from a folder or the hub. key: of the segmenter section, for the message.
-
-    UserError where they are not there or lack weights, which transformers itself would fill with
-    random ones.
-    """
-    advice = (
-        f"it is a hub name such as {EXAMPLES[key]}, fetched once (without a network: fetch it"
-        " elsewhere), or the folder of one"
-    )
-    path = find_file(name)
-    try:
-        model, report = model_class.from_pretrained(path, output_loading_info=True, use_safetensors=True)
-        processor = processor_class.from_pretrained(path)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        message = str(error).strip() or type(error).__name__
-        reason = message.splitlines()[0][:200]
-        raise UserError(f"segmenter.{key}={name} cannot be loaded ({reason}): {advice}") from error
-    if report["missing_keys"]:
-        first = min(report["missing_keys"])
-        raise UserError(
-            f"segmenter.{key}={name} lacks weights of {model_class.__name__} ({first}, ...): {advice}"
-        )
-    return model, processor

@@ -73,7 +73,7 @@ def from_transformers(
     from models.hub import local_model
 
     origin = f"{key}={name}"
-    folder = local_model(name, key)
+    folder = local_model(name, key, advice)
     refuse_broken_files(folder, origin)
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # of what it fills with random numbers: refused below
@@ -127,7 +127,7 @@ def likely_reason(missing: Collection[str], unexpected: Collection[str], mismatc
     tops = {name.partition(".")[0] for name in missing}
     if len(tops) == 1 and not any(name.startswith(tuple(tops)) for name in unexpected):
         (top,) = tops
-        return f"it may be of a model without '{top}', or of another kind"
+        return f"all of them are of '{top}': the file was saved without it, or is of another version"
     if unexpected:
         return f"its own names differ, as {min(unexpected)}: another kind of model, or renamed tensors"
     return "it was cut short, or only a part of it was saved"
@@ -140,11 +140,11 @@ def refuse_broken_files(path: Path, key: str) -> None:
     that was cut short, and a shard that the index names and is not there.
     """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in files:
+    for file in filter(Path.is_file, files):
         fault = ""
         if file.name.endswith(".index.json"):
             fault = _missing_shard(file)
-        elif file.suffix in SUFFIXES and file.is_file():
+        elif file.suffix in SUFFIXES:
             fault = _file_fault(file)
         if fault:
             raise UserError(f"{key}: {file} {fault}")

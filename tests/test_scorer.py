@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.schema import Scorer
-from models import devices
+from models import clip_scorer, devices, hub
 from models.clip_scorer import ClipScorer
 from models.devices import pick_device
 from tests.helpers import make_scorer_folder
@@ -71,21 +71,20 @@ def test_text_features_average_the_templates(settings: Scorer) -> None:
     assert scorer.logit_scale == pytest.approx(1 / 0.07)
 
 
-def test_openai_weights_get_their_own_activation(monkeypatch: pytest.MonkeyPatch, settings: Scorer) -> None:
+def test_openai_weights_get_their_own_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenAI's ViT-L-14 was trained with QuickGELU; open_clip builds it with GELU unless told."""
-    call = {}
+    monkeypatch.setattr(clip_scorer, "_fetched", lambda settings, tag: Path("clip.safetensors"))
+    assert clip_scorer.find_checkpoint(Scorer()).quick_gelu is True
+    laion = Scorer(model="ViT-B-32", pretrained="laion2b_s34b_b79k")
+    assert clip_scorer.find_checkpoint(laion).quick_gelu is False
 
-    def create_model(name: str, pretrained: str, **options: object) -> object:
-        call.update(options, name=name, pretrained=pretrained)
-        raise RuntimeError("no network")
 
-    monkeypatch.setattr(open_clip, "create_model", create_model)
-    with pytest.raises(UserError, match="no network"):
+def test_without_a_network_one_line_says_how_to_fetch_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_scorer, "is_reached", lambda url: False)
+    monkeypatch.setattr(hub, "is_reached", lambda url: False)
+    with pytest.raises(UserError, match=r"hf download \S+ --local-dir clip; .*local-dir:clip") as caught:
         ClipScorer(Scorer())
-    assert (call["name"], call["pretrained"], call["force_quick_gelu"]) == ("ViT-L-14", "openai", True)
-    with pytest.raises(UserError):
-        ClipScorer(Scorer(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
-    assert call["force_quick_gelu"] is False
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

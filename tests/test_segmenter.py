@@ -105,7 +105,7 @@ def test_the_masks_are_segment_anythings(
 
     With random weights, and with the miniature's on its scenes.
     """
-    monkeypatch.setattr(module, "IMAGES_TOGETHER", 2)
+    monkeypatch.setattr(module, "IMAGES_TOGETHER", {"cpu": 2})
     monkeypatch.setattr(module, "POINTS_TOGETHER", 2)
     if least_iou == 0.5:
         sam = load_sam(Settings(model="models/miniature/segmenter"))
@@ -195,7 +195,7 @@ def test_registered_model_reads_plain_weights_only(tmp_path: Path, monkeypatch: 
     loaded = load_sam(Settings(model="vit_b", checkpoint=str(weights))).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
     torch.save(dict(list(state.items())[:-1]), bad)
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="lacks 1 of the network"):
         load_sam(Settings(model="vit_b", checkpoint=str(bad)))
 
     class Trap:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from configs.errors import UserError
 from models.clip_scorer import ClipScorer
 from models.perceptual import Perceptual
 from models.pictures import batch_of, to_signed
+from models.weights import first_line, refuse_broken_files
 
 BATCH = 8  # of 512 x 512 images: the features that VGG16 gives of them take 1 GB
 STRUCTURE_LAYER = 3  # relu4_3 of LPIPS's five, the stand-in for DINO's keys
@@ -325,6 +327,8 @@ def set_distances(features_ND: Tensor, reference_ND: Tensor) -> dict[str, float]
 
 def load_inception(weights: str) -> Callable[[Tensor], Tensor]:
     """FID's own Inception, uint8 B x 3 x H x W -> B x 2048. UserError where the file is not it."""
+    origin = f"evaluate.inception={weights}"
+    refuse_broken_files(Path(weights), origin)
     try:
         # The package would run code that lies in the file; a file that this line reads holds none.
         torch.load(weights, map_location="cpu", weights_only=True)
@@ -334,10 +338,8 @@ def load_inception(weights: str) -> Callable[[Tensor], Tensor]:
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
         )
     except Exception as error:  # noqa: BLE001 - torch's unpickler raises a dozen kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise UserError(
-            f"evaluate.inception={weights} ({reason}): it takes {INCEPTION} and "
-            "pip install torch-fidelity==0.3.0"
+            f"{origin} ({first_line(error)}): it takes {INCEPTION} and pip install torch-fidelity==0.3.0"
         ) from error
 
     def features(image_BCHW: Tensor) -> Tensor:
