@@ -17,6 +17,7 @@ REQUIREMENTS = [
     "onnxscript>=0.7",  # drops the functions that PyTorch 2.6 leaves in a graph
     "open_clip_torch>=3.3,<4",  # local-dir: model folders, tokenizers of transformers 5
     "pillow>=10.3",
+    "psutil>=5.9",  # accelerate brings it
     "pyarrow>=17",
     "pyyaml>=6",
     "safetensors>=0.4.5",

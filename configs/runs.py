@@ -29,6 +29,13 @@ def pairs_dir(config: Config) -> Path:
     return Path(config.generate.out) if config.generate.out else run_dir(config) / "pairs"
 
 
+def training_side(config: Config) -> int:
+    """Side of the images that the generator trains on, pixels: distill.resolution, else the largest
+    power of two that is not above the teacher's.
+    """
+    return config.distill.resolution or 1 << (config.teacher.resolution.bit_length() - 1)
+
+
 def settings_of(config: Config, free: Collection[str]) -> dict[str, Any]:
     """Dotted key -> value, as JSON has it, of every key that is not free.
 

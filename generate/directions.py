@@ -89,6 +89,7 @@ def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) ->
             "sentences": [len(source_NTD), len(target_NTD)],
             "cosine_between_halves": _cosine_between_halves(source_NTD, target_NTD),
             "norm_per_token": value_1TD[0].norm(dim=-1).tolist(),
+            "cut": sum(teacher.read_of(sentence) is not None for bank in banks for sentence in bank),
         }
         write_json(quality_path, words | quality)
     quality = json.loads(quality_path.read_text())
@@ -100,6 +101,8 @@ def _from_banks(teacher: Teacher, task: Task, config: Direction, cache: Path) ->
     )
     if cosine < FEW_SENTENCES:
         report += " (make more sentences)"
+    if quality.get("cut"):  # not in a file that an earlier version wrote
+        report += f", {quality['cut']} of them cut at {teacher.most_tokens} tokens"
     return read_embedding(str(path), "direction", None), report
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from configs.schema import Guidance
 from generate.inversion import ddim_step
+from generate.progress import told
 from models.teacher import Step, Teacher
 
 # Float16 loses gradients below 6e-8, and these are small; a power of two changes no other digit.
@@ -60,7 +61,7 @@ def edit_in_lockstep(
     edit_BCHW = noise_BCHW
     scale = guidance.scale
     guided_steps = count_guided(len(schedule), guidance)
-    for index, step in enumerate(schedule):
+    for index, step in enumerate(told("edit", schedule)):
         guide = index < guided_steps
         maps = ready_maps.get(step.timestep, [])
         record = guide and not maps

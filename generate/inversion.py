@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import Inversion
+from generate.progress import told
 from models.teacher import Step, Teacher
 
 OUTER_ITERATIONS = 5  # regularisation rounds a step: num_reg_steps of the reference code
@@ -73,7 +74,7 @@ def invert(
     predicted_BCHW = latent_BCHW
     regularised_BCHW = latent_BCHW
     maps: dict[int, list[Tensor]] = {}
-    for index, step in enumerate(steps):
+    for index, step in enumerate(told("inversion", steps)):
         steps_left = len(steps) - index  # this one included
         timestep = step.timestep
         if steps_left <= map_steps:

@@ -24,6 +24,7 @@ from torch import Tensor
 from configs.schema import Guidance
 from generate.guidance import Texts, attention_gradient, classifier_free, count_guided, reference_noise
 from generate.inversion import ddim_step
+from generate.progress import told
 from models.teacher import Step, Teacher
 
 
@@ -60,7 +61,7 @@ def edit_as_published(
     scale = guidance.scale
     both_BTD = torch.cat([texts.negative, texts.edited])  # 2B x T x D
     guided_steps = count_guided(len(schedule), guidance)
-    for index, step in enumerate(schedule):
+    for index, step in enumerate(told("edit", schedule)):
         timestep = step.timestep
         guide = index < guided_steps
         if guide or follow_reference:

@@ -9,8 +9,8 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from generate.captions import Captioner, blip_captioner, caption_the_rest
 from generate.directions import edit_direction
 from generate.editors import Edited, Editor
 from generate.inversion import noise_statistics
+from generate.progress import Progress
 from generate.shards import Pair, write_shard
 from generate.sources import InputImage, InputSource, Unreadable
 from models.devices import pick_device
@@ -45,7 +46,9 @@ def write_shards(
     """
     editor = make_editor(config)
     device = editor.teacher.device
-    batch = config.generate.batch or largest_batch(editor, config.generate.pairs_per_shard)
+    count = sum(map(len, shards.values()))
+    most = min(config.generate.pairs_per_shard, count)
+    batch = min(config.generate.batch or largest_batch(editor, most), most)
     captioner = blip_captioner(config.source.captioner, device) if config.source.captioner else None
     versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
     common = {
@@ -55,7 +58,7 @@ def write_shards(
         "versions": versions,
     }
     maker = PairMaker(editor, replace(config.generate, batch=batch), captioner, common)
-    progress = Progress(sum(map(len, shards.values())), printed=rank == 0)
+    progress = Progress(count, printed=rank == 0)
     if rank == 0:
         print(f"{editor.direction.report}\nbatches of {batch} on {device}", flush=True)
     folder = pairs_dir(config)
@@ -72,6 +75,12 @@ def write_shards(
                 f"{datetime.now():%Y-%m-%d %H:%M:%S} {index:06d}.tar: {counts}, {seconds:.1f} s, "
                 f"process {rank} on {device}\n"
             )
+    if maker.cut and rank == 0:
+        print(
+            f"{len(maker.cut)} of {count} captions have more than {editor.teacher.most_tokens} tokens "
+            f"and were cut, as {maker.cut[0]}'s (its record has both texts)",
+            flush=True,
+        )
 
 
 def make_editor(config: Config) -> Editor:
@@ -86,28 +95,6 @@ def make_editor(config: Config) -> Editor:
     return Editor(teacher, direction, config)
 
 
-class Progress:
-    """Prints a line for every batch: the pairs done, the rate, the time left, and when that is."""
-
-    def __init__(self, total: int, printed: bool) -> None:
-        self.total = total
-        self.printed = printed
-        self.done = 0
-        self.began = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        """`count` more inputs are done."""
-        self.done += count
-        seconds = (time.monotonic() - self.began) / self.done
-        left = timedelta(seconds=seconds * (self.total - self.done))
-        if self.printed:
-            print(
-                f"  {self.done}/{self.total} pairs, {seconds:.2f} s a pair, "
-                f"{left.total_seconds() / 60:.1f} min left, until {datetime.now() + left:%a %H:%M}",
-                flush=True,
-            )
-
-
 @dataclass
 class PairMaker:
     """Edits the inputs of a source.
@@ -120,6 +107,7 @@ class PairMaker:
     config: Generate
     captioner: Captioner | None
     common: dict[str, Any]
+    cut: list[str] = field(default_factory=list)  # keys of the inputs whose captions were cut
 
     def pairs(
         self, source: InputSource, ids: range, left_out: list[dict[str, str]], done: Callable[[int], None]
@@ -221,10 +209,15 @@ class PairMaker:
 
     def _record(self, item: InputImage, noise: dict[str, dict[str, float]]) -> dict[str, Any]:
         """How a pair was made, to be written down. noise: the statistics of its noises, by name."""
-        return {
+        record = {
             "source": item.source,
             "caption": item.caption,
             "caption_from": item.caption_from,
             "noise": noise,
             **self.common,
         }
+        read = self.editor.teacher.read_of(item.caption)
+        if read is not None:
+            record["caption_read"] = read
+            self.cut.append(item.key)
+        return record

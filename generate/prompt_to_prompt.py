@@ -17,6 +17,7 @@ from torch import Tensor
 
 from generate.guidance import Texts, classifier_free, share_of
 from generate.inversion import ddim_step
+from generate.progress import told
 from models.attention import AttentionControl
 from models.teacher import Step, Teacher
 
@@ -58,7 +59,7 @@ def edit_by_replacing(
     texts_BTD = torch.cat([texts.caption, texts.negative, texts.edited])  # 3B x T x D
     cross_steps = share_of(CROSS_REPLACE, len(schedule))
     self_steps = share_of(SELF_REPLACE, len(schedule))
-    for index, step in enumerate(schedule):
+    for index, step in enumerate(told("edit", schedule)):
         most_pixels = SELF_SIDE**2 if index < self_steps else 0
         rows_BCHW = torch.cat([reference_BCHW, edit_BCHW, edit_BCHW])  # 3B
         with teacher.controlled(replacement(alignment, index < cross_steps, most_pixels)):

@@ -14,14 +14,16 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.files import digest, exclusive, model_files, write_json
+from configs.files import digest, exclusive, find_file, model_files, write_json
 from configs.loader import to_yaml
-from configs.runs import FREE_FOR_ALL, changes, pairs_dir, scorer_files, settings_of
+from configs.runs import FREE_FOR_ALL, changes, pairs_dir, scorer_files, settings_of, training_side
 from configs.schema import Config, Direction, Task
 from generate.banks import task_banks
 from generate.shards import is_finished, read_manifest
@@ -79,6 +81,8 @@ def plan(config: Config) -> dict[str, Any]:
 
     UserError where the run itself would refuse the folder.
     """
+    config = for_this_device(config)
+    refuse_side(config)
     refuse_other_settings(pairs_dir(config), config)
     source = input_source(config, retrieve=False)
     shards = split_into_shards(len(source.names), config.generate.pairs_per_shard)
@@ -89,6 +93,7 @@ def plan(config: Config) -> dict[str, Any]:
         "shards": len(shards),
         "shards already there": len(shards) - len(missing),
         "disk for the pictures, about (GB)": round(_picture_bytes(config, len(source.names)) / 1e9, 2),
+        "the generator will train at (pixels)": training_side(config),
         "time for the rest, about": _time_for_the_rest(config, missing),
     }
 
@@ -117,6 +122,8 @@ def generate(config: Config) -> Path:
     another process writes there, and, after all the work is done, where more of the images than
     source.max_unreadable_share could not be read.
     """
+    config = for_this_device(config)
+    refuse_side(config)
     state = process_group()
     rank = state.process_index
     folder = pairs_dir(config)
@@ -135,6 +142,7 @@ def generate(config: Config) -> Path:
         if state.is_main_process:
             present = f"{len(shards) - len(missing)} of {len(shards)} shards"
             print(f"pairs: {count} wanted, {present} already in {folder}", flush=True)
+            _say_what_to_know(config, missing)
         if mine:
             from generate.pairs import write_shards
 
@@ -143,6 +151,48 @@ def generate(config: Config) -> Path:
         state.wait_for_everyone()
     _report_left_out(config, folder, shards, printed=state.is_main_process)
     return folder
+
+
+def for_this_device(config: Config) -> Config:
+    """The configuration with float32 in the place of float16 where a CPU edits: it has no float16."""
+    from models.devices import pick_device
+
+    if config.generate.dtype == "float16" and pick_device(config.device).type == "cpu":
+        _tell_of_float32()
+        return replace(config, generate=replace(config.generate, dtype="float32"))
+    return config
+
+
+@cache  # told once
+def _tell_of_float32() -> None:
+    print("generate.dtype=float16 is for a GPU: this CPU computes in float32", flush=True)
+
+
+def refuse_side(config: Config) -> None:
+    """UserError for a teacher.resolution that its VAE has not, before any weight is loaded."""
+    from models.teacher import refuse_resolution
+
+    folder = Path(find_file(config.teacher.config or config.teacher.path))
+    try:
+        vae = json.loads((folder / "vae" / "config.json").read_text())
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a hub name, or a folder that is refused when it is loaded
+    refuse_resolution(config.teacher.resolution, factor)
+
+
+def _say_what_to_know(config: Config, missing: Mapping[int, range]) -> None:
+    """Print what a user would rather know now than when the pairs are there."""
+    side = training_side(config)
+    if side != config.teacher.resolution:
+        print(f"the generator will train at {side} x {side}: set distill.resolution= for another", flush=True)
+    if not missing:
+        return
+    from generate.batch_size import slow_on_cpu
+
+    slow = slow_on_cpu(config, sum(map(len, missing.values())))
+    if slow:
+        print(f"warning: {slow}", flush=True)
 
 
 def input_source(config: Config, retrieve: bool = True) -> InputSource:

@@ -1,12 +1,14 @@
-"""Which device a process works on, and which of several processes it is."""
+"""Which device a process works on, which of several processes it is, and how much memory it has."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+import threading
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import UserError
@@ -14,6 +16,14 @@ from configs.errors import UserError
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
+
+CONTROL_GROUP_FILES = (  # limit and use, in versions 2 and 1
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
 
 
 def pick_device(name: str) -> torch.device:
@@ -79,3 +89,46 @@ def process_group() -> PartialState:
 def _process_count() -> int:
     """How many processes were started together."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def free_memory() -> int:
+    """Bytes of the computer's memory that this process may still take.
+
+    What the system has available, or what its control group is allowed, if that is less: a container
+    is killed above it.
+    """
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for limit_file, used_file in CONTROL_GROUP_FILES:
+        try:
+            free = min(free, int(limit_file.read_text()) - int(used_file.read_text()))
+        except (OSError, ValueError):  # of another version of control groups; 'max' is no number
+            continue
+    return max(free, 0)
+
+
+class PeakMemory:
+    """Inside the `with`, watches how large this process gets; afterwards `bytes` is by how much it grew."""
+
+    EVERY_S = 0.005
+
+    def __enter__(self) -> PeakMemory:
+        import psutil
+
+        self._process = psutil.Process()
+        self._before = self._process.memory_info().rss
+        self._peak = self._before
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watcher.join()
+        self.bytes = self._peak - self._before
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self.EVERY_S):
+            self._peak = max(self._peak, self._process.memory_info().rss)

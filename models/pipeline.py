@@ -20,6 +20,7 @@ from torch import nn
 
 from configs.errors import UserError
 from configs.schema import Teacher as TeacherConfig
+from models.devices import free_memory
 from models.hub import local_model
 from models.weights import first_line, loaded, refuse_broken_files, refuse_gaps
 
@@ -84,6 +85,7 @@ class _Folder:
             raise UserError(
                 f"{self.key} is a model of another family: Stable Diffusion 1.x and 2.x are known"
             )
+        self._refuse_too_large()
         scheduler = self._scheduler()
         tokenizer = self._tokenizer()
         parts = Parts(
@@ -96,6 +98,18 @@ class _Folder:
         if checker and self._names_checker():
             parts.safety_checker, parts.feature_extractor = self._checker()
         return parts
+
+    def _refuse_too_large(self) -> None:
+        """UserError where the networks alone take more memory than is free: the process would be killed."""
+        size = 0
+        for name in ("text_encoder", "vae", "unet"):
+            if (self.path / name).is_dir():
+                size += sum(file.stat().st_size for file in weight_files(self.path / name)[0])
+        free = free_memory()
+        if size > free:
+            raise UserError(
+                f"{self.key}: its weights are {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+            )
 
     def _network(self, name: str, network_class: Any, advice: str = "") -> Any:
         """One network, with every tensor from its files. advice: what to do where it is not whole."""

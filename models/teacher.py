@@ -135,6 +135,19 @@ class Teacher:
             embeddings.append(self.text_encoder(token_BT).last_hidden_state.float())
         return torch.cat(embeddings)
 
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens of a text are read, those of its beginning and its end among them."""
+        return self.tokenizer.model_max_length
+
+    def read_of(self, text: str) -> str | None:
+        """What is read of a text that is longer than most_tokens; None where all of it is."""
+        tokens = self.tokenizer(text, verbose=False).input_ids
+        if len(tokens) <= self.most_tokens:
+            return None
+        cut = self.tokenizer(text, truncation=True).input_ids
+        return self.tokenizer.decode(cut, skip_special_tokens=True)
+
     def text_fingerprint(self) -> str:
         """16 hex digits that change with the text encoder's weights or the tokenizer's vocabulary."""
         weights = []

@@ -15,6 +15,7 @@ from configs.errors import UserError
 from configs.loader import load
 from configs.schema import Teacher as TeacherConfig
 from generate import run
+from models import pipeline
 from models.teacher import Teacher
 from scripts.published.stable_diffusion import MODELS, write_stable_diffusion
 from tests import layouts
@@ -263,6 +264,12 @@ def test_a_unet_that_takes_a_picture_too(sd14, channels, name):
     layouts.save_file(tensors, file, {"format": "pt"})
     change_json(sd14 / "unet" / "config.json", in_channels=channels)
     with pytest.raises(UserError, match=f"takes {channels} channels, as one for {name} does"):
+        teacher_of(sd14)
+
+
+def test_weights_that_no_memory_holds_are_not_tried(sd14, monkeypatch):
+    monkeypatch.setattr(pipeline, "free_memory", lambda: 1_000_000)
+    with pytest.raises(UserError, match=r"its weights are 0.0 GB, and 0.0 GB of memory are free"):
         teacher_of(sd14)
 
 
