@@ -75,7 +75,6 @@ def export(config: Config) -> Path:
             temporary, trained.generator, trained.metadata, config.export.formats, trained.calibration_BHWC
         )
         checks = check_files(temporary, files, trained)
-        print_checks(checks)
         refuse_differences(checks, folder)
         if "page" in config.export.formats:
             write_page(temporary, trained.held_out_BHWC[0])
@@ -154,13 +153,17 @@ def load(config: Config) -> Trained:
     return Trained(
         generator=generator,
         metadata=metadata,
-        held_out_BHWC=_inputs(held_out[:CHECKED_PICTURES]),
-        calibration_BHWC=_inputs(training[:CALIBRATION_PICTURES]),
+        held_out_BHWC=_inputs(held_out[:CHECKED_PICTURES], generator.config["resolution"]),
+        calibration_BHWC=_inputs(training[:CALIBRATION_PICTURES], generator.config["resolution"]),
     )
 
 
-def _inputs(locations: Sequence[PairLocation]) -> np.ndarray:
-    return np.stack([read_pair(location, ("input",)).images["input"] for location in locations])
+def _inputs(locations: Sequence[PairLocation], side: int) -> np.ndarray:
+    """The inputs of these pairs as the generator takes them, uint8 B x side x side x 3."""
+    from distill.pairs import resized
+
+    images = [read_pair(location, ("input",)).images["input"] for location in locations]
+    return np.stack([resized(image_HWC, side) for image_HWC in images])
 
 
 def git_revision() -> str:
@@ -189,8 +192,9 @@ class FileCheck:
 
 
 def check_files(folder: Path, files: Sequence[FileFormat], trained: Trained) -> dict[str, FileCheck]:
-    """Compare each file with PyTorch on the held-out inputs; the results by the files' names,
-    sorted.
+    """Compare each file with PyTorch on the held-out inputs, with a line for each as it is done.
+
+    The results are by the files' names, sorted.
     """
     from distill.formats import edit_in_pytorch
 
@@ -207,16 +211,16 @@ def check_files(folder: Path, files: Sequence[FileFormat], trained: Trained) -> 
             allowed_levels=file.allowed_levels(),
             bytes=path.stat().st_size,
         )
+        print_check(file.name, checks[file.name])
     return checks
 
 
-def print_checks(checks: dict[str, FileCheck]) -> None:
-    """One line for each file: its size and its difference from PyTorch."""
-    for name, check in checks.items():
-        size = f"{check.bytes / 1e6:.1f} MB"
-        loss = f"at most {check.max_levels} of 255 levels from PyTorch, {check.mean_levels:.2g} on average"
-        visible = "; visible side by side" if check.psnr_db < VISIBLE_DB else ""
-        print(f"export: {name} {size}, {loss}{visible}")
+def print_check(name: str, check: FileCheck) -> None:
+    """One line for a file: its size and its difference from PyTorch."""
+    size = f"{check.bytes / 1e6:.1f} MB"
+    loss = f"at most {check.max_levels} of 255 levels from PyTorch, {check.mean_levels:.2g} on average"
+    visible = "; visible side by side" if check.psnr_db < VISIBLE_DB else ""
+    print(f"export: {name} {size}, {loss}{visible}", flush=True)
 
 
 def refuse_differences(checks: dict[str, FileCheck], folder: Path) -> None:

@@ -32,6 +32,7 @@ from models.translator import Translator
 from models.weights import load_tensors
 
 OPSET = 18  # of ONNX
+CHECKED_TOGETHER = 2  # pictures that a file edits at once to be checked
 QUANTISED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]  # what lies between stays float32
 # The metadata that a .onnx carries
 DESCRIPTION = ("task", "source", "target", "teacher", "resolution", "git_revision", "config")
@@ -134,8 +135,9 @@ def _quiet() -> Iterator[None]:
 
 def edit_in_pytorch(generator: CoModGenerator, images_BHWC: np.ndarray) -> np.ndarray:
     """The edits by the generator itself, float32: what those of every file are compared with."""
+    picture = Picture(Edit(generator))
     with torch.no_grad():
-        return Picture(Edit(generator))(torch.from_numpy(images_BHWC)).numpy()
+        return _in_parts(lambda part_BHWC: picture(torch.from_numpy(part_BHWC)).numpy(), images_BHWC)
 
 
 def edit_by_weights(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
@@ -146,7 +148,7 @@ def edit_by_weights(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
 
 def edit_by_translator(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
     """The edits by a .onnx or .pt2 that takes uint8 pictures, as a user runs it."""
-    return Translator(path)(images_BHWC)
+    return _in_parts(Translator(path), images_BHWC)
 
 
 def edit_by_network(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
@@ -154,9 +156,21 @@ def edit_by_network(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    signed_BHWC = (images_BHWC / HALF_RANGE - 1.0).astype(np.float32)  # in float64 until here
-    edit_BCHW = session.run(None, {"image": signed_BHWC.transpose(0, 3, 1, 2)})[0]
-    return images_of(torch.from_numpy(edit_BCHW))
+
+    def edit(part_BHWC: np.ndarray) -> np.ndarray:
+        signed_BHWC = (part_BHWC / HALF_RANGE - 1.0).astype(np.float32)  # in float64 until here
+        edit_BCHW = session.run(None, {"image": signed_BHWC.transpose(0, 3, 1, 2)})[0]
+        return images_of(torch.from_numpy(edit_BCHW))
+
+    return _in_parts(edit, images_BHWC)
+
+
+def _in_parts(edit: Callable[[np.ndarray], np.ndarray], images_BHWC: np.ndarray) -> np.ndarray:
+    """The edits of all images, a few at a time: 16 of 512 x 512 pixels would take 14 GB."""
+    parts = []
+    for start in range(0, len(images_BHWC), CHECKED_TOGETHER):
+        parts.append(edit(images_BHWC[start : start + CHECKED_TOGETHER]))
+    return np.concatenate(parts)
 
 
 # ---- the table ----

@@ -10,6 +10,7 @@ from torch import nn
 
 from configs.errors import UserError
 from configs.files import find_file
+from configs.runs import training_side
 from configs.schema import Config
 from distill.checkpoints import Checkpoint
 from distill.ema import EMA
@@ -47,7 +48,7 @@ def build_networks(config: Config, device: torch.device) -> Networks:
     UserError where that file is no exported generator, or is one of another configuration.
     """
     settings = config.distill
-    resolution = config.teacher.resolution
+    resolution = training_side(config)
     sizes = config.generator
     torch.manual_seed(config.seed)
     generator = make_generator(resolution, sizes)

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import kornia.augmentation as K
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import UserError
 from configs.files import digest, find_file
-from configs.runs import pairs_dir, run_dir
+from configs.runs import pairs_dir, run_dir, training_side
 from configs.schema import Augment, Config
 from generate.shards import PairLocation, finished_shards, locate, read_manifest, read_pair
 from models.pictures import to_signed
@@ -43,14 +44,19 @@ HUE_SHARE = 5  # hue is jittered by a fifth of augment.colour: a tenth of a turn
 class PairDataset(Dataset):
     """Pairs by position: (input, edit), uint8 3 x H x W; read from the shards in place.
 
-    resolution: the side that all images must have.
+    resolution: the side that all images must have. side: that they are given, 0: the same.
     cache_gb: where all pairs, decoded, are at most so large, each is decoded once, into memory that
     worker processes share. What is returned are then views of it: do not write to them. labels: a
     generator.onnx whose edits replace the pairs' own; empty: none.
     """
 
     def __init__(
-        self, locations: Sequence[PairLocation], resolution: int, cache_gb: float = 0.0, labels: str = ""
+        self,
+        locations: Sequence[PairLocation],
+        resolution: int,
+        cache_gb: float = 0.0,
+        labels: str = "",
+        side: int = 0,
     ) -> None:
         if labels and not Path(labels).is_file():
             raise UserError(
@@ -59,9 +65,10 @@ class PairDataset(Dataset):
             )
         self.locations = locations
         self.resolution = resolution
+        self.side = side or resolution
         self.labels = labels
         self.cache_N2CHW: torch.Tensor | None = None
-        shape = (len(locations), 2, 3, resolution, resolution)
+        shape = (len(locations), 2, 3, self.side, self.side)
         if math.prod(shape) <= cache_gb * 1e9:
             try:
                 self.cached_N = torch.zeros(len(locations), dtype=torch.bool).share_memory_()
@@ -94,14 +101,22 @@ class PairDataset(Dataset):
                     f"{location.shard}: {pair.key}.{name}.png is {image_HWC.shape}, "
                     f"teacher.resolution={self.resolution} asks for {shape}"
                 )
-        edit_HWC = pair.images["edit"]
+        input_HWC = resized(pair.images["input"], self.side)
+        edit_HWC = resized(pair.images["edit"], self.side)
         if self.labels:
             try:
-                edit_HWC = _labeller(self.labels)(pair.images["input"])
+                edit_HWC = _labeller(self.labels)(input_HWC)
             except TranslateError as error:
                 raise UserError(f"distill.labels: {error}") from error
-        pair_2HWC = torch.from_numpy(np.stack([pair.images["input"], edit_HWC]))
+        pair_2HWC = torch.from_numpy(np.stack([input_HWC, edit_HWC]))
         return pair_2HWC.permute(0, 3, 1, 2).contiguous()
+
+
+def resized(image_HWC: np.ndarray, side: int) -> np.ndarray:
+    """An RGB uint8 image as side x side x 3; by Lanczos, as pictures are that translate.py edits."""
+    if image_HWC.shape[:2] == (side, side):
+        return image_HWC
+    return np.asarray(Image.fromarray(image_HWC).resize((side, side), Image.Resampling.LANCZOS))
 
 
 @lru_cache(maxsize=1)
@@ -119,7 +134,11 @@ def open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
     training, held_out = split_pairs(config, settings.validation_share, config.seed)
     resolution = config.teacher.resolution
     labels = find_file(settings.labels)
-    return PairDataset(training, resolution, CACHE_GB, labels), PairDataset(held_out, resolution)
+    side = training_side(config)
+    return (
+        PairDataset(training, resolution, CACHE_GB, labels, side),
+        PairDataset(held_out, resolution, side=side),
+    )
 
 
 def selected_keys(run: Path) -> list[str]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from configs.cli import entry
 from configs.errors import UserError
 from configs.files import digest, exclusive, model_files, write_json
-from configs.runs import FREE_FOR_ALL, run_dir, settings_of
+from configs.runs import FREE_FOR_ALL, run_dir, settings_of, training_side
 from configs.schema import Config, Distill
 from distill.runlog import RunLog, tracker_names
 
@@ -242,7 +242,7 @@ def prepare(config: Config, accelerator: Accelerator, folder: Path) -> Training:
         accelerator=accelerator,
         networks=networks,
         model=accelerator.prepare_model(networks.generator),
-        augment=PairAugment(config.augment, config.teacher.resolution),
+        augment=PairAugment(config.augment, training_side(config)),
         criterion=DistillationLoss(settings, perceptual, adversary),
         optimizer=optimizer,
     )
@@ -330,6 +330,12 @@ def check(config: Config, count: int = 1) -> None:
         raise UserError(f"distill.batch={batch} cannot be shared by {count} processes: give a multiple")
     if count > 1 and config.device.startswith("cuda:"):
         raise UserError(f"device={config.device} is one GPU for {count} processes: take device=auto")
+    side = training_side(config)
+    if side > config.teacher.resolution:
+        raise UserError(
+            f"distill.resolution={side}: the pairs have {config.teacher.resolution} pixels a side "
+            "(teacher.resolution); take that or less"
+        )
     crop = config.distill.lpips_crop
     if 0 < crop < SMALLEST_CROP:
         raise UserError(
@@ -348,7 +354,7 @@ def plan(config: Config) -> dict[str, Any]:
     from models.discriminator import Discriminator
 
     check(config)
-    side = config.teacher.resolution
+    side = training_side(config)
     sizes = config.generator
     # on "meta" there are shapes alone, no values
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from filter.scores import PairScorer
 
 SECTIONS = ("task", "generate", "scorer", "segmenter", "filter")
+PUBLISHED_SIZES = ("vit_h", "vit_l", "vit_b")  # of segment-anything, whose weights are a file of their own
 DECODING_THREADS = 4  # of pictures, while the pairs before are scored
 QUANTILES = (0.1, 0.5, 0.9)  # of each score that are printed
 
@@ -89,14 +90,23 @@ def is_option_or_key(argument: str) -> bool:
 
 def plan(config: Config) -> dict[str, Any]:
     """What --dry-run prints."""
-    segmenter = config.segmenter.model if config.task.source_noun else "not run: the task names no foreground"
     return {
         "pairs": count_pairs(finished_shards(pairs_dir(config))),
         "pairs to score": count_pairs(stale_shards(config)),
-        "segmenter": segmenter,
+        "segmenter": _segmenter_of(config),
         "keeps": criteria(config),
         "out": run_dir(config),
     }
+
+
+def _segmenter_of(config: Config) -> str:
+    """Which segmenter a run uses, or why it will refuse to."""
+    settings = config.segmenter
+    if not config.task.source_noun:
+        return "not run: the task names no foreground"
+    if settings.model in PUBLISHED_SIZES and not Path(settings.checkpoint).is_file():
+        return f"{settings.model}, but there is no segmenter.checkpoint='{settings.checkpoint}': set it first"
+    return settings.model
 
 
 def count_pairs(shards: Iterable[Path]) -> int:
@@ -211,12 +221,12 @@ def print_summary(outcome: Mapping[str, Any]) -> None:
     if not outcome:
         return
     titles = [f"{share:.0%}" for share in QUANTILES]
-    print(f"{'score':18}{'pairs':>7}{'mean':>9}" + "".join(f"{title:>9}" for title in titles))
+    print(f"{'score':18}{'pairs':>7}{'mean':>12}" + "".join(f"{title:>12}" for title in titles))
     for name in SCORES:
         values = [row[name] for row in outcome["rows"] if row[name] is not None]
         if values:
             numbers = [np.mean(values), *np.quantile(values, QUANTILES)]
-            print(f"{name:18}{len(values):7}" + "".join(f"{number:9.4g}" for number in numbers))
+            print(f"{name:18}{len(values):7}" + "".join(f"{number:12.4g}" for number in numbers))
 
     flags = [f"{count} {flag}" for flag, count in outcome["flags"].items() if count]
     kept = len(outcome["kept"])

@@ -31,6 +31,7 @@ from models.weights import first_line, load_tensors, loaded, refuse_broken_files
 # A text is put into each, and the features are averaged: CLIP was trained on captions of pictures, and an
 # average over wordings classifies better than one of them (Radford et al. 2021, section 3.1.4).
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
+TEXTS_TOGETHER = 256  # through the text encoder
 LOCAL = "local-dir:"  # open_clip's prefix of a model's folder
 CONFIG = "open_clip_config.json"
 WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip itself looks for in such a folder
@@ -101,8 +102,11 @@ class ClipScorer:
         for text in texts:
             for template in self.templates:
                 sentences.append(template.replace("{}", text))
-        tokens_ML = self.tokenizer(sentences).to(self.device)  # M = N T sentences of L tokens
-        features_MD = unit(self.model.encode_text(tokens_ML).float(), dim=-1)
+        tokens_ML = self.tokenizer(sentences)  # M = N T sentences of L tokens
+        parts = []
+        for part_ML in tokens_ML.split(TEXTS_TOGETHER):
+            parts.append(unit(self.model.encode_text(part_ML.to(self.device)).float(), dim=-1))
+        features_MD = torch.cat(parts)
         features_NTD = features_MD.unflatten(0, (len(texts), len(self.templates)))
         return unit(features_NTD.mean(dim=1), dim=-1)
 

@@ -29,7 +29,7 @@ from configs.cli import entry
 from configs.files import find_file, write_json
 from configs.runs import run_dir
 from configs.schema import Config
-from generate.run import generate
+from generate.run import generate, input_source
 from generate.shards import read_pairs
 from generate.sources import photo_key
 from models.devices import pick_device
@@ -138,10 +138,11 @@ def evaluate_and_print(config: Config, table: str) -> None:
 
 def plan(config: Config, table: str) -> dict[str, Any]:
     """What --dry-run prints."""
+    rows = variants(config, table)
     return {
         "writes to": folder(config, table),
-        "images": config.evaluate.scenes,
-        "rows": ", ".join(variants(config, table)),
+        "images": len(input_source(next(iter(rows.values())), retrieve=False).names),
+        "rows": ", ".join(rows),
     }
 
 

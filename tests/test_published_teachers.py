@@ -269,7 +269,7 @@ def test_a_unet_that_takes_a_picture_too(sd14, channels, name):
 
 def test_weights_that_no_memory_holds_are_not_tried(sd14, monkeypatch):
     monkeypatch.setattr(pipeline, "free_memory", lambda: 1_000_000)
-    with pytest.raises(UserError, match=r"its weights are 0.0 GB, and 0.0 GB of memory are free"):
+    with pytest.raises(UserError, match=r"its weights are 0.1 GB, and 0.0 GB of memory are free"):
         teacher_of(sd14)
 
 

@@ -96,7 +96,10 @@ def test_prompts_alone(tiny_run, tmp_path):
         (["source.retrieve.k=2"], "name the images to choose from"),
         (["source.prompts=none.txt"], "source.prompts=none.txt: no such text file"),
         (["source.prompts=oak.txt", "source.images=."], "two sources"),
-        (["source.captioner=/nowhere/blip"], "source.captioner=/nowhere/blip does not load as a BLIP model"),
+        (
+            ["source.captioner=/nowhere/blip"],
+            "source.captioner=/nowhere/blip: there is no such folder or file",
+        ),
     ],
 )
 def test_wrong_sources(tiny_run, capsys, arguments, message):

@@ -17,7 +17,7 @@ from configs.files import digest, model_files, whole_file
 from configs.runs import scorer_files
 from configs.schema import Config
 from generate.banks import task_banks
-from models.clip_scorer import ClipScorer
+from models.clip_scorer import TEMPLATES, ClipScorer
 from models.dino import dino_keys, load_dino
 from models.miniature.scenes import Look, mask, scene
 from models.perceptual import perceptual_loss
@@ -45,7 +45,9 @@ class Judges:
         scorer = ClipScorer(config.scorer, device)
         source, target = task_banks(task, config.direction)
         keys = partial(dino_keys, load_dino(settings.dino, device)) if settings.dino else None
-        target_check = metrics.TargetCheck(scorer, source, target)
+        key = digest(config.scorer, scorer_files(config.scorer), TEMPLATES, source, target)
+        texts = Path(config.runs_dir) / "texts" / f"{key}.safetensors"
+        target_check = metrics.TargetCheck(scorer, source, target, texts)
         self.networks = metrics.Networks(perceptual, keys, target_check)
         self.set_network = metrics.set_network(settings.inception, perceptual)
         self.input_noun = task.source_noun or SCENE_NOUN

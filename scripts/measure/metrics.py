@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from configs.errors import UserError
+from configs.files import whole_file
 from models.clip_scorer import ClipScorer
 from models.perceptual import Perceptual
 from models.pictures import batch_of, to_signed
@@ -35,10 +37,22 @@ INCEPTION = (
 class TargetCheck:
     """The paper's CLIP-Acc (Parmar et al. 2023, section 4): is the target shown, not the source?"""
 
-    def __init__(self, scorer: ClipScorer, source: Sequence[str], target: Sequence[str]) -> None:
+    def __init__(
+        self, scorer: ClipScorer, source: Sequence[str], target: Sequence[str], cache: Path | None = None
+    ) -> None:
+        """cache: a file that keeps the features of the texts, as thousands of sentences take minutes."""
         self.scorer = scorer
-        self.source_D = normalize(scorer.text_features(list(source)).mean(0), dim=0)
-        self.target_D = normalize(scorer.text_features(list(target)).mean(0), dim=0)
+        if cache and cache.exists():
+            texts = load_file(cache, device=str(scorer.device))
+        else:
+            texts = {}
+            for name, sentences in {"source": source, "target": target}.items():
+                texts[name] = normalize(scorer.text_features(list(sentences)).mean(0), dim=0)
+            if cache:
+                with whole_file(cache) as stream:
+                    stream.write(save({name: text_D.cpu() for name, text_D in texts.items()}))
+        self.source_D = texts["source"]
+        self.target_D = texts["target"]
 
     def __call__(self, image_BHWC: np.ndarray) -> np.ndarray:
         """B booleans: whether the cosine to the mean target text is above that to the mean source text."""
