@@ -367,8 +367,8 @@ class CoModGenerator(nn.Module):
 def _refuse_bad_sizes(resolution: int, width: float, w_dim: int, code_dim: int) -> None:
     if resolution < 16 or resolution & (resolution - 1):
         raise UserError(
-            f"teacher.resolution={resolution}: the generator is made for 16, 32, 64, 128, 256, 512 or "
-            "1024 pixels"
+            f"distill.resolution={resolution}: the generator is made for 16, 32, 64, 128, 256, 512 or 1024 "
+            "pixels"
         )
     if min(width * w_dim, width * code_dim) < 1:
         raise UserError(

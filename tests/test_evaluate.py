@@ -68,11 +68,15 @@ def test_columns_are_their_formulas(images, perceptual):
     )
 
 
-def test_nearer_to_target_by_hand():
+def test_nearer_to_target_by_hand(tmp_path):
     class Scorer:
         """Text and image features that are what they are called."""
 
+        device = "cpu"
+        asked = 0
+
         def text_features(self, texts):
+            self.asked += 1
             return torch.tensor(
                 [{"summer": [1.0, 0.0], "warm": [0.8, -0.6], "winter": [0.0, 1.0]}[text] for text in texts]
             )
@@ -87,6 +91,12 @@ def test_nearer_to_target_by_hand():
     # Mean of summer and warm: (0.9, -0.3) / |.|, so (100, 99) is nearer to winter than to it.
     check = metrics.TargetCheck(Scorer(), ["summer", "warm"], ["winter"])
     assert check(pictures).tolist() == [False, True, True]
+
+    scorer = Scorer()
+    for _ in range(2):  # the texts are looked at once
+        check = metrics.TargetCheck(scorer, ["summer", "warm"], ["winter"], tmp_path / "texts.safetensors")
+        assert check(pictures).tolist() == [False, True, True]
+        assert scorer.asked == 2
 
 
 def test_the_sweep_end_to_end(tiny_run, tmp_path, capsys):
@@ -490,6 +500,8 @@ def test_photographs_get_the_papers_columns(tiny_run, two_strengths, tmp_path, i
     run = tmp_path / "runs/tree2winter/miniature"
     identity_generator(run)
     arguments = [*tiny_run, *FEW, f"source.images={tmp_path}/photos"]
+    assert evaluate.main(["table1", *arguments, "evaluate.scenes=256", "--dry-run"]) == 0
+    assert f"images: {len(images[0])}" in capsys.readouterr().out
     assert evaluate.main(["table1", *arguments]) == 0
     table, generators = printed_tables(capsys.readouterr().out)
     assert (

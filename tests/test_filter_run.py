@@ -275,3 +275,18 @@ def test_dry_run_counts_and_writes_nothing(
 ) -> None:
     assert stage.main([*arguments, "--dry-run"]) == 0
     assert "pairs to score: 8" in capsys.readouterr().out and not (run / "scores").exists()
+
+
+def test_a_plan_says_that_the_checkpoint_is_missing(tmp_path, capsys):
+    run = ["task=cat2dog", f"runs_dir={tmp_path}/runs", "segmenter.model=vit_h"]
+    make_pairs(tmp_path / "runs" / "cat2dog" / "miniature" / "pairs")
+    assert stage.main([*run, "--dry-run"]) == 0
+    assert "segmenter: vit_h, but there is no segmenter.checkpoint=''" in capsys.readouterr().out
+
+
+def test_small_negative_numbers_have_room(tmp_path, capsys):
+    rows = [dict.fromkeys(stage.SCORES, -0.00012345)]
+    outcome = {"rows": rows, "flags": {}, "kept": [0], "total": 1, "yield": 1.0}
+    stage.print_summary(outcome | {"criteria": "", "page": ""})
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("clip_gain"))
+    assert line.split()[1:] == ["1", *["-0.0001234"] * 4] or line.split()[1:] == ["1", *["-0.0001235"] * 4]
