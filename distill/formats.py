@@ -32,7 +32,7 @@ from models.translator import Translator
 from models.weights import load_tensors
 
 OPSET = 18  # of ONNX
-CHECKED_TOGETHER = 2  # pictures that a file edits at once to be checked
+CHECKED_TOGETHER = 1  # pictures that a file edits at once to be checked
 QUANTISED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]  # what lies between stays float32
 # The metadata that a .onnx carries
 DESCRIPTION = ("task", "source", "target", "teacher", "resolution", "git_revision", "config")
@@ -166,7 +166,7 @@ def edit_by_network(path: Path, images_BHWC: np.ndarray) -> np.ndarray:
 
 
 def _in_parts(edit: Callable[[np.ndarray], np.ndarray], images_BHWC: np.ndarray) -> np.ndarray:
-    """The edits of all images, a few at a time: 16 of 512 x 512 pixels would take 14 GB."""
+    """The edits of all images, CHECKED_TOGETHER at a time: 16 of 512 x 512 pixels would take 14 GB."""
     parts = []
     for start in range(0, len(images_BHWC), CHECKED_TOGETHER):
         parts.append(edit(images_BHWC[start : start + CHECKED_TOGETHER]))

@@ -119,8 +119,8 @@ def described(tmp_path):
 def test_a_cpu_is_told_the_hours_before_anything_is_loaded(described, monkeypatch, capsys):
     monkeypatch.setattr(batch_size, "operations_a_second", lambda: 100e9)
     run._tell_of_float32.cache_clear()
-    # 100 steps of 7 rows of .8 TFLOP at 70 GFLOP a second
-    hours = 100 * 7 * 803.27 / 70 / 3600
+    # 100 steps of 7 rows of .8 TFLOP at 30 GFLOP a second
+    hours = 100 * 7 * 803.27 / 30 / 3600
     assert f"about {hours:.1f} hours a pair on this CPU, {2 * hours:.0f} hours for 2" in slow_on_cpu(
         load(described), 2
     )
