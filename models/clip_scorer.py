@@ -5,11 +5,12 @@ Shapes: B images, C channels, H W pixels, N texts, T templates, D feature width.
 """
 
 import contextlib
+import json
 import logging
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor
 from torch.nn.functional import normalize as unit
 from torchvision.transforms.functional import InterpolationMode, center_crop, normalize, resize
@@ -26,7 +29,7 @@ from configs.errors import UserError
 from configs.files import find_file
 from configs.schema import Scorer
 from models.hub import cache_alone_where_not_reached, is_reached
-from models.weights import first_line, load_tensors, loaded, refuse_broken_files, refuse_gaps
+from models.weights import first_line, load_tensors, loaded, refuse_broken_files
 
 # A text is put into each, and the features are averaged: CLIP was trained on captions of pictures, and an
 # average over wordings classifies better than one of them (Radford et al. 2021, section 3.1.4).
@@ -35,8 +38,20 @@ TEXTS_TOGETHER = 256  # through the text encoder
 LOCAL = "local-dir:"  # open_clip's prefix of a model's folder
 CONFIG = "open_clip_config.json"
 WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip itself looks for in such a folder
-READ_ERRORS = (RuntimeError, OSError, ValueError, UnpicklingError, KeyError, AttributeError, StopIteration)
+READ_ERRORS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    UnpicklingError,
+    KeyError,
+    AttributeError,
+    StopIteration,
+    ImportError,
+)
 OPENAI_ENTRIES = {"input_resolution", "context_length", "vocab_size"}  # that no other file has
+QUICK = "-quickgelu"  # how open_clip's names of architectures with QuickGELU end
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+SCALARS = ("logit_scale", "logit_bias")  # have one axis or none
 
 
 class ClipScorer:
@@ -143,10 +158,11 @@ def load_clip(settings: Scorer, device: torch.device) -> tuple[Any, open_clip.Si
     with _quiet():
         try:
             checkpoint = find_checkpoint(settings)
-            model = loaded("CLIP", partial(_build, checkpoint, origin))
-            tokenizer = open_clip.get_tokenizer(checkpoint.model)
+            with _network_for_texts(checkpoint.model):
+                model = loaded("CLIP", partial(_build, checkpoint, origin))
+                tokenizer = open_clip.get_tokenizer(checkpoint.model)
         except READ_ERRORS as error:
-            raise UserError(f"{origin} cannot be loaded: {_reason(error)}") from error
+            raise UserError(f"{origin} cannot be loaded: {first_line(error)}") from error
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
@@ -154,20 +170,21 @@ def load_clip(settings: Scorer, device: torch.device) -> tuple[Any, open_clip.Si
 class Checkpoint:
     """A file of CLIP weights, and what open_clip is to build for it.
 
-    model, tag: open_clip's names. quick_gelu: x sigmoid(1.702 x) in the place of GELU, as OpenAI's
-    weights were trained with, and some others.
+    model: open_clip's name. quick_gelu: x sigmoid(1.702 x) in the place of GELU, as OpenAI's weights
+    were trained with, and some others; False: as the name says. preprocessing: of PREPROCESSING what
+    is not open_clip's usual, which is OpenAI's.
     """
 
     file: Path
     model: str
-    tag: str | None = None
     quick_gelu: bool = False
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
 
 def find_checkpoint(settings: Scorer) -> Checkpoint:
     """The file that scorer.model and scorer.pretrained name: in a folder, by path, or by open_clip's tag.
 
-    UserError where it is not there, and where a lone file does not say its activation.
+    UserError where it is not there, and where a lone file does not say what it was trained with.
     """
     if settings.model.startswith(LOCAL):
         return _in_folder(_local_folder(settings.model))
@@ -175,9 +192,7 @@ def find_checkpoint(settings: Scorer) -> Checkpoint:
     file = Path(find_file(settings.pretrained)).expanduser()
     if file.is_file():
         refuse_broken_files(file, f"scorer.pretrained={settings.pretrained}")
-        if (file.parent / CONFIG).is_file():  # as the hub has them: the folder says all
-            return replace(_in_folder(file.parent), file=file)
-        return Checkpoint(file, settings.model, quick_gelu=_file_wants_quick_gelu(settings.model, file))
+        return Checkpoint(file, settings.model, *_training_of(settings.model, file))
     tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained)
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(settings.model))
@@ -185,15 +200,14 @@ def find_checkpoint(settings: Scorer) -> Checkpoint:
             f"scorer.pretrained={settings.pretrained}: there is no such file, and no such tag of "
             f"{settings.model}: set scorer.pretrained=FILE, or one of {tags}"
         )
-    return Checkpoint(
-        _fetched(settings, tag), settings.model, settings.pretrained, bool(tag.get("quick_gelu"))
-    )
+    return Checkpoint(_fetched(settings, tag), settings.model, *_training_of_tag(tag))
 
 
 def _in_folder(folder: Path) -> Checkpoint:
     """open_clip's model in a folder; its own configuration says the activation."""
     files = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS]
-    files.sort(key=lambda file: WEIGHTS.index(file.suffix))
+    # A repository of timm's has the picture's half beside the whole, as model.safetensors.
+    files.sort(key=lambda file: (not file.name.startswith("open_clip"), WEIGHTS.index(file.suffix)))
     return Checkpoint(files[0], f"{LOCAL}{folder}")
 
 
@@ -217,33 +231,74 @@ def _fetched(settings: Scorer, tag: Mapping[str, Any]) -> Path:
         ) from error
 
 
-def _file_wants_quick_gelu(model: str, file: Path) -> bool:
-    """Whether a lone file of weights was trained with QuickGELU.
+def _training_of(model: str, file: Path) -> tuple[bool, dict[str, Any]]:
+    """Whether the weights in a file were trained with QuickGELU, and how pictures were preprocessed.
 
-    The tensors of both activations have the same names and shapes. UserError where neither the file
-    nor the model's name tells.
+    Tensors tell neither: those of both activations have the same names and shapes. The first that
+    speaks is taken: entries that OpenAI's files alone have; the configuration beside the file, as the
+    hub has it; all of open_clip's tags of the architecture, where they agree, as those of a name
+    that ends in -quickgelu mostly do. UserError where they do not.
     """
-    if (open_clip.get_model_config(model) or {}).get("quick_gelu"):
-        return True  # ViT-L-14-quickgelu
     if _is_openai_s(file):
-        return True
-    activations = set()
+        return True, {}
+    if (file.parent / CONFIG).is_file():
+        return _training_beside(model, file.parent / CONFIG)
+    trainings = []
     for tag in open_clip.list_pretrained_tags_by_model(model):
-        activations.add(bool((open_clip.get_pretrained_cfg(model, tag) or {}).get("quick_gelu")))
-    if len(activations) < 2:
-        return True in activations
-    raise UserError(
-        f"scorer.pretrained={file} does not say which activation it was trained with: set scorer.model="
-        f"{model}-quickgelu for QuickGELU (OpenAI's weights, DFN's), or put the model's {CONFIG} beside "
-        "the file (the hub has it) for any other"
-    )
+        training = _training_of_tag(open_clip.get_pretrained_cfg(model, tag))
+        if training not in trainings:
+            trainings.append(training)
+    if len(trainings) > 1:
+        choice = ""
+        if model + QUICK in open_clip.list_models():
+            choice = f"set scorer.model={model}{QUICK} for QuickGELU (OpenAI's weights, DFN's), or "
+        raise UserError(
+            f"scorer.pretrained={file} does not say which activation it was trained with, nor how pictures"
+            f" were normalised: {choice}put the model's {CONFIG} beside the file (the hub has it)"
+        )
+    return trainings[0] if trainings else (False, {})
+
+
+def _training_beside(model: str, config: Path) -> tuple[bool, dict[str, Any]]:
+    """What the configuration beside a file says; UserError where it contradicts the model's name."""
+    description = json.loads(config.read_text())
+    quick_gelu = bool(description["model_cfg"].get("quick_gelu"))
+    if (open_clip.get_model_config(model) or {}).get("quick_gelu") and not quick_gelu:
+        raise UserError(
+            f"scorer.model={model} has QuickGELU, and {config} says GELU: set"
+            f" scorer.model={model.removesuffix(QUICK)}"
+        )
+    options = description.get("preprocess_cfg") or {}
+    return quick_gelu, {option: options[option] for option in PREPROCESSING if option in options}
+
+
+def _training_of_tag(tag: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """What open_clip knows of a tag's weights."""
+    return bool(tag.get("quick_gelu")), {option: tag[option] for option in PREPROCESSING}
 
 
 def _is_openai_s(file: Path) -> bool:
     """Whether a file is in OpenAI's format: its TorchScript archive, or the tensors of one."""
-    if _is_archive(file):
-        return True
-    return open_clip.factory.load_state_dict(str(file)).keys() >= OPENAI_ENTRIES
+    return _read(file).keys() >= OPENAI_ENTRIES
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name. UserError where reading them would run code of the file.
+
+    torch.jit.load is no pickle: it runs no Python. Of an archive's own code, a language that can
+    write files, it runs methods named __setstate__, and nothing else, as none is called here.
+    OpenAI's archives have none.
+    """
+    if not _is_archive(file):
+        return open_clip.factory.load_state_dict(str(file))
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if "/code/" in name and b"__setstate__" in archive.read(name):
+                raise UserError(
+                    f"scorer.pretrained={file} would run code on loading ({name}): fetch OpenAI's file"
+                    " again, or take the hub's open_clip_model.safetensors"
+                )
+    return torch.jit.load(file, map_location="cpu").state_dict()
 
 
 def _is_archive(file: Path) -> bool:
@@ -258,24 +313,40 @@ def _build(checkpoint: Checkpoint, origin: str) -> Any:
     """The model with the file's weights. UserError where it is not whole, or lacks a tensor."""
     refuse_broken_files(checkpoint.file, origin)
     model = open_clip.create_model(
-        checkpoint.model, checkpoint.tag, force_quick_gelu=checkpoint.quick_gelu, load_weights=False
+        checkpoint.model,
+        load_weights=False,
+        pretrained_image=False,
+        pretrained_text=False,
+        force_quick_gelu=checkpoint.quick_gelu,
+        force_preprocess_cfg=checkpoint.preprocessing,
     )
-    if _is_archive(checkpoint.file):
-        # The code in the archive is TorchScript's, and none of it is called: its tensors are read.
-        tensors = torch.jit.load(checkpoint.file, map_location="cpu").state_dict()
-        load_tensors(model, tensors, origin)
-        return model
-    # It renames tensors of other layouts, and fits position embeddings to another size of pictures.
-    report = open_clip.load_checkpoint(model, str(checkpoint.file), strict=False)
-    gaps = {"missing_keys": report.missing_keys, "unexpected_keys": report.unexpected_keys}
-    refuse_gaps(gaps | {"mismatched_keys": ()}, origin)
+    load_tensors(model, _in_the_models_names(_read(checkpoint.file), model), origin)
     return model
 
 
-def _reason(error: BaseException) -> str:
-    """Of PyTorch's error about shapes the line that names the first tensor, else the first line."""
-    lines = str(error).strip().splitlines()
-    return next((line.strip() for line in lines if "size mismatch" in line), first_line(error))
+def _in_the_models_names(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """The same tensors as this class of open_clip's names them.
+
+    As open_clip.load_checkpoint does it, which however fits position embeddings of another size of
+    pictures without a word.
+    """
+    tensors = convert_state_dict(model, tensors)
+    if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
+        tensors = convert_to_custom_text_state_dict(tensors)
+    for name in SCALARS:
+        if name in tensors and getattr(model, name, None) is not None:
+            tensors[name] = tensors[name].reshape(getattr(model, name).shape)
+    return tensors
+
+
+def _network_for_texts(model: str) -> contextlib.AbstractContextManager[None]:
+    """Where open_clip asks the hub for a tokenizer, or for the configuration of a text tower: its cache
+    alone, where the hub is not reached.
+    """
+    texts = open_clip.get_model_config(model)["text_cfg"]
+    if "hf_tokenizer_name" in texts or "hf_model_name" in texts:
+        return cache_alone_where_not_reached()
+    return contextlib.nullcontext()
 
 
 def _local_folder(model: str) -> Path:
@@ -317,7 +388,7 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            warnings.filterwarnings("ignore", message=r"`torch.jit.load` is")  # newer torch calls it old
             yield
     finally:
         logging.disable(before)

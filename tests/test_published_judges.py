@@ -89,6 +89,83 @@ def test_a_lone_file_that_does_not_tell_its_activation_is_refused(openai, tmp_pa
     ClipScorer(Scorer(NAME, str(file)))  # of which there is one activation only
 
 
+def test_the_hub_s_folder_has_the_picture_s_half_beside_the_whole(openai, expected, tmp_path):
+    """timm's repositories of OpenAI's weights do, and `hf download` brings both."""
+    tensors = {name: tensor.float() for name, tensor in torch.load(openai / "tensors.pt").items()}
+    whole = {name: tensors[name] for name in tensors.keys() - clip_scorer.OPENAI_ENTRIES}
+    save_file(whole, tmp_path / "open_clip_model.safetensors")
+    half = {name.removeprefix("visual."): whole[name] for name in whole if name.startswith("visual.")}
+    save_file(half, tmp_path / "model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP | {"quick_gelu": True}}))
+    assert torch.allclose(
+        features(ClipScorer(Scorer(f"local-dir:{tmp_path}", "")).model), expected, atol=1e-5
+    )
+
+
+def test_a_configuration_beside_a_file_contradicts_no_name(openai, tmp_path):
+    tensors = torch.load(openai / "tensors.pt")
+    file = tmp_path / "open_clip_model.safetensors"
+    save_file({name: tensors[name].float() for name in tensors.keys() - clip_scorer.OPENAI_ENTRIES}, file)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP}))
+    with pytest.raises(UserError, match=r"has QuickGELU, .* says GELU: set scorer.model=ViT-B-32$"):
+        ClipScorer(Scorer("ViT-B-32-quickgelu", str(file)))
+    with pytest.raises(UserError, match="scorer.model=ViT-B-32 .*(lacks|another shape)"):  # it is no ViT-B-32
+        ClipScorer(Scorer("ViT-B-32", str(file)))
+
+
+def test_how_pictures_were_normalised_is_not_guessed(openai, tmp_path, monkeypatch):
+    """A lone file of an architecture whose tags agree on it has theirs: a SigLIP is normalised by .5."""
+    tensors = torch.load(openai / "tensors.pt")
+    file = tmp_path / "clip.safetensors"
+    save_file({name: tensors[name].float() for name in tensors.keys() - clip_scorer.OPENAI_ENTRIES}, file)
+    found = clip_scorer.find_checkpoint(Scorer("ViT-B-16-SigLIP", str(file)))
+    assert found.preprocessing["mean"] == (0.5, 0.5, 0.5) and not found.quick_gelu
+    monkeypatch.setattr(clip_scorer, "_fetched", lambda settings, tag: file)
+    laion = clip_scorer.find_checkpoint(Scorer("ViT-L-14", "laion2b_s32b_b82k"))
+    assert laion.preprocessing["mean"] == (0.5, 0.5, 0.5) and not laion.quick_gelu
+
+
+def test_embeddings_of_places_are_not_fitted_to_another_size(openai, tmp_path):
+    tensors = torch.load(openai / "tensors.pt")
+    grid_ND = tensors["visual.positional_embedding"]
+    tensors["visual.positional_embedding"] = torch.cat([grid_ND, grid_ND[1:], grid_ND[1:], grid_ND[1:]])
+    torch.save(tensors, tmp_path / "larger.pt")
+    with pytest.raises(UserError, match="another shape, the first is visual.positional_embedding"):
+        ClipScorer(Scorer(NAME, str(tmp_path / "larger.pt")))
+
+
+class Running(torch.nn.Module):
+    """An archive of it runs __setstate__ when it is read."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self) -> int:
+        return 0
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path = state[0]
+        self.training = state[1]
+        torch.save(torch.zeros(1), self.path)
+
+
+def test_an_archive_runs_no_code(tmp_path):
+    """TorchScript can write files."""
+    file = tmp_path / "archive.pt"
+    torch.jit.script(Running(str(tmp_path / "written"))).save(str(file))
+    with pytest.raises(UserError, match="would run code on loading"):
+        ClipScorer(Scorer(NAME, str(file)))
+    assert not (tmp_path / "written").exists()
+    torch.jit.load(file)  # so it does
+    assert (tmp_path / "written").exists()
+
+
 def test_a_clip_that_is_not_whole(openai, tmp_path):
     tensors = {name: tensor.float() for name, tensor in torch.load(openai / "tensors.pt").items()}
     file = tmp_path / "clip.safetensors"
@@ -101,7 +178,7 @@ def test_a_clip_that_is_not_whole(openai, tmp_path):
 
     whole = {name: tensor for name, tensor in tensors.items() if name not in clip_scorer.OPENAI_ENTRIES}
     refused({name: whole[name] for name in whole if "ln_post" not in name}, "lacks 2 .* visual.ln_post.bias")
-    refused(whole | {"visual.proj": torch.zeros(64, 16)}, "size mismatch for visual.proj")
+    refused(whole | {"visual.proj": torch.zeros(64, 16)}, "another shape, the first is visual.proj")
     save_file(whole, file)
     layouts.cut(file)
     with pytest.raises(UserError, match="was cut short"):
