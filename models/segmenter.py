@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.image_encoder import Attention, add_decomposed_rel_pos
 from segment_anything.utils.amg import batched_mask_to_box, build_point_grid, calculate_stability_score
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
@@ -30,11 +31,12 @@ from models.weights import first_line, load_tensors, loaded, refuse_broken_files
 REGISTERED = ("vit_h", "vit_l", "vit_b")  # the sizes whose weights the project publishes
 
 # How many go through a network together; the masks are the same whatever these are.
-# Through the image encoder, where a published one sees 1024 x 1024 pixels: on a CPU its attention takes
-# 3 GB for each picture, and pictures together gain nothing.
+# Through the image encoder, where a published one sees 1024 x 1024 pixels: on a CPU pictures together gain
+# nothing.
 IMAGES_TOGETHER = {"cuda": 8, "cpu": 1}
-POINTS_TOGETHER = 256  # through the mask decoder: 1 GB of GPU memory with a published one
-MASKS_TOGETHER = 64  # enlarged to the picture's size: at 1024 x 1024 a quarter of a gigabyte
+# Through the mask decoder: 1 GB of GPU memory with a published one; in a CPU's float32, 256 take 8 GB.
+POINTS_TOGETHER = {"cuda": 256, "cpu": 32}
+MASKS_TOGETHER = {"cuda": 64, "cpu": 16}  # enlarged to 1024 x 1024 pixels: 4 MB each
 
 # SamAutomaticMaskGenerator's own choices.
 STABILITY_OFFSET = 1.0  # stability: IoU of the masks cut off so much above and below the threshold
@@ -94,6 +96,8 @@ class Segmenter:
         self.settings = settings
         self.scorer = scorer
         self.sam = (sam or load_sam(settings)).to(device).eval().requires_grad_(False)
+        if self.sam.device.type == "cpu":
+            _attend_head_by_head(self.sam.image_encoder)
         self.transform = ResizeLongestSide(self.sam.image_encoder.img_size)
         self.grid_P2 = build_point_grid(settings.points_per_side)  # x and y of each point, 0 to 1
 
@@ -164,10 +168,11 @@ class Segmenter:
         masks = []
         boxes = []
         ious = []
-        for chunk_P2 in points_P2.split(POINTS_TOGETHER):
+        device = self.sam.device.type
+        for chunk_P2 in points_P2.split(POINTS_TOGETHER.get(device, 32)):
             low_M1HW, iou_M = self._decode(features_1CHW, chunk_P2)
             confident = torch.nonzero(iou_M > self.settings.min_predicted_iou).flatten()
-            for places in confident.split(MASKS_TOGETHER):  # of none it is one empty part
+            for places in confident.split(MASKS_TOGETHER.get(device, 16)):  # of none it is one empty part
                 logits_M1HW = self.sam.postprocess_masks(low_M1HW[places], shrunk_HW, (high, wide))
                 logits_MHW = logits_M1HW[:, 0]
                 stability_M = calculate_stability_score(logits_MHW, threshold, STABILITY_OFFSET)
@@ -195,6 +200,35 @@ class Segmenter:
             multimask_output=True,
         )
         return low_P3HW.flatten(0, 1)[:, None].float(), iou_P3.flatten().float()
+
+
+def _attend_head_by_head(encoder: ImageEncoderViT) -> None:
+    """Let the layers that see the whole picture attend with one head after another.
+
+    The values, but for rounding, and the time are the same; the maps of 4096 x 4096 places, of which the
+    library holds several for each head of a published encoder, take a tenth of the memory.
+    """
+
+    def attend(layer: Attention, x_BHWC: Tensor) -> Tensor:
+        batch, high, wide, _ = x_BHWC.shape
+        places = high * wide
+        qkv_BPKNC = layer.qkv(x_BHWC).reshape(batch, places, 3, layer.num_heads, -1)
+        query_MPC, key_MPC, value_MPC = qkv_BPKNC.permute(2, 0, 3, 1, 4).flatten(1, 2)  # M = B N heads
+        seen_MPC = torch.empty_like(value_MPC)
+        for m in range(len(query_MPC)):
+            query_1PC = query_MPC[m : m + 1]
+            map_1PP = (query_1PC * layer.scale) @ key_MPC[m : m + 1].transpose(-2, -1)
+            if layer.use_rel_pos:
+                size_HW = (high, wide)
+                position = (layer.rel_pos_h, layer.rel_pos_w, size_HW, size_HW)
+                map_1PP = add_decomposed_rel_pos(map_1PP, query_1PC, *position)
+            seen_MPC[m] = (map_1PP.softmax(dim=-1) @ value_MPC[m : m + 1])[0]
+        seen_BNHWC = seen_MPC.reshape(batch, layer.num_heads, high, wide, -1)
+        return layer.proj(seen_BNHWC.permute(0, 2, 3, 1, 4).flatten(3))
+
+    for block in encoder.blocks:
+        if block.window_size == 0:
+            block.attn.forward = partial(attend, block.attn)
 
 
 def masked_crop(

@@ -24,7 +24,7 @@ from configs.schema import Segmenter as Settings
 from models.clip_scorer import ClipScorer
 from models.miniature.scenes import Look, render
 from models.miniature.scenes import scene as scene_of
-from models.segmenter import Proposals, Segmenter, load_sam, masked_crop
+from models.segmenter import Proposals, Segmenter, build_sam, load_sam, masked_crop
 from tests.helpers import TINY_SAM, tiny_sam
 
 COLOURS = {"red square": (1.0, 0.0, 0.0), "blue square": (0.0, 0.0, 1.0), "grass": (0.0, 1.0, 0.0)}
@@ -106,7 +106,7 @@ def test_the_masks_are_segment_anythings(
     With random weights, and with the miniature's on its scenes.
     """
     monkeypatch.setattr(module, "IMAGES_TOGETHER", {"cpu": 2})
-    monkeypatch.setattr(module, "POINTS_TOGETHER", 2)
+    monkeypatch.setattr(module, "POINTS_TOGETHER", {"cpu": 2})
     if least_iou == 0.5:
         sam = load_sam(Settings(model="models/miniature/segmenter"))
         images = [np.asarray(render(scene_of(seed), Look()))[:, : 128 - 30 * seed] for seed in range(3)]
@@ -132,6 +132,23 @@ def test_the_masks_are_segment_anythings(
             assert (mask != theirs["segmentation"]).mean() < 1e-3
             assert theirs["bbox"] == [left, top, right - left, bottom - top]
     assert (max(counts) == 0) if least_iou > 1e8 else (min(counts) > 1)
+
+
+def test_attention_head_by_head_is_the_librarys() -> None:
+    """On a CPU, but for rounding; a layer that sees windows is left as it is."""
+    encoder = {**TINY_SAM["encoder"], "depth": 2, "window_size": 3, "global_attn_indexes": [1]}
+    torch.manual_seed(0)
+    sam = build_sam({**TINY_SAM, "encoder": encoder})
+    for name, parameter in sam.named_parameters():
+        if "rel_pos" in name:  # zeros in a fresh one
+            torch.nn.init.normal_(parameter)
+    pictures_BCHW = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = sam.image_encoder(pictures_BCHW)
+        Segmenter(Settings(points_per_side=2), ColourScorer(), sam=sam)  # type: ignore[arg-type]
+        attentions = [block.attn for block in sam.image_encoder.blocks]
+        assert ["forward" in vars(attention) for attention in attentions] == [False, True]
+        torch.testing.assert_close(sam.image_encoder(pictures_BCHW), expected, rtol=0, atol=1e-4)
 
 
 def test_bfloat16_changes_little() -> None:
