@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 import filter.run as stage
@@ -22,84 +21,17 @@ from configs.schema import Segmenter as Settings
 from filter.score_table import read_scores
 from models import segmenter_text
 from models.segmenter_text import TextSegmenter
+from scripts.published.judges import write_grounding_dino, write_sam2
 from tests.helpers import make_pairs, make_scorer_folder
-
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "tree", "snowy"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """detector/ and drawer/ as save_pretrained writes them, with random weights."""
+    """detector/ and drawer/ with random weights, as they are published: SAM 2.1 as a video model."""
     folder = tmp_path_factory.mktemp("text")
-    torch.manual_seed(0)
-    swin = transformers.SwinConfig(
-        image_size=64,
-        patch_size=4,
-        embed_dim=8,
-        depths=[1] * 4,
-        num_heads=[1, 1, 2, 2],
-        window_size=4,
-        out_indices=[2, 3, 4],
-    )
-    words = transformers.BertConfig(
-        vocab_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-    )
-    layers = {
-        f"{part}_{name}": value
-        for part in ("encoder", "decoder")
-        for name, value in {"ffn_dim": 16, "attention_heads": 2}.items()
-    }
-    dino = transformers.GroundingDinoConfig(
-        backbone_config=swin,
-        text_config=words,
-        num_queries=5,
-        encoder_layers=1,
-        decoder_layers=2,
-        d_model=32,
-        max_text_len=16,
-        **layers,
-    )
-    transformers.GroundingDinoForObjectDetection(dino).save_pretrained(folder / "detector")
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
-    tokenizer = transformers.BertTokenizerFast.from_pretrained(folder)
-    shrink = transformers.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    transformers.GroundingDinoProcessor(shrink, tokenizer).save_pretrained(folder / "detector")
-    hiera = transformers.Sam2HieraDetConfig(
-        hidden_size=8,
-        image_size=[64, 64],
-        blocks_per_stage=[1, 1, 2, 1],
-        embed_dim_per_stage=[8, 16, 32, 64],
-        num_attention_heads_per_stage=[1, 1, 2, 2],
-        window_size_per_stage=[8, 4, 8, 4],
-        global_attention_blocks=[3],
-        window_positional_embedding_background_size=[4, 4],
-    )
-    sides = [[16, 16], [8, 8], [4, 4]]
-    vision = transformers.Sam2VisionConfig(
-        backbone_config=hiera,
-        backbone_channel_list=[64, 32, 16, 8],
-        backbone_feature_sizes=sides,
-        fpn_hidden_size=16,
-    )
-    prompts = transformers.Sam2PromptEncoderConfig(
-        hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4
-    )
-    decoder = transformers.Sam2MaskDecoderConfig(
-        hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=16
-    )
-    whole = transformers.Sam2Config(
-        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder
-    )
-    transformers.Sam2Model(whole).save_pretrained(folder / "drawer")
-    resize = transformers.Sam2ImageProcessorFast(
-        size={"height": 64, "width": 64}, mask_size={"height": 16, "width": 16}
-    )
-    transformers.Sam2Processor(resize).save_pretrained(folder / "drawer")
+    write_grounding_dino(folder / "detector", small=True)
+    write_sam2(folder / "drawer", small=True)
+    assert json.loads((folder / "drawer" / "config.json").read_text())["model_type"] == "sam2_video"
     return folder
 
 
