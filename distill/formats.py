@@ -266,5 +266,5 @@ def read_generator(path: Path) -> tuple[CoModGenerator, dict[str, Any]]:
             "distill/train.py and export that"
         )
     generator = CoModGenerator(**metadata["config"]).eval().requires_grad_(False)
-    load_tensors(generator, tensors, str(path))
+    load_tensors(generator, tensors, str(path), exact=True)
     return generator, metadata

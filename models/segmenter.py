@@ -282,7 +282,7 @@ def load_sam(settings: Settings) -> Sam:
 
     def load() -> Sam:
         sam = build()
-        load_tensors(sam, weights, f"{origin}, for segmenter.model={settings.model}:")
+        load_tensors(sam, weights, f"{origin}, for segmenter.model={settings.model}:", exact=True)
         return sam
 
     return loaded(f"segment-anything {settings.model}", load)

@@ -42,11 +42,12 @@ def loaded(part: str, load: Callable[[], Network]) -> Network:
     return network
 
 
-def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], origin: str, exact: bool = False) -> None:
     """Fill a network from tensors by name; tensors that it does not know are left out.
 
-    origin: the key and the file, for the message. UserError where a tensor of the network is not
-    among them, or is of another shape.
+    origin: the key and the file, for the message. exact: leave out none, as a deeper network's file
+    has all that a shallower one needs. UserError where a tensor of the network is not among them, or
+    is of another shape.
     """
     own = network.state_dict()
     report = {
@@ -57,6 +58,12 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], origin: str)
         ],
     }
     refuse_gaps(report, origin)
+    unknown = sorted(report["unexpected_keys"])
+    if exact and unknown:
+        raise UserError(
+            f"{origin} has {len(unknown)} tensors that the network does not know, the first is {unknown[0]}: "
+            "it is of another size, or of another kind"
+        )
     network.load_state_dict(tensors, strict=False)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from configs.files import ROOT, write_json
 
 STEPS = 2  # of an edit: memory does not depend on it, and time can be extended
-PHOTOS = 4
+PHOTOS = 2  # one to train on, one held out
 SENTENCES = 32  # a word, of the direction and of CLIP-Acc
 TRAINED_IMAGES = 4
 FULL_SIDE = 512
@@ -146,7 +146,7 @@ def stages(folder: Path, keys: dict[str, str], side: int, width: float) -> dict[
         f"distill.save_every_images={TRAINED_IMAGES}",
         "distill.batch=1",
         "distill.workers=0",
-        "distill.validation_share=0.4",
+        "distill.validation_share=0.01",
         "export.formats=[float,fp16,int8,pt2]",
         "evaluate.scenes=2",
         "evaluate.sweep={edit.method: [pix2pix-zero]}",

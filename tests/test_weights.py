@@ -24,6 +24,12 @@ def test_what_is_whole_is_loaded_and_what_is_more_is_left_out():
         assert torch.equal(tensor, original.state_dict()[name])
 
 
+def test_a_deeper_network_s_file_is_not_cut_down_to_a_shallower_one():
+    tensors = network().state_dict() | {"deeper.weight": torch.zeros(1)}
+    with pytest.raises(UserError, match=r"key=FILE has 1 tensors .* the first is deeper.weight"):
+        load_tensors(network(), tensors, "key=FILE", exact=True)
+
+
 def test_a_gap_names_the_origin_the_first_tensor_and_the_likely_reason():
     tensors = network().state_dict()
     with pytest.raises(UserError, match=r"key=FILE lacks 2 .* decoder.bias \(all of them are of 'decoder'"):
