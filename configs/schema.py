@@ -246,7 +246,7 @@ class Segmenter:
         "vit_h",
         "vit_h, vit_l or vit_b; or a folder with config.json + model.safetensors; with a detector: a SAM 2",
     )
-    checkpoint: str = option("", "the .pth for a vit_* model")
+    checkpoint: str = option("", "the .pth for a vit_* model; empty: that of scripts/fetch.py")
     detector: str = option(
         "",
         "a Grounding DINO (hub name or folder) that finds the noun for SAM 2; empty: segment-anything",

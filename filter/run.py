@@ -38,6 +38,7 @@ from filter.score_table import SCORES, read_scores, scores_path, stale_shards, w
 from filter.selection import criteria, selection_of
 from generate.shards import Pair, finished_shards, locate, read_manifest, read_pair, verify
 from models.devices import pick_device, process_group
+from models.published import SAM_FILES, sam_checkpoint
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from filter.scores import PairScorer
 
 SECTIONS = ("task", "generate", "scorer", "segmenter", "filter")
-PUBLISHED_SIZES = ("vit_h", "vit_l", "vit_b")  # of segment-anything, whose weights are a file of their own
 DECODING_THREADS = 4  # of pictures, while the pairs before are scored
 QUANTILES = (0.1, 0.5, 0.9)  # of each score that are printed
 
@@ -104,8 +104,8 @@ def _segmenter_of(config: Config) -> str:
     settings = config.segmenter
     if not config.task.source_noun:
         return "not run: the task names no foreground"
-    if settings.model in PUBLISHED_SIZES and not Path(settings.checkpoint).is_file():
-        return f"{settings.model}, but there is no segmenter.checkpoint='{settings.checkpoint}': set it first"
+    if settings.model in SAM_FILES and not sam_checkpoint(settings).is_file():
+        return f"{settings.model}, but there is no {sam_checkpoint(settings)}: set segmenter.checkpoint first"
     return settings.model
 
 

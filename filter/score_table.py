@@ -19,10 +19,11 @@ import pyarrow
 import pyarrow.parquet
 
 from configs.errors import UserError
-from configs.files import digest, model_files, whole_file
+from configs.files import digest, whole_file
 from configs.runs import FREE_FOR_ALL, changes, pairs_dir, run_dir, scorer_files, settings_of
 from configs.schema import Config
 from generate.shards import finished_shards, read_manifest
+from models.published import segmenter_files
 
 SCORES: dict[str, str] = {  # name -> meaning; filter/scores.py computes them
     # CLIP: cosines of unit features
@@ -142,8 +143,8 @@ def made_with(config: Config) -> dict[str, Any]:
     files = {"scorer.files": digest(scorer_files(config.scorer))}
     if not task.source_noun:
         return {**settings_of(config, [*FREE, "segmenter"]), **files, "format": FORMAT}
-    for part in ("model", "checkpoint", "detector"):
-        files[f"segmenter.{part}.files"] = digest(model_files(getattr(config.segmenter, part)))
+    for part, hashes in segmenter_files(config.segmenter).items():
+        files[f"segmenter.{part}.files"] = digest(hashes)
     return {**settings_of(config, FREE), **files, "format": FORMAT}
 
 

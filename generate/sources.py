@@ -29,6 +29,7 @@ from generate.captions import choose_caption
 from generate.shards import Member, open_image, read_member, tar_members
 from models.miniature.captions import caption as scene_caption
 from models.miniature.scenes import Look, render, scene
+from models.published import download_folder
 from models.translator import upright_rgb
 
 FORMATS = ["PNG", "JPEG", "WEBP"]  # that Pillow may take a file for, whatever its name
@@ -42,7 +43,6 @@ PILLOW_ERRORS = (
     Image.DecompressionBombWarning,
 )
 KEY_LENGTH = 48  # characters of a name that a key keeps: enough to know it again
-CACHE = Path(".cache") / "zero2gan"  # below the home folder, for tars that come from an address
 
 
 class Unreadable(Exception):
@@ -267,9 +267,9 @@ def picture_suffix(members: Mapping[str, Member]) -> str:
 
 
 def local_files(pattern: str) -> list[Path]:
-    """The files that a path or glob names, sorted; from an address they are fetched into CACHE first."""
+    """The files that a path or glob names, sorted; from an address they are fetched first."""
     if "://" in pattern:
-        cache = {"cache_storage": str(Path.home() / CACHE)}
+        cache = {"cache_storage": str(download_folder())}
         paths = fsspec.open_local(f"filecache::{pattern}", filecache=cache)
     else:
         paths = fsspec.open_local(pattern)

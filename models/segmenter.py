@@ -26,9 +26,8 @@ from configs.errors import UserError
 from configs.files import find_file
 from configs.schema import Segmenter as Settings
 from models.clip_scorer import ClipScorer
+from models.published import SAM_FILES, sam_checkpoint
 from models.weights import first_line, load_tensors, loaded, refuse_broken_files
-
-REGISTERED = ("vit_h", "vit_l", "vit_b")  # the sizes whose weights the project publishes
 
 # How many go through a network together; the masks are the same whatever these are.
 # Through the image encoder, where a published one sees 1024 x 1024 pixels: on a CPU pictures together gain
@@ -267,10 +266,10 @@ def load_sam(settings: Settings) -> Sam:
 
     UserError where there are no such weights, or where one of them is missing.
     """
-    if settings.model in REGISTERED:
-        path = Path(settings.checkpoint)
+    if settings.model in SAM_FILES:
+        path = sam_checkpoint(settings)
         origin = f"segmenter.checkpoint={path}"
-        weights = _read_checkpoint(settings)
+        weights = _read_checkpoint(path, settings.model)
         build = partial(sam_model_registry[settings.model], checkpoint=None)
     else:
         folder = _sam_folder(settings.model)
@@ -288,16 +287,15 @@ def load_sam(settings: Settings) -> Sam:
     return loaded(f"segment-anything {settings.model}", load)
 
 
-def _read_checkpoint(settings: Settings) -> dict[str, Tensor]:
+def _read_checkpoint(file: Path, model: str) -> dict[str, Tensor]:
     """The weights in a published .pth; UserError where it is not there or holds more than tensors."""
-    file = settings.checkpoint
-    model = settings.model
-    if not Path(file).is_file():
+    if not file.is_file():
+        published = SAM_FILES[model]
         raise UserError(
-            f"segmenter.checkpoint='{file}': no such file; download the {model} checkpoint "
-            f"(sam_{model}_*.pth) that the segment-anything project publishes and give its path"
+            f"segmenter.checkpoint={file}: no such file; python scripts/fetch.py with the same task and keys "
+            f"downloads it ({published.url}, {published.bytes / 1e9:.2f} GB), or set the key to yours"
         )
-    refuse_broken_files(Path(file), f"segmenter.checkpoint={file}")
+    refuse_broken_files(file, f"segmenter.checkpoint={file}")
     try:
         # weights_only: a plain unpickler would run code from the file
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -313,7 +311,7 @@ def _sam_folder(model: str) -> Path:
     config = folder / "config.json"
     if not config.is_file() or not (folder / "model.safetensors").is_file():
         raise UserError(
-            f"segmenter.model={model}: it is {', '.join(REGISTERED)}, or a folder with config.json and"
+            f"segmenter.model={model}: it is {', '.join(SAM_FILES)}, or a folder with config.json and"
             f" model.safetensors (with segmenter.detector: a SAM 2), and {folder} has none;"
             " scripts/train_miniature.py makes the miniature's"
         )

@@ -277,11 +277,15 @@ def test_dry_run_counts_and_writes_nothing(
     assert "pairs to score: 8" in capsys.readouterr().out and not (run / "scores").exists()
 
 
-def test_a_plan_says_that_the_checkpoint_is_missing(tmp_path, capsys):
+def test_a_plan_says_that_the_checkpoint_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     run = ["task=cat2dog", f"runs_dir={tmp_path}/runs", "segmenter.model=vit_h"]
     make_pairs(tmp_path / "runs" / "cat2dog" / "miniature" / "pairs")
     assert stage.main([*run, "--dry-run"]) == 0
-    assert "segmenter: vit_h, but there is no segmenter.checkpoint=''" in capsys.readouterr().out
+    assert (
+        f"segmenter: vit_h, but there is no {tmp_path}/.cache/zero2gan/sam_vit_h_4b8939.pth"
+        in capsys.readouterr().out
+    )
 
 
 def test_small_negative_numbers_have_room(tmp_path, capsys):

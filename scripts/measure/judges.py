@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from configs.files import digest, model_files, whole_file
+from configs.files import digest, whole_file
 from configs.runs import scorer_files
 from configs.schema import Config
 from generate.banks import task_banks
@@ -21,6 +21,7 @@ from models.clip_scorer import TEMPLATES, ClipScorer
 from models.dino import dino_keys, load_dino
 from models.miniature.scenes import Look, mask, scene
 from models.perceptual import perceptual_loss
+from models.published import segmenter_files
 from models.segmenter import open_segmenter
 from scripts.measure import metrics
 from scripts.measure.truth import INPUT, TRUTH
@@ -109,9 +110,9 @@ class Judges:
         assert self.segmenter
         scorer = self.config.scorer
         settings = self.config.segmenter
-        weights = [model_files(path) for path in (settings.model, settings.checkpoint, settings.detector)]
+        weights = segmenter_files(settings)
         content = hashlib.sha256(images.tobytes()).hexdigest()
-        name = digest(settings, scorer, [*weights, scorer_files(scorer)], noun, content)
+        name = digest(settings, scorer, weights, scorer_files(scorer), noun, content)
         path = cache / f"masks-{name}.npz"
         if not path.exists():
             masks = np.stack(self.segmenter.segment(list(images), noun))
