@@ -221,30 +221,44 @@ def _from_single_file(path: Path, config: TeacherConfig, dtype: str) -> Parts:
     refuse_broken_files(path, key)
     options = {"config": str(local_model(config.config, "teacher.config")), "local_files_only": True}
     no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
     networks = {}
-    part = "unet"
+    part = "text_encoder"
     try:
-        networks["unet"] = UNet2DConditionModel.from_single_file(str(path), subfolder=part, **options)
-        part = "vae"
-        networks["vae"] = AutoencoderKL.from_single_file(str(path), subfolder=part, **options)
+        for part, network_class in classes.items():
+            networks[part] = network_class.from_single_file(str(path), subfolder=part, **options)
         part = "text_encoder"
         pipeline = StableDiffusionPipeline.from_single_file(str(path), **networks, **options, **no_checker)
-    except NotImplementedError as error:  # of moving a tensor that nothing filled
-        raise UserError(
-            f"{key}: {part} lacks tensors that teacher.config={config.config} says it has: "
-            f"fetch the file again, take the folder of its family, or {CONVERT}"
-        ) from error
+        gaps = [name for name, tensor in pipeline.text_encoder.named_parameters() if tensor.is_meta]
+    except NotImplementedError:  # of moving a tensor that nothing filled
+        gaps = _gaps(classes[part], path, part, options)
     except Exception as error:  # noqa: BLE001 - its conversions fail in a dozen ways on a file they do not know
         raise UserError(
             f"{key} with teacher.config={config.config}: {part} does not load ({first_line(error)}): "
             f"{CONVERT}"
         ) from error
+    advice = f"fetch it again, or set teacher.config= to a folder of its family (not {config.config})"
+    report = {"missing_keys": gaps, "unexpected_keys": [], "mismatched_keys": []}
+    refuse_gaps(report, f"{key}: {part}, by diffusers' names,", advice)
     parts = Parts(pipeline.scheduler, pipeline.tokenizer, pipeline.text_encoder, pipeline.vae, pipeline.unet)
     for network in (parts.text_encoder, parts.vae, parts.unet):
-        if any(parameter.is_meta for parameter in network.parameters()):
-            raise UserError(f"{key}: lacks tensors of its {type(network).__name__}: {CONVERT}")
         nn.Module.to(network, DTYPES[dtype])  # the networks' own .to() warns of float16
     return parts
+
+
+def _gaps(network_class: Any, path: Path, part: str, options: dict[str, Any]) -> list[str]:
+    """The tensors of a network that a single file does not fill. diffusers knows them and does not tell."""
+    missing: list[str] = []
+
+    class Listening(network_class):
+        """Notes what the converted file has, before random numbers stand for the rest."""
+
+        def load_state_dict(self, tensors: Any, strict: bool = True, assign: bool = False) -> Any:
+            missing.extend(self.state_dict().keys() - tensors.keys())
+            return super().load_state_dict(tensors, strict, assign)
+
+    Listening.from_single_file(str(path), subfolder=part, low_cpu_mem_usage=False, **options)
+    return missing
 
 
 def _refuse_other_models(parts: Parts, key: str) -> None:

@@ -82,7 +82,7 @@ def change_json(file: Path, **values: object) -> None:
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
-# ---- the original layout (ldm) of version 1 ----
+# ---- the original layout (ldm) ----
 
 _UNET = {
     "time_embedding.linear_1.": "time_embed.0.",
@@ -167,7 +167,46 @@ def write_single_file(folder: Path, file: Path) -> None:
                 tensor = tensor[:, :, None, None]  # it was a convolution of 1 x 1
         old = old.replace("conv_shortcut.", "nin_shortcut.")
         tensors[f"first_stage_model.{old}"] = tensor.clone()
+    texts = {}
     for name, tensor in load_file(weights_of(folder, "text_encoder")).items():
-        old = name if name.startswith("text_model.") else f"text_model.{name}"
-        tensors[f"cond_stage_model.transformer.{old}"] = tensor
+        texts[name.removeprefix("text_model.")] = tensor
+    if json.loads((folder / "text_encoder" / "config.json").read_text())["hidden_act"] == "gelu":
+        tensors |= {f"cond_stage_model.model.{name}": tensor for name, tensor in _open_clip(texts).items()}
+    else:
+        for name, tensor in texts.items():
+            tensors[f"cond_stage_model.transformer.text_model.{name}"] = tensor
     save_file(tensors, file)
+
+
+_OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.": "ln_final.",
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "self_attn.out_proj.": "attn.out_proj.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+}
+
+
+def _open_clip(texts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The text encoder of version 2 as open_clip has it: one tensor for queries, keys and values, and a
+    last layer that Stable Diffusion leaves out.
+    """
+    tensors = {}
+    for name, tensor in texts.items():
+        if "_proj." not in name or "out_proj" in name:
+            tensors[_replaced(name, _OPEN_CLIP)] = tensor
+    layers = 1 + max(int(name.split(".")[2]) for name in texts if name.startswith("encoder.layers."))
+    for layer in range(layers):
+        for kind in ("weight", "bias"):
+            parts = [texts[f"encoder.layers.{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            tensors[f"transformer.resblocks.{layer}.attn.in_proj_{kind}"] = torch.cat(parts)
+    for name in list(tensors):
+        if name.startswith(f"transformer.resblocks.{layers - 1}."):
+            left_out = name.replace(f".{layers - 1}.", f".{layers}.", 1)
+            tensors[left_out] = torch.full_like(tensors[name], 9.0)
+    width = tensors["ln_final.weight"].numel()
+    return tensors | {"text_projection": torch.eye(width), "logit_scale": torch.tensor(4.6)}

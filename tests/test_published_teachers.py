@@ -121,10 +121,12 @@ def test_a_copy_that_is_not_used_may_be_a_pointer(sd14):
     teacher_of(sd14)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_a_single_file_of_the_original_layout(published, tmp_path, suffix):
-    folder = published("sd14")
-    file = tmp_path / "sd-v1-4.safetensors"
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("sd14", ".safetensors"), ("sd14", ".ckpt"), ("sd21", ".safetensors")]
+)
+def test_a_single_file_of_the_original_layout(published, tmp_path, name, suffix):
+    folder = published(name)
+    file = tmp_path / "single.safetensors"
     layouts.write_single_file(folder, file)
     if suffix == ".ckpt":
         tensors = layouts.load_file(file)
@@ -132,7 +134,7 @@ def test_a_single_file_of_the_original_layout(published, tmp_path, suffix):
         torch.save({"state_dict": tensors}, file)
     assert_close(sees(teacher_of(file, config=str(folder))), sees(teacher_of(folder)))
     keys = ["teacher=diffusers", f"teacher.path={file}", f"teacher.config={folder}"]
-    assert load(keys).teacher.resolution == 512
+    assert load(keys).teacher.resolution == MODELS[name].side
 
 
 def test_a_single_file_that_lacks_a_tensor_or_brings_no_configuration(published, tmp_path):
@@ -144,11 +146,19 @@ def test_a_single_file_that_lacks_a_tensor_or_brings_no_configuration(published,
     with pytest.raises(UserError, match=r"is a single file: set teacher.config="):
         teacher_of(file)
     layouts.rename(file, "middle_block.0.in_layers.2", "middle_block.0.other")
-    with pytest.raises(UserError, match=r": unet lacks tensors that teacher.config="):
+    with pytest.raises(
+        UserError, match=r": unet, by diffusers' names, lacks 2 .* mid_block.resnets.0.conv1.bias"
+    ):
         teacher_of(file, config=str(folder))
     layouts.rename(file, "middle_block.0.other", "middle_block.0.in_layers.2")
     layouts.rename(file, "layers.0.mlp.fc1", "layers.0.mlp.first")
-    with pytest.raises(UserError, match=r": text_encoder lacks tensors|lacks tensors of its CLIPTextModel"):
+    with pytest.raises(
+        UserError, match=r": text_encoder, .* lacks 2 .* (text_model.)?encoder.layers.0.mlp.fc1.bias"
+    ):
+        teacher_of(file, config=str(folder))
+    layouts.rename(file, "layers.0.mlp.first", "layers.0.mlp.fc1")
+    layouts.rename(file, "decoder.conv_in", "decoder.first")
+    with pytest.raises(UserError, match=r": vae, .* lacks 2 .* decoder.conv_in.bias"):
         teacher_of(file, config=str(folder))
     layouts.cut(file)
     with pytest.raises(UserError, match="was cut short"):
