@@ -55,6 +55,7 @@ setup(
             "mypy>=1.11",
             "playwright>=1.45",
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
             "types-PyYAML",
         ],  # playwright drives a Chromium

@@ -61,7 +61,7 @@ def rehearse(name: str, width: float, folder: Path) -> int:
     """Write the weights, run the stages, print and write the table (rehearsal.json); the exit code."""
     keys = write_models(folder / "weights", name, width)
     side = FULL_SIDE if width == 1 else REDUCED_SIDE
-    write_photos(folder / "photos", side)
+    write_photos(folder, side)
     usages = {}
     for stage, command in stages(folder, keys, side, width).items():
         print(f"{stage}: {' '.join(command)}", flush=True)
@@ -115,12 +115,13 @@ def write_models(folder: Path, name: str, width: float) -> dict[str, str]:
 
 
 def write_photos(folder: Path, side: int) -> None:
-    """Photographs to edit: rendered scenes, enlarged."""
+    """Photographs to edit, and others that no training saw: rendered scenes, enlarged."""
     from models.miniature.scenes import Look, render, scene
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(PHOTOS):
-        render(scene(seed), Look()).resize((side, side)).save(folder / f"{seed}.png")
+    for number, name in enumerate(("photos", "held_out")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for seed in range(number * PHOTOS, (number + 1) * PHOTOS):
+            render(scene(seed), Look()).resize((side, side)).save(folder / name / f"{seed}.png")
 
 
 # ---- the stages ----
@@ -161,7 +162,7 @@ def stages(folder: Path, keys: dict[str, str], side: int, width: float) -> dict[
         "train": command("distill/train.py", common),
         "export": command("distill/export.py", common),
         "translate": command("distill/translate.py", translate),
-        "evaluate": command("scripts/evaluate.py", common),
+        "evaluate": command("scripts/evaluate.py", [*common, f"source.images={folder / 'held_out'}"]),
     }
 
 
