@@ -195,14 +195,15 @@ class FileFormat:
         return self.max_levels
 
 
-FILES = (  # in the order of writing: generator-int8.onnx is made from generator.onnx
+# In the order of writing: files of one graph together, so that it can go; int8 from generator.onnx.
+FILES = (
     FileFormat("generator.safetensors", None, "generator", write_weights, edit_by_weights, ROUNDING),
     FileFormat("generator.onnx", None, "picture", write_onnx, edit_by_translator, ROUNDING),
+    FileFormat("generator.pt2", "pt2", "picture", write_program, edit_by_translator, ROUNDING, TEN_BITS),
     FileFormat("generator-float.onnx", "float", "network", write_onnx, edit_by_network, ROUNDING),
     FileFormat("generator-fp16.onnx", "fp16", "half_picture", write_onnx, edit_by_translator, TEN_BITS),
     FileFormat("generator-fp16.pt2", "fp16", "half_sums", write_program, edit_by_translator, TEN_BITS),
     FileFormat("generator-int8.onnx", "int8", "calibration_BHWC", write_int8, edit_by_translator, ANY),
-    FileFormat("generator.pt2", "pt2", "picture", write_program, edit_by_translator, ROUNDING, TEN_BITS),
 )
 
 
@@ -221,13 +222,15 @@ def write_formats(
     write any .onnx.
     """
     sources = Sources(generator, metadata["resolution"], calibration_BHWC)
-    written = []
+    wanted = []
     for file in FILES:
-        wanted = file.option is None or file.option in formats
-        if wanted and (onnx or not file.name.endswith(".onnx")):
-            file.write(folder / file.name, getattr(sources, file.needs), metadata)
-            written.append(file)
-    return written
+        is_wanted = file.option is None or file.option in formats
+        if is_wanted and (onnx or not file.name.endswith(".onnx")):
+            wanted.append(file)
+    for number, file in enumerate(wanted):
+        file.write(folder / file.name, getattr(sources, file.needs), metadata)
+        sources.keep({later.needs for later in wanted[number + 1 :]})
+    return wanted
 
 
 # ---- reading generator.safetensors ----

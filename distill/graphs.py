@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H W pixels, D width of the latent.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +20,7 @@ from models.comodgan import CoModGenerator
 from models.pictures import to_levels, to_signed
 
 BATCH = torch.export.Dim("batch", min=1, max=4096)
+FROM_EDIT = {"network", "picture", "half_picture"}  # the graphs of Sources that are traced from one edit
 
 
 class Edit(nn.Module):
@@ -67,6 +69,15 @@ class Sources:
         # Examples to trace with
         self._image_BCHW = torch.zeros(2, 3, resolution, resolution)
         self._image_BHWC = torch.zeros(2, resolution, resolution, 3, dtype=torch.uint8)
+
+    def keep(self, names: Collection[str]) -> None:
+        """Drop the traced graphs but for these: each holds the weights anew."""
+        needed = {*names}
+        if needed & FROM_EDIT:
+            needed.add("_edit")
+        for name in (*FROM_EDIT, "half_sums", "_edit"):
+            if name not in needed:
+                self.__dict__.pop(name, None)  # where a cached property keeps its value
 
     @cached_property
     def _edit(self) -> torch.fx.GraphModule:

@@ -119,6 +119,11 @@ def resized(image_HWC: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image_HWC).resize((side, side), Image.Resampling.LANCZOS))
 
 
+def edit_of(translator: Translator, image_HWC: np.ndarray) -> np.ndarray:
+    """The edit of an RGB uint8 image S x S x 3 of any side: shrunk to the generator's, and enlarged again."""
+    return resized(translator(resized(image_HWC, translator.side)), image_HWC.shape[0])
+
+
 @lru_cache(maxsize=1)
 def _labeller(path: str) -> Translator:
     """Opened by the process that uses it: ONNX Runtime's threads do not survive a fork."""

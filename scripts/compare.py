@@ -339,16 +339,24 @@ def _measure(
 
 
 def edit(checkpoint: Checkpoint, inputs_NHWC: np.ndarray, batch: int, device: torch.device) -> np.ndarray:
-    """The inputs (RGB uint8 N x H x W x 3) as the averaged weights of a checkpoint edit them."""
+    """The inputs (RGB uint8 N x S x S x 3) as the averaged weights of a checkpoint edit them.
+
+    Where these work at another side the inputs are shrunk to it, and the edits enlarged.
+    """
     import torch
 
     from distill.graphs import Edit, Picture
+    from distill.pairs import resized
 
-    picture = Picture(Edit(checkpoint.average())).to(device)
+    generator = checkpoint.average()
+    picture = Picture(Edit(generator)).to(device)
+    own_side = generator.config["resolution"]
+    images_NHWC = np.stack([resized(image_HWC, own_side) for image_HWC in inputs_NHWC])
+    edits = []
     with torch.no_grad():
-        batches = torch.from_numpy(inputs_NHWC).split(batch)
-        edits = [picture(image_BHWC.to(device)).cpu() for image_BHWC in batches]
-    return torch.cat(edits).numpy()
+        for image_BHWC in torch.from_numpy(images_NHWC).split(batch):
+            edits += list(picture(image_BHWC.to(device)).cpu().numpy())
+    return np.stack([resized(edit_HWC, inputs_NHWC.shape[1]) for edit_HWC in edits])
 
 
 def counts(checkpoint: Checkpoint) -> dict[str, float]:

@@ -24,6 +24,7 @@ from configs.files import write_json
 from configs.runs import run_dir
 from configs.schema import Config, Source
 from distill.export import export
+from distill.pairs import edit_of, resized
 from distill.train import train
 from filter.run import print_summary, score_and_select
 from generate import run as generate_run
@@ -97,7 +98,7 @@ def demo(config: Config) -> None:
 
     rows = [report_row(config, translator, pair) for pair in (*scenes, *photos)]
     teacher_s = json.loads((run_dir(config) / "held-out" / "seconds.txt").read_text())
-    generator_s = generator_seconds(translator, scenes[0].images["input"])
+    generator_s = generator_seconds(translator, resized(scenes[0].images["input"], translator.side))
     print(
         f"\nteacher {teacher_s:.2f} s an image, generator {generator_s * 1000:.1f} ms: "
         f"{teacher_s / generator_s:.0f} times faster on this machine"
@@ -154,7 +155,7 @@ def sample_photographs(folder: Path) -> Path:
 def report_row(config: Config, translator: Translator, pair: Pair) -> dict[str, Any]:
     """'title' and 'images' (name -> RGB uint8) of a pair: teacher, generator and, of a scene, the truth."""
     source = pair.record["source"]
-    images = {**pair.images, "generator": translator(pair.images["input"])}
+    images = {**pair.images, "generator": edit_of(translator, pair.images["input"])}
     if "scene_seed" not in source:
         return {"title": source["id"], "images": images}
     if config.task.scene_truth:

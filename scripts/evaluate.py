@@ -29,6 +29,7 @@ from configs.cli import entry
 from configs.files import find_file, write_json
 from configs.runs import run_dir
 from configs.schema import Config
+from distill.pairs import edit_of, resized
 from generate.run import generate, input_source
 from generate.shards import read_pairs
 from generate.sources import photo_key
@@ -240,7 +241,7 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
 
     images = dict(edits.images)
     for name, translator in translators.items():
-        images[name] = np.stack([translator(image) for image in edits.inputs_NHWC])
+        images[name] = np.stack([edit_of(translator, image_HWC) for image_HWC in edits.inputs_NHWC])
     images[INPUT] = edits.inputs_NHWC
     if config.task.scene_truth and all("scene_seed" in record for record in edits.records):
         side = edits.inputs_NHWC.shape[1]
@@ -257,7 +258,7 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
         if teacher:
             of_images, of_sets = judges.against_teacher(images[name], images[teacher])
             cells[name] |= averaged(of_images, config.seed) | without_interval(of_sets)
-        seconds = generator_seconds(translator, edits.inputs_NHWC[0])
+        seconds = generator_seconds(translator, resized(edits.inputs_NHWC[0], translator.side))
         cells[name] |= without_interval({"seconds": seconds})
 
     result = {"images": len(edits.inputs_NHWC), "measured_by": judges.measured_by, "rows": cells}
@@ -291,8 +292,8 @@ def make_edits(rows: Mapping[str, Config], scenes: int) -> Edits:
 def generators(config: Config, keys: Set[str], side: int) -> dict[str, Translator]:
     """The run's exported generator and the shipped one, by the names of their rows.
 
-    Each is left out where it is not there, where its pictures have another side, and where it may
-    have seen the images of these keys in training.
+    Each is left out where it is not there, and where it may have seen the images of these keys in
+    training. The name of one whose pictures have another side than these says so.
     """
     own, shipped = DISTILLED_ROWS
     files = {own: run_dir(config) / "export" / "generator.onnx"}
@@ -305,8 +306,9 @@ def generators(config: Config, keys: Set[str], side: int) -> dict[str, Translato
     for name, file in files.items():
         if file.is_file():
             translator = Translator(file)
-            if translator.side == side:
-                translators[name] = translator
+            if translator.side != side:
+                name = f"{name} ({translator.side} of {side} pixels)"
+            translators[name] = translator
     return translators
 
 

@@ -22,7 +22,7 @@ from configs.loader import known_keys, load
 from distill import formats
 from distill.export import main as export_main
 from distill.export import plan
-from distill.graphs import Edit, folded
+from distill.graphs import Edit, Sources, folded
 from distill.pairs import open_pairs
 from distill.train import main as train_main
 from distill.train import train
@@ -54,6 +54,18 @@ def test_every_format_agrees_with_pytorch(run):
     assert checks["generator-fp16.onnx"]["max_levels"] <= 2
     assert checks["generator-fp16.pt2"]["max_levels"] <= 2
     assert 0 < checks["generator-int8.onnx"]["mean_levels"] < 5
+
+
+def test_a_graph_goes_when_no_file_needs_it_any_more():
+    """Each holds the weights anew."""
+    sources = Sources(CoModGenerator(resolution=16, **TINY).eval(), 16, None)
+    assert sources.network is sources.network and sources.half_picture is sources.half_picture
+    edit = sources._edit
+    sources.keep({"half_picture"})
+    assert {*sources.__dict__} & {"network", "half_picture", "_edit"} == {"half_picture", "_edit"}
+    assert sources._edit is edit
+    sources.keep({"calibration_BHWC", "half_sums"})
+    assert not {*sources.__dict__} & {"network", "half_picture", "_edit"}
 
 
 def test_the_table_has_every_format_that_can_be_asked_for():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from configs.loader import load
 from distill import export, train
-from distill.pairs import open_pairs
+from distill.pairs import edit_of, open_pairs
 from models.translator import Translator
 from tests.helpers import make_selected_pairs, tiny_training
 
@@ -57,3 +57,17 @@ def test_sides_that_no_generator_has(run, capsys, side, message):
     assert train.main(arguments(folder, f"distill.resolution={side}")) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_picture_of_another_side_is_shrunk_and_its_edit_enlarged():
+    class Negative:
+        side = 16
+
+        def __call__(self, image_HWC):
+            assert image_HWC.shape == (16, 16, 3)
+            return 255 - image_HWC
+
+    image_HWC = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    small = Image.fromarray(image_HWC).resize((16, 16), Image.Resampling.LANCZOS)
+    expected = Image.fromarray(255 - np.asarray(small)).resize((32, 32), Image.Resampling.LANCZOS)
+    assert np.array_equal(edit_of(Negative(), image_HWC), np.asarray(expected))
