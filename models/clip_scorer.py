@@ -35,6 +35,7 @@ from models.weights import first_line, load_tensors, loaded, refuse_broken_files
 # average over wordings classifies better than one of them (Radford et al. 2021, section 3.1.4).
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
 TEXTS_TOGETHER = 256  # through the text encoder
+IMAGES_TOGETHER = 64  # through the image encoder: the crops of a picture's masks are hundreds
 LOCAL = "local-dir:"  # open_clip's prefix of a model's folder
 CONFIG = "open_clip_config.json"
 WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip itself looks for in such a folder
@@ -102,13 +103,18 @@ class ClipScorer:
         images: tensors 3 x H x W in [0, 1], or RGB uint8 arrays H x W x 3; those of a list may be of several
         sizes.
         """
+        parts = []
+        for start in range(0, len(images), IMAGES_TOGETHER):
+            pixels_BCHW = self._pixels(images[start : start + IMAGES_TOGETHER])
+            parts.append(unit(self.model.encode_image(pixels_BCHW).float(), dim=-1))
+        return torch.cat(parts)
+
+    def _pixels(self, images: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
+        """What the network takes of images that may be of several sizes, B x 3 x H x W."""
         sizes = {image.shape for image in images}
         if len(sizes) == 1:
-            pixels_BCHW = self._preprocess(images)
-        else:
-            pixels_BCHW = torch.cat([self._preprocess([image]) for image in images])
-        features_BD = self.model.encode_image(pixels_BCHW)
-        return unit(features_BD.float(), dim=-1)
+            return self._preprocess(images)
+        return torch.cat([self._preprocess([image]) for image in images])
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:

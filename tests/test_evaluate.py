@@ -364,6 +364,14 @@ def test_inceptions_file_is_named_and_never_executed(tmp_path, monkeypatch):
             metrics.load_inception(str(tmp_path / file))
     assert not (tmp_path / "executed").exists()
 
+    def incomplete(name, features, feature_extractor_weights_path):
+        torch.nn.Linear(1, 1).load_state_dict({"weight": torch.zeros(1, 1)})
+
+    package.FeatureExtractorInceptionV3 = incomplete
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "part.pth")
+    with pytest.raises(UserError, match=r"part.pth .*Missing key.*bias"):
+        metrics.load_inception(str(tmp_path / "part.pth"))
+
 
 def test_scene_masks_are_the_renderers():
     from models.miniature.scenes import Look, mask, scene

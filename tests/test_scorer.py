@@ -59,6 +59,22 @@ def test_tensors_arrays_and_mixed_sizes_agree(settings: Scorer) -> None:
     torch.testing.assert_close(mixed_BD[[0, 2]], features_BD, rtol=1e-5, atol=1e-5)
 
 
+def test_many_pictures_go_through_in_parts(settings: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = ClipScorer(settings)
+    images = smooth_images(5, 48, 48)
+    expected_BD = scorer.image_features(images)
+    sizes = []
+    encode = scorer.model.encode_image
+    monkeypatch.setattr(clip_scorer, "IMAGES_TOGETHER", 2)
+    monkeypatch.setattr(
+        scorer.model,
+        "encode_image",
+        lambda pixels_BCHW: sizes.append(len(pixels_BCHW)) or encode(pixels_BCHW),
+    )
+    torch.testing.assert_close(scorer.image_features(images), expected_BD, rtol=1e-5, atol=1e-5)
+    assert sizes == [2, 2, 1]
+
+
 def test_text_features_average_the_templates(settings: Scorer) -> None:
     scorer = ClipScorer(settings, templates=["a photo of {}", "{}"])
     with torch.no_grad():

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from configs.errors import UserError
-from models.weights import load_tensors, loaded, refuse_broken_files, refuse_gaps
+from models.weights import first_line, load_tensors, loaded, refuse_broken_files, refuse_gaps
 
 
 def network() -> nn.Module:
@@ -42,6 +42,14 @@ def test_a_gap_names_the_origin_the_first_tensor_and_the_likely_reason():
         load_tensors(network(), {name: tensors[name] for name in tensors if "weight" in name}, "key=FILE")
     with pytest.raises(UserError, match=r"another shape, the first is encoder.weight \(.* another size"):
         load_tensors(network(), tensors | {"encoder.weight": torch.zeros(3, 5)}, "key=FILE")
+
+
+def test_an_error_that_announces_its_reason_is_given_with_it():
+    with pytest.raises(RuntimeError) as caught:
+        network().load_state_dict({})
+    line = first_line(caught.value)
+    assert "\n" not in line and "encoder.weight" in line and len(line) <= 300
+    assert first_line(ValueError("one\ntwo")) == "one" and first_line(KeyError()) == "KeyError"
 
 
 def test_the_reports_of_both_libraries_are_understood():

@@ -85,14 +85,20 @@ def random_clip(device: torch.device) -> tuple[Any, Any]:
 def with_masks_let_through(config: Config, sam: Any, image_HWC: np.ndarray) -> Config:
     """The configuration with limits that let the best MASKS_WANTED masks of this picture through.
 
-    Random weights would pass no limit that is meant for trained ones.
+    Random weights would pass no limit that is meant for trained ones. What they predict of their masks
+    is nearly one number, within the rounding of bfloat16, so that no limit would hold there: the
+    layer that predicts is scaled, in place, until the masks of this picture deviate by 1 from a mean of 10.
     """
     points = config.segmenter.points_per_side
     unlimited = SamAutomaticMaskGenerator(sam, points, pred_iou_thresh=-1e9, stability_score_thresh=-1.0)
-    ious = [proposal["predicted_iou"] for proposal in unlimited.generate(image_HWC)]
-    ious.sort(reverse=True)
-    lowest = ious[:MASKS_WANTED][-1]
-    segmenter = replace(config.segmenter, min_predicted_iou=lowest - 1e-6, min_stability=-1.0)
+    ious_M = np.array([proposal["predicted_iou"] for proposal in unlimited.generate(image_HWC)])
+    mean = ious_M.mean()
+    deviation = max(ious_M.std(), 1e-9)
+    last = sam.mask_decoder.iou_prediction_head.layers[-1]
+    last.weight /= deviation
+    last.bias.copy_((last.bias - mean) / deviation + 10)
+    lowest = np.sort((ious_M - mean) / deviation + 10)[-MASKS_WANTED:][0]
+    segmenter = replace(config.segmenter, min_predicted_iou=lowest - 1e-3, min_stability=-1.0)
     return replace(config, segmenter=segmenter)
 
 
