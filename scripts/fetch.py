@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, to = split_to(list(sys.argv[1:] if argv is None else argv))
     work = partial(fetch, to=to)
     if "--list" in arguments:
-        arguments.remove("--list")
+        arguments = [argument for argument in arguments if argument not in ("--list", "--dry-run")]
         work = partial(list_models, to=to)
     return entry(__doc__, SECTIONS, work, partial(plan, to=to), arguments)
 
@@ -181,11 +181,15 @@ Model = HubModel | WebFile
 
 
 def models_of(config: Config) -> list[Model]:
-    """The published models that the stages load under a configuration; a path of the user's own is none."""
+    """The published models that the stages load under a configuration; a path of the user's own is none.
+
+    UserError for a path that is not there, and for weights that nobody publishes.
+    """
     segmenter = config.segmenter
     needs_masks = bool(config.task.source_noun)
     named = [
         ("teacher", "teacher.path", config.teacher.path),
+        ("configuration", "teacher.config", config.teacher.config),
         ("captioner", "source.captioner", config.source.captioner),
     ]
     if needs_masks and segmenter.detector:
@@ -193,8 +197,11 @@ def models_of(config: Config) -> list[Model]:
         named.append(("segmenter", "segmenter.model", segmenter.model))
     models: list[Model] = []
     for part, key, name in named:
-        if hub.NAME.fullmatch(name) and not Path(find_file(name)).exists():
-            models.append(HubModel(part, name, f"{key}={{}}"))
+        if not name or Path(find_file(name)).expanduser().exists():
+            continue
+        if not hub.NAME.fullmatch(name):
+            raise UserError(f"{key}={name}: there is no such folder or file, and it is no name on the hub")
+        models.append(HubModel(part, name, f"{key}={{}}"))
     models += _scorer(config)
     if needs_masks and segmenter.model in SAM_FILES and not segmenter.detector and not segmenter.checkpoint:
         folder = sam_checkpoint(segmenter).parent

@@ -180,6 +180,11 @@ def test_the_miniature_needs_nothing(capsys):
     assert "nothing to fetch" in capsys.readouterr().out
 
 
+def test_a_path_that_is_not_there_is_no_name(capsys):
+    assert fetch.main(["preset=paper", "teacher.path=/no/where", "--list", "--dry-run"]) == 2
+    assert "teacher.path=/no/where: there is no such folder" in capsys.readouterr().err
+
+
 def test_weights_that_open_clip_does_not_know(capsys):
     assert fetch.main(["preset=paper", "scorer.pretrained=nowhere"]) == 2
     assert "the hub has no such weights that open_clip knows of" in capsys.readouterr().err
