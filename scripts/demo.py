@@ -24,7 +24,6 @@ from configs.files import write_json
 from configs.runs import run_dir
 from configs.schema import Config, Source
 from distill.export import export
-from distill.pairs import edit_of, resized
 from distill.train import train
 from filter.run import print_summary, score_and_select
 from generate import run as generate_run
@@ -71,6 +70,8 @@ def plan(config: Config) -> dict[str, Any]:
 
 def demo(config: Config) -> None:
     """Run every stage in turn, write the report and print where it is."""
+    from distill.pairs import resized
+
     check_scenes(config)
     timings: dict[str, float] = {}
     with stage("1 generate: pix2pix-zero makes pairs", timings):
@@ -154,6 +155,8 @@ def sample_photographs(folder: Path) -> Path:
 
 def report_row(config: Config, translator: Translator, pair: Pair) -> dict[str, Any]:
     """'title' and 'images' (name -> RGB uint8) of a pair: teacher, generator and, of a scene, the truth."""
+    from distill.pairs import edit_of
+
     source = pair.record["source"]
     images = {**pair.images, "generator": edit_of(translator, pair.images["input"])}
     if "scene_seed" not in source:

@@ -29,7 +29,6 @@ from configs.cli import entry
 from configs.files import find_file, write_json
 from configs.runs import run_dir
 from configs.schema import Config
-from distill.pairs import edit_of, resized
 from generate.run import generate, input_source
 from generate.shards import read_pairs
 from generate.sources import photo_key
@@ -231,6 +230,7 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
     scripts/measure/tables.py. table.csv has the same rows, grid.png the pictures. UserError where
     weights are missing, before any edit is made.
     """
+    from distill.pairs import edit_of, resized
     from scripts.measure.judges import Judges
 
     rows = variants(config, table)
