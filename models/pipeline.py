@@ -62,6 +62,11 @@ def load_parts(config: TeacherConfig, dtype: str = "float32", checker: bool = Fa
     with _quiet():
         if path.is_file():
             parts = _from_single_file(path, config, dtype)
+        elif config.config:
+            raise UserError(
+                f"teacher.config={config.config} is for a single file, and teacher.path={config.path} is a "
+                "folder, which has its own configurations: leave it out"
+            )
         else:
             parts = _Folder(path, f"teacher.path={config.path}", DTYPES[dtype]).parts(checker)
     _refuse_other_models(parts, f"teacher.path={config.path}")

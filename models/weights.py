@@ -69,14 +69,14 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], origin: str,
 
 
 def from_transformers(
-    network_class: Any, processor_class: Any, key: str, name: str, advice: str
+    network_class: Any, processor_class: Any, key: str, name: str, advice: str, dtype: str = "float32"
 ) -> tuple[Any, Any]:
     """A network of transformers, whole, and its processor, from a folder or a name on the hub.
 
-    key: of the configuration, which has `name`. advice: what the key takes, for the messages.
+    key: of the configuration, which has `name`. advice: what the key takes, for the messages. dtype: of
+    the weights, whatever the file's is, as a CPU has no fast float16; or 'auto', the file's.
     UserError where they are not there, do not load, or lack a tensor.
     """
-    import torch
     import transformers
 
     from models.hub import local_model
@@ -93,7 +93,7 @@ def from_transformers(
     def load() -> Any:
         network, report = network_class.from_pretrained(
             folder,
-            dtype=torch.float32,  # whatever the file's is: a CPU has no fast float16
+            dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             local_files_only=True,

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.files import digest, find_file, whole_file
+from configs.files import digest, whole_file
 
 FOLDER = Path("runs") / "banks"  # beside the runs, which git ignores
 SENTENCES = 1000  # the paper's
@@ -137,13 +137,14 @@ def captions_of(reply: str, words: str) -> list[str]:
 
 def local_writer(model: str) -> Writer:
     """A text-generation model of transformers. UserError where it does not load."""
-    from transformers import pipeline, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
 
-    try:
-        generator = pipeline("text-generation", model=find_file(model))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"--model {model} does not load as a text-generation model: {reason}") from error
+    from models.weights import from_transformers
+
+    advice = "it takes a text-generation model of transformers"
+    classes = (AutoModelForCausalLM, AutoTokenizer)
+    network, tokenizer = from_transformers(*classes, "--model", model, advice, dtype="auto")
+    generator = pipeline("text-generation", model=network, tokenizer=tokenizer)
 
     def ask(request: str, seed: int) -> str:
         set_seed(seed)

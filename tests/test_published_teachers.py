@@ -145,6 +145,8 @@ def test_a_single_file_that_lacks_a_tensor_or_brings_no_configuration(published,
         load(["teacher=diffusers", f"teacher.path={file}"])
     with pytest.raises(UserError, match=r"is a single file: set teacher.config="):
         teacher_of(file)
+    with pytest.raises(UserError, match=r"is a folder, which has its own configurations: leave it out"):
+        teacher_of(folder, config=str(folder))
     layouts.rename(file, "middle_block.0.in_layers.2", "middle_block.0.other")
     with pytest.raises(
         UserError, match=r": unet, by diffusers' names, lacks 2 .* mid_block.resnets.0.conv1.bias"

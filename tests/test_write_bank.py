@@ -12,6 +12,7 @@ import pytest
 from configs.schema import Direction, Task
 from generate.banks import task_banks
 from scripts import write_bank
+from tests import layouts
 
 ROOT = Path(write_bank.__file__).parent.parent
 
@@ -127,7 +128,7 @@ def test_what_another_model_or_word_was_asked_is_not_gone_on_from(service, tmp_p
         ("stuck", "SERVICE", "stuck has no more captions of cat than the 3 in "),
         ("writer", "http://127.0.0.1:1/v1", "--endpoint http://127.0.0.1:1/v1 gave no chat completion"),
         ("writer", "file:///etc/passwd", "base address of a service"),
-        ("/nowhere/at-all", "", "--model /nowhere/at-all does not load"),
+        ("/nowhere/at-all", "", "--model=/nowhere/at-all: there is no such folder"),
     ],
 )
 def test_what_gives_nothing_says_so(service, tmp_path, capsys, model, endpoint, message):
@@ -143,7 +144,7 @@ def test_too_few_sentences_are_refused(tmp_path, capsys):
     assert "--sentences is 2 or more" in capsys.readouterr().err
 
 
-def test_a_local_model(tmp_path):
+def test_a_local_model(tmp_path, capsys):
     """A GPT-2 of random weights over a vocabulary of whole words: captions that mean nothing."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
@@ -167,6 +168,9 @@ def test_a_local_model(tmp_path):
     lines = texts[0].splitlines()
     assert len(lines) == 5 and all("cat" in line for line in lines)
     assert texts[0] == texts[1]  # seeded
+    layouts.rename(tmp_path / "model" / "model.safetensors", "ln_f", "last")
+    assert write_bank.main(arguments(tmp_path / "three.txt", 4, str(tmp_path / "model"))) == 2
+    assert "lacks 2 of the network's tensors, the first is transformer.ln_f.bias" in capsys.readouterr().err
 
 
 def test_the_file_is_named_after_the_words():
