@@ -24,6 +24,7 @@ LFS_POINTER = b"version https://git-lfs"  # how the text begins that stands for 
 ZIP = b"PK\x03\x04"  # how a file of torch.save begins
 LENGTH_BYTES = 8  # a .safetensors begins with the length of its header
 MOST_LETTERS = 300  # of an error whose second line lists all tensors of a network
+COUNTER = ".num_batches_tracked"  # of a batch norm's training; old files have none, and no result uses it
 TOLD_GB = 0.1  # smaller networks are loaded without a word
 
 Network = TypeVar("Network", bound="nn.Module")
@@ -50,14 +51,7 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], origin: str,
     has all that a shallower one needs. UserError where a tensor of the network is not among them, or
     is of another shape.
     """
-    own = network.state_dict()
-    report = {
-        "missing_keys": own.keys() - tensors.keys(),
-        "unexpected_keys": tensors.keys() - own.keys(),
-        "mismatched_keys": [
-            name for name in own if name in tensors and tensors[name].shape != own[name].shape
-        ],
-    }
+    report = gaps(network, tensors)
     refuse_gaps(report, origin)
     unknown = sorted(report["unexpected_keys"])
     if exact and unknown:
@@ -66,6 +60,18 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], origin: str,
             "it is of another size, or of another kind"
         )
     network.load_state_dict(tensors, strict=False)
+
+
+def gaps(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """How tensors by name differ from a network's own, on any device: what refuse_gaps takes."""
+    own = network.state_dict()
+    return {
+        "missing_keys": [name for name in own if name not in tensors and not name.endswith(COUNTER)],
+        "unexpected_keys": [name for name in tensors if name not in own],
+        "mismatched_keys": [
+            name for name in own if name in tensors and tensors[name].shape != own[name].shape
+        ],
+    }
 
 
 def from_transformers(
@@ -143,7 +149,7 @@ def refuse_gaps(report: Mapping[str, Any], origin: str, advice: str = "") -> Non
 def likely_reason(missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]) -> str:
     """Why a file does not fit a network, in words, from the names of the tensors."""
     if mismatched:
-        return "the configuration beside it is of a model of another size"
+        return "the file, or the configuration beside it, is of a model of another size"
     tops = {name.partition(".")[0] for name in missing}
     if len(tops) == 1 and not any(name.startswith(tuple(tops)) for name in unexpected):
         (top,) = tops

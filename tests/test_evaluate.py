@@ -343,34 +343,60 @@ def test_fid_and_kid_against_scipy_and_a_loop():
     assert same["fid"] == pytest.approx(0, abs=1e-6)
 
 
-def test_inceptions_file_is_named_and_never_executed(tmp_path, monkeypatch):
-    """Neither by us nor by the package, which would execute it (a stand-in here, as it is no
-    requirement).
+class StandIn(torch.nn.Module):
+    """For torch-fidelity's Inception, which is no requirement: it too reads the file when it is built, with
+    whatever code lies in it, and is left as if in training.
     """
+
+    def __init__(self, name, features, feature_extractor_weights_path):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 1, bias=False)
+        self.bn = torch.nn.BatchNorm2d(4)
+        self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
+
+    def forward(self, image_BCHW):
+        return [self.bn(self.first(image_BCHW.float())).mean((2, 3))]
+
+
+@pytest.fixture
+def fidelity(monkeypatch):
+    package = types.SimpleNamespace(FeatureExtractorInceptionV3=StandIn)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", package)
+
+
+def test_inceptions_file_is_named_and_never_executed(tmp_path, fidelity):
+    """Neither by us nor by the package, which would execute it."""
 
     class Evil:
         def __reduce__(self):
             return (tmp_path / "executed").touch, ()
 
-    def extractor(name, features, feature_extractor_weights_path):
-        return torch.load(feature_extractor_weights_path, weights_only=False)
-
-    package = types.SimpleNamespace(FeatureExtractorInceptionV3=extractor)
-    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", package)
-    torch.save({"Conv2d_1a_3x3.conv.weight": Evil()}, tmp_path / "evil.pth")
+    torch.save({"first.weight": Evil()}, tmp_path / "evil.pth")
     for file in ("evil.pth", "missing.pth"):
         with pytest.raises(UserError, match=f"evaluate.inception=.*{file}.*https://"):
             metrics.load_inception(str(tmp_path / file))
     assert not (tmp_path / "executed").exists()
 
-    def incomplete(name, features, feature_extractor_weights_path):
-        torch.nn.Linear(1, 1).load_state_dict({"weight": torch.zeros(1, 1)})
 
-    package.FeatureExtractorInceptionV3 = incomplete
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "part.pth")
-    with pytest.raises(UserError, match=r"part.pth .*Missing key.*bias"):
-        metrics.load_inception(str(tmp_path / "part.pth"))
+def test_an_inception_is_whole_and_not_in_training(tmp_path, fidelity):
+    """A file of before 2018 has no counters of a batch norm's steps, which no result uses."""
+    tensors = {f"bn.{name}": torch.rand(4) + 1 for name in ("weight", "bias", "running_mean", "running_var")}
+    tensors["first.weight"] = torch.rand(4, 3, 1, 1)
+    file = tmp_path / "inception.pth"
+    torch.save(tensors, file)
+    network = metrics.load_inception(str(file))
+    image_BCHW = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    each_BD = torch.cat([network(image_BCHW[:1]), network(image_BCHW[1:])])
+    torch.testing.assert_close(network(image_BCHW), each_BD)  # by the file's statistics, not the batch's
+    for spoiled, message in (
+        ({name: tensors[name] for name in tensors if name != "bn.bias"}, "lacks 1 .* the first is bn.bias"),
+        (tensors | {"bn.bias": torch.zeros(5)}, "another shape, the first is bn.bias"),
+    ):
+        torch.save(spoiled, file)
+        with pytest.raises(UserError, match=f"evaluate.inception={file} .*{message}.*https://") as caught:
+            metrics.load_inception(str(file))
+        assert "\n" not in str(caught.value)
 
 
 def test_scene_masks_are_the_renderers():

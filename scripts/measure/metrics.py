@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from configs.files import whole_file
 from models.clip_scorer import ClipScorer
 from models.perceptual import Perceptual
 from models.pictures import batch_of, to_signed
-from models.weights import first_line, refuse_broken_files
+from models.weights import first_line, gaps, refuse_broken_files, refuse_gaps
 
 BATCH = 8  # of 512 x 512 images: the features that VGG16 gives of them take 1 GB
 STRUCTURE_LAYER = 3  # relu4_3 of LPIPS's five, the stand-in for DINO's keys
@@ -340,21 +341,31 @@ def set_distances(features_ND: Tensor, reference_ND: Tensor) -> dict[str, float]
 
 
 def load_inception(weights: str) -> Callable[[Tensor], Tensor]:
-    """FID's own Inception, uint8 B x 3 x H x W -> B x 2048. UserError where the file is not it."""
+    """FID's own Inception, uint8 B x 3 x H x W -> B x 2048.
+
+    UserError where the file is not it, or lacks a tensor.
+    """
     origin = f"evaluate.inception={weights}"
+    advice = f"it takes {INCEPTION} and pip install torch-fidelity==0.3.0"
     refuse_broken_files(Path(weights), origin)
     try:
         # The package would run code that lies in the file; a file that this line reads holds none.
         torch.load(weights, map_location="cpu", weights_only=True)
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
-        )
+        class Inception(FeatureExtractorInceptionV3):
+            """The package loads the file as it builds the network, and says in many lines what is missing."""
+
+            def load_state_dict(self, tensors: Mapping[str, Tensor], *options: bool, **named: bool) -> Any:
+                refuse_gaps(gaps(self, tensors), origin, advice)
+                return super().load_state_dict(tensors, *options, **named)
+
+        network = Inception("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 - torch's unpickler raises a dozen kinds
-        raise UserError(
-            f"{origin} ({first_line(error)}): it takes {INCEPTION} and pip install torch-fidelity==0.3.0"
-        ) from error
+        raise UserError(f"{origin} ({first_line(error)}): {advice}") from error
+    network.eval()  # the package leaves its batch norms in training
 
     def features(image_BCHW: Tensor) -> Tensor:
         return network(image_BCHW)[0]
