@@ -277,7 +277,7 @@ class Distill:
     lr: float = option(0.001, "Adam learning rate", at_least=0)
     beta1: float = option(
         0.9,
-        "Adam beta 1; with an adversary 0 (Co-Mod-GAN), without one .9 is better (docs/results.md)",
+        "Adam beta 1",
         at_least=0,
         below=1,
     )
@@ -286,7 +286,11 @@ class Distill:
     lpips_crop: int = option(
         0, "side of the random window LPIPS looks at, pixels, from 16; 0: the whole image", at_least=0
     )
-    adversarial: float = option(0.0, "weight of the adversarial loss; 0: no discriminator", at_least=0)
+    adversarial: float = option(
+        0.0,
+        "how hard the adversary pulls at the picture, L1 + LPIPS being 1; 0: none, .5: sharper",
+        at_least=0,
+    )
     ema_half_life_images: int = option(
         10_000, "half-life of the moving average of the weights, in images shown", at_least=0
     )

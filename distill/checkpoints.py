@@ -2,7 +2,7 @@
 
     <run>/train/checkpoints/000012800/     named by the images seen
         generator.safetensors, ema.safetensors, adam.safetensors
-        discriminator.safetensors    with an adversary
+        critic.safetensors    with an adversary
         state.json    counters, settings, bytes and SHA-256 of the other files; written last
 
 A checkpoint is written under a temporary name and then renamed. Older ones are removed only

@@ -1,75 +1,98 @@
 """What training minimises.
 
-The distillation loss of Parmar et al. (2023), section 3.4: L1 + LPIPS between the generator's
-picture and the teacher's edit. Optionally an adversary is added, as Co-Mod-GAN itself is trained
-(Zhao et al. 2021).
+The distillation loss of Parmar et al. (2023), section 3.4: L1 + LPIPS between the generator's picture and
+the teacher's edit. Both average what the teacher does differently from pair to pair, which is soft; an
+adversary on the features that LPIPS computes (models/critic.py) asks for one sharp edit instead.
 
-Images are in [-1, 1]. B batch, C channels, H W pixels.
+Images are in [-1, 1]. B batch, C channels, H W pixels or places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from configs.schema import Distill
+from models.critic import Critic
+from models.perceptual import Perceptual
 
-R1_GAMMA = 10.0  # weight of R1, as Co-Mod-GAN has it
-R1_EVERY = 16  # steps: "lazy regularization" (Karras et al. 2020, section 3.1)
+BALANCE_EVERY = 10  # steps from one measurement of the two gradients to the next
+BALANCE_KEPT = 0.9  # of the balance, at a measurement
+
+Features = Sequence[torch.Tensor]  # VGG16's, by level, each B x C x H x W
+
+
+@dataclass
+class Views:
+    """VGG16's features of one window of the generator's pictures, the teacher's edits, and the inputs.
+
+    Gradients flow to the generator's alone. Empty where no loss asks for them.
+    """
+
+    fake: Features
+    edit: Features
+    input: Features
 
 
 class DistillationLoss:
-    """L1 + distill.lpips * LPIPS, with an adversary + distill.adversarial * the adversarial loss.
-
-    perceptual: LPIPS of two batches of images, shape B. A further loss is a term here and a weight
-    in Distill.
+    """L1 + distill.lpips * LPIPS, with an adversary + its balanced loss. A further loss is a term here and a
+    weight in Distill.
     """
 
-    def __init__(self, settings: Distill, perceptual: nn.Module, adversary: Adversary | None) -> None:
+    def __init__(self, settings: Distill, perceptual: Perceptual, adversary: Adversary | None) -> None:
         self.settings = settings
         self.perceptual = perceptual
         self.adversary = adversary
 
+    def look(self, input_BCHW: torch.Tensor, fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> Views:
+        """The features of one random window of distill.lpips_crop pixels, the same in all."""
+        if self.settings.lpips == 0 and self.adversary is None:
+            return Views((), (), ())
+        images = (fake_BCHW.float(), edit_BCHW, input_BCHW)
+        fake_BCHW, edit_BCHW, input_BCHW = same_window(images, self.settings.lpips_crop)
+        fake = self.perceptual.features(fake_BCHW)
+        with torch.no_grad():
+            edit = self.perceptual.features(edit_BCHW)
+            condition = self.perceptual.features(input_BCHW) if self.adversary else ()
+        return Views(fake, edit, condition)
+
     def __call__(
-        self, input_BCHW: torch.Tensor, fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor
+        self, fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, views: Views, step: int
     ) -> dict[str, torch.Tensor]:
         """Scalars 'l1', 'lpips' (0 where its weight is 0), 'adversarial', and 'loss', their weighted sum.
 
         Without an adversary there is no 'adversarial'.
-        fake_BCHW: the generator's edits of input_BCHW; edit_BCHW: the teacher's.
+        fake_BCHW: the generator's edits; edit_BCHW: the teacher's; views: of these.
         """
-        settings = self.settings
-        fake_BCHW = fake_BCHW.float()
-        losses = {"l1": (fake_BCHW - edit_BCHW).abs().mean(), "lpips": fake_BCHW.new_zeros(())}
-        loss = losses["l1"]
+        weight = self.settings.lpips
+        losses = {"l1": (fake_BCHW.float() - edit_BCHW).abs().mean(), "lpips": fake_BCHW.new_zeros(())}
+        if weight > 0:
+            losses["lpips"] = self.perceptual.distance(views.fake, views.edit).mean()
+        loss = losses["l1"] + weight * losses["lpips"]
         if self.adversary is not None:
-            losses["adversarial"] = self.adversary.generator_loss(input_BCHW, fake_BCHW)
-            loss = loss + settings.adversarial * losses["adversarial"]
-        if settings.lpips > 0:
-            fake_window, edit_window = same_window(fake_BCHW, edit_BCHW, settings.lpips_crop)
-            losses["lpips"] = self.perceptual(fake_window, edit_window).mean()
-        losses["loss"] = loss + settings.lpips * losses["lpips"]
+            losses["adversarial"] = self.adversary.generator_loss(views)
+            if step % BALANCE_EVERY == 0:
+                self.adversary.measure_balance(loss, losses["adversarial"], fake_BCHW)
+            share = self.settings.adversarial * self.adversary.critic.balance
+            loss = loss + share * losses["adversarial"]
+        losses["loss"] = loss
         return losses
 
 
-def same_window(
-    fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, crop: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both batches cut to one random window of crop x crop pixels; unchanged where crop is 0.
+def same_window(images: Sequence[torch.Tensor], crop: int) -> Sequence[torch.Tensor]:
+    """All batches cut to one random window of crop x crop pixels; unchanged where crop is 0.
 
-    LPIPS of it costs (crop / side)^2 of that of the whole image.
+    VGG16 of it costs (crop / side)^2 of that of the whole image.
     """
-    side = fake_BCHW.shape[-1]
+    side = images[0].shape[-1]
     if crop == 0 or crop >= side:
-        return fake_BCHW, edit_BCHW
+        return images
     top, left = window_starts(side, crop)
-    rows = slice(top, top + crop)
-    columns = slice(left, left + crop)
-    return fake_BCHW[..., rows, columns], edit_BCHW[..., rows, columns]
+    return [image_BCHW[..., top : top + crop, left : left + crop] for image_BCHW in images]
 
 
 def window_starts(side: int, crop: int) -> list[int]:
@@ -82,56 +105,58 @@ def window_starts(side: int, crop: int) -> list[int]:
 
 
 class Adversary:
-    """Non-saturating logistic losses (Goodfellow et al. 2014) of generator and discriminator D.
+    """Hinge losses (Lim and Ye 2017) of the generator and of a critic of its features.
 
-    R1 (Mescheder et al. 2018) keeps the discriminator smooth.
-    autocast: makes the context in which the logits are computed; R1 is always float32.
+    The critic's balance is the ratio of two norms, of the gradients of L1 + LPIPS and of the adversarial
+    loss by the generator's pictures: times it, the second pulls as hard as the first.
+
+    autocast: makes the context in which the logits are computed. mean: averages a number over the
+    processes.
     """
 
     def __init__(
-        self, discriminator: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext
+        self,
+        critic: Critic,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        mean: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach,
     ) -> None:
-        self.discriminator = discriminator
+        self.critic = critic
         self.autocast = autocast
+        self.mean = mean
 
-    def generator_loss(self, input_BCHW: torch.Tensor, fake_BCHW: torch.Tensor) -> torch.Tensor:
-        """-log sigmoid(D(fake)), mean over the batch. No gradient reaches the discriminator."""
-        self.discriminator.requires_grad_(False)
-        loss = F.softplus(-self._logits(input_BCHW, fake_BCHW)).mean()
-        self.discriminator.requires_grad_(True)
-        return loss
+    def generator_loss(self, views: Views) -> torch.Tensor:
+        """-D(fake), mean over places, levels and the batch. No gradient reaches the critic."""
+        self.critic.requires_grad_(False)
+        logits = self._logits(views.fake, views.input)
+        self.critic.requires_grad_(True)
+        return -torch.stack([level_B1HW.mean() for level_B1HW in logits]).mean()
 
-    def discriminator_loss(
-        self, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, fake_BCHW: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        """-log sigmoid(D(edit)) - log(1 - sigmoid(D(fake))), mean over the batch.
+    def critic_loss(self, views: Views) -> torch.Tensor:
+        """max(0, 1 - D(edit)) + max(0, 1 + D(fake)), mean likewise. No gradient reaches the generator."""
+        fake = [level_BCHW.detach() for level_BCHW in views.fake]
+        losses = []
+        for real_B1HW, fake_B1HW in zip(
+            self._logits(views.edit, views.input), self._logits(fake, views.input), strict=True
+        ):
+            losses.append(F.relu(1 - real_B1HW).mean() + F.relu(1 + fake_B1HW).mean())
+        return torch.stack(losses).mean()
 
-        At each R1_EVERY-th step R1 is added with R1_EVERY times its weight, which on average is its
-        weight at each step. No gradient reaches the generator.
-        """
-        real_B = self._logits(input_BCHW, edit_BCHW)
-        fake_B = self._logits(input_BCHW, fake_BCHW.detach())
-        loss = (F.softplus(-real_B) + F.softplus(fake_B)).mean()
-        if step % R1_EVERY == 0:
-            penalty = gradient_penalty(self.discriminator, input_BCHW, edit_BCHW)
-            loss = loss + R1_GAMMA / 2 * R1_EVERY * penalty
-        return loss
+    def measure_balance(
+        self, reconstruction: torch.Tensor, adversarial: torch.Tensor, fake_BCHW: torch.Tensor
+    ) -> None:
+        """Move the critic's balance towards what these losses say; the first measurement is taken as is."""
+        squares = []
+        for loss in (reconstruction, adversarial):
+            (gradient_BCHW,) = torch.autograd.grad(loss, fake_BCHW, retain_graph=True)
+            squares.append(gradient_BCHW.float().square().sum())
+        pull, push = self.mean(torch.stack(squares)).sqrt()
+        if push == 0:
+            return
+        balance = self.critic.balance
+        kept = BALANCE_KEPT if balance > 0 else 0.0
+        balance.copy_(kept * balance + (1 - kept) * pull / push)
 
-    def _logits(self, input_BCHW: torch.Tensor, image_BCHW: torch.Tensor) -> torch.Tensor:
-        """Shape B, high where D takes the image for the teacher's edit of the input."""
+    def _logits(self, picture: Features, condition: Features) -> list[torch.Tensor]:
+        """Of each level B x 1 x H x W, high where the critic takes the picture for the teacher's edit."""
         with self.autocast():
-            return self.discriminator(input_BCHW, image_BCHW).float()
-
-
-def gradient_penalty(
-    discriminator: nn.Module, input_BCHW: torch.Tensor, edit_BCHW: torch.Tensor
-) -> torch.Tensor:
-    """R1 without its weight: squared norm of the logit's gradient by the edit, mean over the batch.
-
-    A scalar that can itself be differentiated by the discriminator's weights.
-    """
-    edit_BCHW = edit_BCHW.detach().requires_grad_(True)
-    # .forward goes past torch.compile, which cannot differentiate twice
-    logits_B = discriminator.forward(input_BCHW, edit_BCHW)
-    (gradient_BCHW,) = torch.autograd.grad(logits_B.sum(), edit_BCHW, create_graph=True)
-    return gradient_BCHW.square().sum((1, 2, 3)).mean()
+            return [level_B1HW.float() for level_B1HW in self.critic(picture, condition)]

@@ -16,7 +16,7 @@ from distill.checkpoints import Checkpoint
 from distill.ema import EMA
 from distill.formats import read_generator
 from models.comodgan import CoModGenerator, make_generator
-from models.discriminator import Discriminator
+from models.critic import Critic
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, of each parameter
 
@@ -25,20 +25,20 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, of each parameter
 class Networks:
     """The networks of one process, on its device.
 
-    discriminator: None where distill.adversarial is 0. trained: the parameters that Adam moves, by
+    critic: None where distill.adversarial is 0. trained: the parameters that Adam moves, by
     their names in a checkpoint's adam.safetensors.
     """
 
     generator: CoModGenerator
     ema: EMA
-    discriminator: Discriminator | None
+    critic: Critic | None
     trained: dict[str, nn.Parameter]
 
     def by_file(self) -> dict[str, nn.Module]:
         """The networks by the names of their files in a checkpoint."""
         networks: dict[str, nn.Module] = {"generator": self.generator, "ema": self.ema.network}
-        if self.discriminator is not None:
-            networks["discriminator"] = self.discriminator
+        if self.critic is not None:
+            networks["critic"] = self.critic
         return networks
 
 
@@ -52,30 +52,27 @@ def build_networks(config: Config, device: torch.device) -> Networks:
     sizes = config.generator
     torch.manual_seed(config.seed)
     generator = make_generator(resolution, sizes)
-    discriminator = None
+    critic = None
     if settings.adversarial > 0:
-        discriminator = Discriminator(resolution, sizes.channel_base, sizes.channel_max)
-        discriminator = discriminator.to(device).to(memory_format=torch.channels_last)
+        critic = Critic().to(device).to(memory_format=torch.channels_last)
     if settings.init:
         load_initial_weights(generator, Path(find_file(settings.init)))
     generator = generator.to(device).to(memory_format=torch.channels_last)
     for layer in [*generator.ups, *generator.layers]:
         layer.noise_strength.requires_grad_(False)  # no noise is drawn: it gets no gradient
     ema = EMA(generator, settings.ema_half_life_images, settings.batch)
-    return Networks(generator, ema, discriminator, trained_parameters(generator, discriminator))
+    return Networks(generator, ema, critic, trained_parameters(generator, critic))
 
 
-def trained_parameters(
-    generator: CoModGenerator, discriminator: Discriminator | None
-) -> dict[str, nn.Parameter]:
-    """What Adam moves, by name; the discriminator's parameters as 'discriminator.NAME'."""
+def trained_parameters(generator: CoModGenerator, critic: Critic | None) -> dict[str, nn.Parameter]:
+    """What Adam moves, by name; the critic's parameters as 'critic.NAME'."""
     parameters = {}
     for name, parameter in generator.named_parameters():
         if parameter.requires_grad:
             parameters[name] = parameter
-    if discriminator is not None:
-        for name, parameter in discriminator.named_parameters():
-            parameters[f"discriminator.{name}"] = parameter
+    if critic is not None:
+        for name, parameter in critic.named_parameters():
+            parameters[f"critic.{name}"] = parameter
     return parameters
 
 

@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 SECTIONS = ("task", "teacher", "generator", "augment", "distill")
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype, and accelerate's name for it
 BETA2 = 0.99  # Adam's, as Co-Mod-GAN and StyleGAN2 have it
+CRITIC_BETA1 = 0.5
+CRITIC_RATE = 2.0  # its learning rate, over the generator's
 SMALLEST_CROP = 16  # pixels: VGG16 halves the sides four times
 # What may change when a training goes on: how the pairs were made and selected, as their content
 # counts; what things are called; how long the training is, and how it is followed.
@@ -140,17 +143,17 @@ def training_step(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
     seed_step(training.config.seed, batch.step, accelerator.process_index)
     input_BCHW, edit_BCHW = training.augment(batch.input_BCHW, batch.edit_BCHW)
     fake_BCHW = training.model(input_BCHW)
-    losses = training.criterion(input_BCHW, fake_BCHW, edit_BCHW)
+    views = training.criterion.look(input_BCHW, fake_BCHW, edit_BCHW)
+    losses = training.criterion(fake_BCHW, edit_BCHW, views, batch.step)
     accelerator.backward(losses["loss"])
     if adversary is not None:
-        loss = adversary.discriminator_loss(input_BCHW, edit_BCHW, fake_BCHW, batch.step)
-        accelerator.backward(loss)
-        average_gradients(accelerator, adversary.discriminator)
-        losses["discriminator"] = loss
+        losses["critic"] = adversary.critic_loss(views)
+        accelerator.backward(losses["critic"])
+        average_gradients(accelerator, adversary.critic)
 
     stop_unless_finite(training, losses, batch)
     set_learning_rate(optimizer, settings, images_seen)
-    optimizer.step()  # of the generator, and of the adversary's discriminator
+    optimizer.step()  # of the generator, and of the critic
     optimizer.zero_grad(set_to_none=True)
     networks.ema.update(networks.generator, images_seen)
     return {name: accelerator.reduce(loss.detach(), "mean") for name, loss in losses.items()}
@@ -164,10 +167,7 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 
 def average_gradients(accelerator: Accelerator, network: nn.Module) -> None:
-    """Average a network's gradients over the processes.
-
-    For the discriminator: R1 differentiates twice, which DistributedDataParallel does not expect.
-    """
+    """Average over the processes the gradients of a network that no DistributedDataParallel wraps."""
     if accelerator.num_processes > 1:
         for parameter in network.parameters():
             parameter.grad = accelerator.reduce(parameter.grad, "mean")
@@ -206,10 +206,10 @@ def stop_unless_finite(training: Training, losses: dict[str, torch.Tensor], batc
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Distill, images_seen: int) -> None:
-    """Linear warm-up to settings.lr; images_seen: those of this step counted."""
+    """Linear warm-up to settings.lr, of the critic to CRITIC_RATE times it; images_seen: with this step's."""
     lr = settings.lr * min(1.0, images_seen / max(1, settings.warmup_images))
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["rate"]
 
 
 def prepare(config: Config, accelerator: Accelerator, folder: Path) -> Training:
@@ -223,17 +223,17 @@ def prepare(config: Config, accelerator: Accelerator, folder: Path) -> Training:
 
     settings = config.distill
     networks = build_networks(config, accelerator.device)
-    discriminator = networks.discriminator
     adversary = None
-    if discriminator is not None:
-        adversary = Adversary(discriminator, accelerator.autocast)
+    if networks.critic is not None:
+        average = partial(accelerator.reduce, reduction="mean")
+        adversary = Adversary(networks.critic, accelerator.autocast, average)
     perceptual = perceptual_loss(accelerator.device)
-    betas = (settings.beta1, BETA2)
-    optimizer = torch.optim.Adam(networks.trained.values(), lr=settings.lr, betas=betas, fused=True)
+    groups = parameter_groups(networks.trained, settings.beta1)
+    optimizer = torch.optim.Adam(groups, lr=settings.lr, fused=True)
     if settings.compile:
         if accelerator.device.type == "cuda":
             networks.generator.write_as_sums()
-        for network in (networks.generator, perceptual, discriminator):
+        for network in (networks.generator, perceptual.lpips.net, networks.critic):
             if network is not None:
                 network.compile()
     return Training(
@@ -246,6 +246,18 @@ def prepare(config: Config, accelerator: Accelerator, folder: Path) -> Training:
         criterion=DistillationLoss(settings, perceptual, adversary),
         optimizer=optimizer,
     )
+
+
+def parameter_groups(trained: dict[str, nn.Parameter], beta1: float) -> list[dict[str, Any]]:
+    """Adam's: the generator's parameters, and the critic's, which learn CRITIC_RATE times as fast."""
+    of_generator: list[nn.Parameter] = []
+    of_critic: list[nn.Parameter] = []
+    for name, parameter in trained.items():
+        (of_critic if name.startswith("critic.") else of_generator).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": of_generator, "rate": 1.0, "betas": (beta1, BETA2)}]
+    if of_critic:
+        groups.append({"params": of_critic, "rate": CRITIC_RATE, "betas": (CRITIC_BETA1, BETA2)})
+    return groups
 
 
 def hashes_of_files(config: Config, pairs: PairDataset) -> dict[str, str]:
@@ -351,7 +363,7 @@ def plan(config: Config) -> dict[str, Any]:
     from distill.checkpoints import KEEP
     from distill.pairs import selected_keys
     from models.comodgan import make_generator
-    from models.discriminator import Discriminator
+    from models.critic import Critic
 
     check(config)
     side = training_side(config)
@@ -360,13 +372,13 @@ def plan(config: Config) -> dict[str, Any]:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         generator = make_generator(side, sizes).eval()
         generator(torch.zeros(1, 3, side, side))
-        discriminator = Discriminator(side, sizes.channel_base, sizes.channel_max)
+        critic = Critic()
     parameters = sum(parameter.numel() for parameter in generator.parameters())
     # float32: weights, Adam's two moments, the average
     checkpoint_bytes = 16 * parameters
     if config.distill.adversarial > 0:
         # weights and Adam's two moments
-        checkpoint_bytes += 12 * sum(parameter.numel() for parameter in discriminator.parameters())
+        checkpoint_bytes += 12 * sum(parameter.numel() for parameter in critic.parameters())
     keys = selected_keys(run_dir(config))
     return {
         "folder": run_dir(config) / "train",

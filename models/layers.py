@@ -1,4 +1,4 @@
-"""Layers that generator and discriminator share: StyleGAN2's (Karras et al. 2020), none of them modulated.
+"""StyleGAN2's layers (Karras et al. 2020) that are not modulated, for the generator's encoder and mapping.
 
 Written from the papers and their published facts, not from the reference code.
 

@@ -56,20 +56,16 @@ class Perceptual(nn.Module):
         """
         return self.distance(self.features(x_BCHW), self.features(y_BCHW))
 
-    def features(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
-        """VGG16's relu1_2, 2_2, 3_3, 4_3 and 5_3, each B x C x H x W and of length 1 along C.
+    def distance(self, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
+        """LPIPS of each pair of images, shape B, from their features.
 
         To compare an image with several others, compute its features once.
         """
-        return [lpips.normalize_tensor(layer_BCHW) for layer_BCHW in self._vgg(image_BCHW)]
-
-    def distance(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
-        """LPIPS of each pair of images, shape B, from their features."""
         maps = self._distances(first, second)  # 5 of B x 1 x H x W
         means = [map_B1HW.mean((1, 2, 3)) for map_B1HW in maps]  # 5 of B
         return torch.stack(means).sum(0)
 
-    def distance_map(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
+    def distance_map(self, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
         """LPIPS at each pixel, B x H x W of the images' size, from their features.
 
         As the lpips package does it, each layer's map is enlarged (bilinear), and they are summed.
@@ -83,10 +79,10 @@ class Perceptual(nn.Module):
 
     def pooled(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """VGG16's relu5_3, mean over all places, B x 512: an image's content as one vector."""
-        relu5_3_BCHW = self._vgg(image_BCHW)[-1]
+        relu5_3_BCHW = self.features(image_BCHW)[-1]
         return relu5_3_BCHW.mean((2, 3))
 
-    def _vgg(self, image_BCHW: torch.Tensor) -> Sequence[torch.Tensor]:
+    def features(self, image_BCHW: torch.Tensor) -> Sequence[torch.Tensor]:
         """relu1_2, 2_2, 3_3, 4_3 and 5_3 of VGG16.
 
         B x 64 x H x W, then 128, 256, 512 and 512 channels, each at half the sides of the one before.
@@ -96,12 +92,16 @@ class Perceptual(nn.Module):
             normal_BCHW = self.lpips.scaling_layer(image_BCHW.float())
             return self.lpips.net(normal_BCHW)
 
-    def _distances(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Each layer's squared differences, summed over weighted channels by its head: B x 1 x H x W."""
+    def _distances(self, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Each layer's squared differences, summed over weighted channels by its head: B x 1 x H x W.
+
+        Features are brought to length 1 along the channels first.
+        """
         maps = []
         with torch.autocast(first[0].device.type, enabled=False):
             for head, a_BCHW, b_BCHW in zip(self.lpips.lins, first, second, strict=True):
-                maps.append(head((a_BCHW - b_BCHW).square()))
+                difference_BCHW = lpips.normalize_tensor(a_BCHW) - lpips.normalize_tensor(b_BCHW)
+                maps.append(head(difference_BCHW.square()))
         return maps
 
     def train(self, mode: bool = True) -> "Perceptual":

@@ -1,15 +1,14 @@
 """Train the generator in several ways and compare the edits: loss, augmentation, size, batch, start.
 
-  python scripts/compare.py losses task=tree2winter      L1, + LPIPS, + an adversary, another beta 1
+  python scripts/compare.py losses task=tree2winter      L1, + LPIPS, + the critic three times
   python scripts/compare.py augment task=tree2winter     on few pairs: all, none, without one kind each
   python scripts/compare.py batches task=tree2winter     64, 16 or 4 images a step, as many in all
   python scripts/compare.py sizes task=tree2winter       four ways to a smaller network
   python scripts/compare.py transfer task=tree2winter    from scratch, or from the shipped generator
 
 Each row is a training of its own by distill/train.py on the run's selected pairs, from scratch at
-distill.lr=0.001 distill.beta1=0.0 where neither the keys given here nor the row say otherwise. Its
-averaged weights edit rendered scenes, evaluate.scenes from evaluate.first_seed on, and are compared
-with the true edits. Prints a Markdown table, and one of the validation LPIPS on the way; both as
+distill.lr=0.001 where neither the keys given here nor the row say otherwise. Its averaged weights edit
+rendered scenes, evaluate.scenes from evaluate.first_seed on, and are compared with the true edits. Prints a Markdown table, and one of the validation LPIPS on the way; both as
 JSON, a picture grid, and each training with its log are in <run>/compare/<table>. An interruption
 or a training that fails leaves the tables of those that have ended, and an exit code that is not 0;
 run the same command again to go on.
@@ -49,9 +48,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and --help none
     from distill.checkpoints import Checkpoint
 
 SECTIONS = ("task", "teacher", "generator", "augment", "distill", "evaluate", "compare")
-# A task may go on from trained weights, at their learning rate: the rows begin from nothing, at
-# Co-Mod-GAN's beta 1.
-BASE = ("distill.init=", "distill.lr=0.001", "distill.beta1=0.0")
+# A task may go on from trained weights, at their learning rate: the rows begin from nothing.
+BASE = ("distill.init=", "distill.lr=0.001")
 TABLES: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "configs" / "compare.yaml").read_text())
 FEW_PAIRS = 256  # of the table `augment`: with few pairs augmentation counts most
 SCRATCH = "from scratch"  # the row whose last validation the others of its table are to reach

@@ -66,7 +66,7 @@ def edits_of(config, inputs):
 
 def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     rows = {
-        row: compare.TABLES["losses"][row] for row in ("L1", "L1 + LPIPS + GAN .1")
+        row: compare.TABLES["losses"][row] for row in ("L1", "L1 + LPIPS + critic .5")
     }  # of five: each is a process of its own
     monkeypatch.setitem(compare.TABLES, "losses", rows)
     assert compare.main(["losses", *asked, "compare.jobs=2", "distill.save_every_images=4"]) == 0
@@ -76,10 +76,10 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     result = json.loads((folder / "table.json").read_text())
     assert result["images"] == 3 and result["sets"]["L1"] == ["distill.lpips=0"]
 
-    trained = folder / "l1-lpips-gan-1/tree2winter/miniature/train"
+    trained = folder / "l1-lpips-critic-5/tree2winter/miniature/train"
     assert (
-        "adversarial: 0.1\n" in (trained / "config.yaml").read_text()
-        and "beta1: 0.0\n" in (trained / "config.yaml").read_text()
+        "adversarial: 0.5\n" in (trained / "config.yaml").read_text()
+        and "lr: 0.001\n" in (trained / "config.yaml").read_text()
     )
     last = [
         json.loads(line)
@@ -92,10 +92,10 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
         if "validation" in line
     ]
     assert [line["images"] for line in checks] == [4, 8] and checks[-1] == last and result["not_ended"] == []
-    assert on_the_way["L1 + LPIPS + GAN .1"] == {
+    assert on_the_way["L1 + LPIPS + critic .5"] == {
         str(line["images"]): f"{line['lpips']:.3f}" for line in checks
     }
-    row = result["rows"]["L1 + LPIPS + GAN .1"]
+    row = result["rows"]["L1 + LPIPS + critic .5"]
     assert row["lpips_teacher"]["mean"] == last["lpips"] and row["images"]["mean"] == 8
     assert "reached" not in row
     with Image.open(folder / "grid.png") as grid:  # input, two rows, truth
@@ -111,7 +111,7 @@ def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     sharp = [np.mean([laplacian_variance(image) for image in images]) for images in (edits, truth)]
     assert mean(table["L1"]["sharpness / truth's"]) == pytest.approx(sharp[0] / sharp[1], abs=0.006)
 
-    del rows["L1 + LPIPS + GAN .1"]
+    del rows["L1 + LPIPS + critic .5"]
     assert (
         compare.main(["losses", *asked, "distill.save_every_images=4"]) == 0
     )  # goes on from the end: nothing is trained again
@@ -274,8 +274,6 @@ def test_every_row_is_a_configuration_of_its_own(table):
     }
     assert len({str(one) for one in made.values()}) == len(made)
     for row, one in made.items():
-        assert (
-            one.distill.beta1 == (0.9 if "beta1" in row else 0.5) and one.distill.lr == 0.001
-        )  # the row, the user, the base
+        assert one.distill.beta1 == 0.5 and one.distill.lr == 0.001  # the user's, the base's
         assert one.generator.width == (0.25 if "quarter" in row else 0.5)
         assert bool(one.distill.init) == (table == "transfer" and row != compare.SCRATCH)

@@ -214,15 +214,19 @@ def test_nothing_asked_for_changes_nothing():
 class MeanDistance(torch.nn.Module):
     """Stands in for LPIPS and remembers what it saw."""
 
-    def forward(self, x_BCHW, y_BCHW):
-        self.saw = x_BCHW, y_BCHW
-        return (x_BCHW - y_BCHW).abs().mean((1, 2, 3))
+    def features(self, image_BCHW):
+        return [image_BCHW]
+
+    def distance(self, first, second):
+        self.saw = first[0], second[0]
+        return (first[0] - second[0]).abs().mean((1, 2, 3))
 
 
 def test_loss_is_the_weighted_sum_of_its_parts():
     fake_BCHW = torch.zeros(2, 3, 16, 16)
     edit_BCHW = torch.full((2, 3, 16, 16), 0.5)
-    losses = DistillationLoss(Distill(lpips=2.0), MeanDistance(), None)(edit_BCHW, fake_BCHW, edit_BCHW)
+    criterion = DistillationLoss(Distill(lpips=2.0), MeanDistance(), None)
+    losses = criterion(fake_BCHW, edit_BCHW, criterion.look(edit_BCHW, fake_BCHW, edit_BCHW), 0)
     assert {name: value.item() for name, value in losses.items()} == {"l1": 0.5, "lpips": 0.5, "loss": 1.5}
 
 
@@ -243,7 +247,7 @@ def test_lpips_looks_through_one_window_at_both():
     criterion = DistillationLoss(Distill(lpips_crop=8), perceptual, None)
     seen = set()
     for _ in range(20):
-        criterion(image_BCHW, image_BCHW, image_BCHW)
+        criterion(image_BCHW, image_BCHW, criterion.look(image_BCHW, image_BCHW, image_BCHW), 0)
         x_BCHW, y_BCHW = perceptual.saw
         assert x_BCHW.shape == (2, 3, 8, 8) and torch.equal(x_BCHW, y_BCHW)
         seen.add(x_BCHW.sum().item())

@@ -21,14 +21,14 @@ from distill import train as train_module
 from distill.ema import EMA
 from distill.pairs import open_pairs
 from distill.runlog import read_metrics
-from distill.train import check, main, prepare, seed_step, set_learning_rate, train
+from distill.train import check, main, parameter_groups, prepare, seed_step, set_learning_rate, train
 from distill.validation import MAX_PAIRS, validate
 from models.comodgan import CoModGenerator
 from tests.helpers import TINY, make_selected_pairs, tiny_training
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_CPU = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-ADVERSARY = ["distill.adversarial=0.1"]
+ADVERSARY = ["distill.adversarial=0.5"]
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def run(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def frequent_r1(monkeypatch):
-    """Trainings here have a few steps; R1 is to be in some of them and not in others."""
-    monkeypatch.setattr(losses, "R1_EVERY", 3)
+def frequent_balance(monkeypatch):
+    """Trainings here have a few steps; the balance is to be measured in some of them and not in others."""
+    monkeypatch.setattr(losses, "BALANCE_EVERY", 3)
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -76,7 +76,7 @@ def test_half_and_resume_equal_the_whole_bit_for_bit(tmp_path, options):
             arguments = [f"distill.images={images}", "distill.lpips_crop=16", *options]
             path = train(load(tiny_training(run, *arguments)))
         results.append(weights(path))
-        assert any(key.startswith("discriminator/") for key in results[-1]) == (options is ADVERSARY)
+        assert any(key.startswith("critic/") for key in results[-1]) == (options is ADVERSARY)
         assert path.name == "000000032"
         validations = [line["images"] for line in metrics_of(run) if line["kind"] == "validation"]
         assert validations == lengths
@@ -84,7 +84,7 @@ def test_half_and_resume_equal_the_whole_bit_for_bit(tmp_path, options):
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["distill.adversarial=0.01"], ["generator=comodgan_lite", "generator.width=1"]]
+    "more", [[], ["distill.adversarial=0.1"], ["generator=comodgan_lite", "generator.width=1"]]
 )
 def test_it_learns_and_shows_what(run, more):
     simple = ["distill.lr=0.01", "distill.lpips=0", "augment.crop=1", "augment.flip=0", *more]
@@ -94,8 +94,8 @@ def test_it_learns_and_shows_what(run, more):
     assert last["psnr"] > first["psnr"]
     progress = [line for line in metrics_of(run) if line["kind"] == "train"][-1]
     assert 0 <= progress["data_wait_share"] <= 1
-    for name in ("discriminator", "adversarial"):
-        assert (name in progress) == ("distill.adversarial=0.01" in more)
+    for name in ("critic", "adversarial"):
+        assert (name in progress) == ("distill.adversarial=0.1" in more)
     with Image.open(run / "train" / "samples" / "000000160.png") as sheet:
         assert sheet.width == 3 * 16
     assert "channel_base: 128" in (run / "train" / "config.yaml").read_text()
@@ -111,15 +111,16 @@ def test_the_average_follows_the_weights(run):
         torch.testing.assert_close(average[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", ["distill.lpips=.inf", "R1_GAMMA"])
+@pytest.mark.parametrize("wrong", ["distill.lpips=.inf", "critic"])
 def test_not_finite_stops_before_the_update(run, capsys, monkeypatch, wrong):
-    """Wherever it comes from: the generator's loss, or the discriminator's alone."""
-    monkeypatch.setattr(losses, "R1_EVERY", 2)
+    """Wherever it comes from: the generator's loss, or the critic's alone."""
     path = train(load(tiny_training(run, "distill.images=8", *ADVERSARY)))
     before = weights(path)
     more = [*ADVERSARY, "distill.images=16", "force=true"]
-    if wrong == "R1_GAMMA":
-        monkeypatch.setattr(losses, "R1_GAMMA", float("inf"))
+    if wrong == "critic":
+        infinite = torch.tensor(float("inf"))
+        original = losses.Adversary.critic_loss
+        monkeypatch.setattr(losses.Adversary, "critic_loss", lambda *views: original(*views) * infinite)
     else:
         more.append(wrong)
     assert main(tiny_training(run, *more)) == 2
@@ -214,7 +215,7 @@ def test_dry_run_tells_the_plan_and_writes_nothing(run, capsys):
         assert "pairs selected: 12" in printed
         assert "arithmetic of one edit (GFLOP)" in printed
         gigabytes.append(float(printed.split("checkpoints (GB): ")[1]))
-    assert 0 < gigabytes[0] < gigabytes[1]  # the discriminator's weights are in it too
+    assert 0 < gigabytes[0] < gigabytes[1]  # the critic's weights are in it too
     assert not (run / "train").exists()
 
 
@@ -230,9 +231,7 @@ def test_two_processes_equal_one(tmp_path):
         "import sys\n"
         "from distill import losses\n"
         "from distill.train import main\n"
-        "from models import discriminator\n"
-        "discriminator.GROUP = 1\n"
-        "losses.R1_EVERY = 3\n"
+        "losses.BALANCE_EVERY = 3\n"
         "sys.exit(main())\n"
     )
     launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
@@ -248,7 +247,7 @@ def test_two_processes_equal_one(tmp_path):
         results[name] = weights(run / "train" / "checkpoints" / "000000012")
         curves[name] = []
         for line in metrics_of(run):
-            keys = ("images", "l1", "adversarial", "discriminator")
+            keys = ("images", "l1", "adversarial", "critic")
             curves[name].append([line[key] for key in keys if key in line])
     # at each checkpoint there is a line of the losses since the last one, and one of a validation
     assert sorted(len(line) for line in curves["one"]) == [2, 2, 2, 4, 4, 4]
@@ -256,7 +255,7 @@ def test_two_processes_equal_one(tmp_path):
         assert line_of_two == pytest.approx(line_of_one, rel=1e-4)
     assert results["one"].keys() == results["two"].keys()
     for key, value in results["one"].items():
-        if key.startswith(("generator/", "discriminator/")):
+        if key.startswith(("generator/", "critic/")):
             torch.testing.assert_close(results["two"][key], value, rtol=1e-3, atol=2e-4)
 
 
@@ -350,11 +349,14 @@ def test_a_start_from_weights_of_another_configuration_is_refused(run, tmp_path,
 
 def test_the_rate_warms_up_linearly():
     settings = load(["distill.lr=0.004", "distill.warmup_images=8"]).distill
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    networks = {"generator": torch.zeros(1), "critic.head": torch.zeros(1)}
+    trained = {name: torch.nn.Parameter(tensor) for name, tensor in networks.items()}
+    optimizer = torch.optim.Adam(parameter_groups(trained, 0.9))
     rates = []
     for images_seen in (4, 8, 12):
         set_learning_rate(optimizer, settings, images_seen)
         rates.append(optimizer.param_groups[0]["lr"])
+        assert optimizer.param_groups[1]["lr"] == 2 * rates[-1]  # the critic's
     assert rates == pytest.approx([0.002, 0.004, 0.004])
 
 
@@ -375,8 +377,11 @@ def test_the_average_has_its_half_life():
 
 
 def test_adam_has_the_rates_of_decay(run):
-    training = prepare(load(tiny_training(run, "distill.beta1=0.5")), Accelerator(cpu=True), run / "train")
-    assert training.optimizer.defaults["betas"] == (0.5, 0.99)
+    arguments = tiny_training(run, "distill.beta1=0.7", *ADVERSARY)
+    training = prepare(load(arguments), Accelerator(cpu=True), run / "train")
+    of_generator, of_critic = training.optimizer.param_groups
+    assert of_generator["betas"] == (0.7, 0.99) and of_critic["betas"] == (0.5, 0.99)
+    assert len(of_critic["params"]) == len(list(training.networks.critic.parameters()))
 
 
 def test_validation_measures_the_averaged_weights(run):

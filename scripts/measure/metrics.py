@@ -105,7 +105,7 @@ class View:
         return batch_of(self.image_BHWC, device_of(self.networks.perceptual))
 
     @cached_property
-    def features(self) -> list[Tensor]:
+    def features(self) -> Sequence[Tensor]:
         """LPIPS's features, B x C x H x W of five layers."""
         return self.networks.perceptual.features(self.signed_BCHW)
 
