@@ -8,10 +8,10 @@
 
 Each row is a training of its own by distill/train.py on the run's selected pairs, from scratch at
 distill.lr=0.001 where neither the keys given here nor the row say otherwise. Its averaged weights edit
-rendered scenes, evaluate.scenes from evaluate.first_seed on, and are compared with the true edits. Prints a Markdown table, and one of the validation LPIPS on the way; both as
-JSON, a picture grid, and each training with its log are in <run>/compare/<table>. An interruption
-or a training that fails leaves the tables of those that have ended, and an exit code that is not 0;
-run the same command again to go on.
+rendered scenes, evaluate.scenes from evaluate.first_seed on, and are compared with the true edits.
+Prints a Markdown table, and one of the validation LPIPS on the way; both as JSON, a picture grid, and
+each training with its log are in <run>/compare/<table>. An interruption or a training that fails leaves
+the tables of those that have ended, and an exit code that is not 0; run the same command again to go on.
 """
 
 from __future__ import annotations
