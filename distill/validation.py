@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.utils import save_image
 
 from distill.pairs import PairDataset, images_on
+from models.pictures import HALF_RANGE, sharpness
 
 # Held-out pairs that are measured. They are always the same, so few suffice to tell checkpoints
 # apart, and a validation takes seconds beside the minutes of training between two checkpoints.
 MAX_PAIRS = 64
 GRID_ROWS = 8  # of the sample sheet; a row is input, teacher's edit, generator's edit
+LEAST_SHARPNESS = 1e-6  # of edits that are blank
 LEAST_SQUARED_ERROR = 1e-10  # so that PSNR of equal images is 100 dB and not infinite
 
 
@@ -55,6 +57,7 @@ def validate(
         for name, values_B in metrics(fake_BCHW, edit_BCHW, perceptual).items():
             sums[name] = sums.get(name, 0.0) + values_B.sum().item()
     means = {name: total / count for name, total in sums.items()}
+    means["sharpness"] /= max(means.pop("sharpness of the edits"), LEAST_SHARPNESS)
     sheet_BCHW = torch.stack(rows, dim=1).flatten(0, 1)  # row by row
     return Validation(means, count, sheet_BCHW)
 
@@ -62,7 +65,10 @@ def validate(
 def metrics(
     fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, perceptual: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """L1, PSNR (dB) and LPIPS of each image, shape B. A further metric is an entry here."""
+    """L1, PSNR (dB), LPIPS and sharpness of each image, shape B. A further metric is an entry here.
+
+    Of the sharpness the ratio of the two means is given: a single edit may be smooth.
+    """
     error_BCHW = fake_BCHW - edit_BCHW
     # the largest error possible is 2, and PSNR is relative to it
     relative_B = (error_BCHW / 2).square().mean((1, 2, 3)).clamp_min(LEAST_SQUARED_ERROR)
@@ -70,4 +76,6 @@ def metrics(
         "l1": error_BCHW.abs().mean((1, 2, 3)),
         "psnr": -10 * torch.log10(relative_B),
         "lpips": perceptual(fake_BCHW, edit_BCHW),
+        "sharpness": sharpness(HALF_RANGE * (fake_BCHW + 1)),
+        "sharpness of the edits": sharpness(HALF_RANGE * (edit_BCHW + 1)),
     }

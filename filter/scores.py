@@ -9,17 +9,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import conv2d
 
 from configs.schema import Config
 from generate.shards import Pair
 from models.clip_scorer import ClipScorer
 from models.perceptual import Perceptual, perceptual_loss
-from models.pictures import to_signed
+from models.pictures import sharpness, to_signed
 from models.segmenter import NounSegmenter, open_segmenter
-
-LUMA = (0.299, 0.587, 0.114)  # of red, green, blue in grey: Rec. 601, as OpenCV and Pillow do it
-LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))  # of the four neighbours
 
 Scores = dict[str, list[float | None]]  # name -> a value a pair, None or NaN where it has none
 
@@ -176,15 +172,3 @@ def _levels(images: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
     """B x 3 x H x W float32, levels 0 to 255."""
     levels_BHWC = torch.from_numpy(np.stack(images)).to(device)
     return levels_BHWC.permute(0, 3, 1, 2).float()
-
-
-def sharpness(levels_BCHW: torch.Tensor) -> torch.Tensor:
-    """Variance of the Laplacian of the grey levels (Pech-Pacheco et al. 2000), B, of RGB levels 0 to 255.
-
-    Of the pixels inside the picture's edge. It grows with detail and shrinks when a picture is enlarged.
-    """
-    luma_C11 = levels_BCHW.new_tensor(LUMA)[:, None, None]
-    kernel_1133 = levels_BCHW.new_tensor(LAPLACIAN)[None, None]
-    grey_B1HW = (levels_BCHW * luma_C11).sum(1, keepdim=True)
-    edges_B1HW = conv2d(grey_B1HW, kernel_1133)
-    return edges_B1HW.flatten(1).var(dim=1, correction=0)

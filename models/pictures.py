@@ -1,6 +1,7 @@
-"""The two forms of a picture: levels (uint8, 0 to 255), and the signed values that networks take and give.
+"""The two forms of a picture, and its sharpness.
 
-Signed values are float, from -1 (black) to 1 (white). Shapes: B batch, C channels, H W pixels.
+The forms are levels (uint8, 0 to 255), and the signed values that networks take and give: floats from -1
+(black) to 1 (white). Shapes: B batch, C channels, H W pixels.
 """
 
 from collections.abc import Sequence
@@ -8,8 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 HALF_RANGE = 127.5  # levels from the middle to either end
+LUMA = (0.299, 0.587, 0.114)  # of red, green, blue in grey: Rec. 601, as OpenCV and Pillow do it
+LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))  # of the four neighbours
 
 
 def to_signed(levels: Tensor) -> Tensor:
@@ -31,3 +35,15 @@ def batch_of(images: Sequence[np.ndarray] | np.ndarray, device: torch.device | s
 def images_of(signed_BCHW: Tensor) -> np.ndarray:
     """RGB uint8 B x H x W x 3 of a batch in [-1, 1]."""
     return to_levels(signed_BCHW).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def sharpness(levels_BCHW: Tensor) -> Tensor:
+    """Variance of the Laplacian of the grey levels (Pech-Pacheco et al. 2000), B, of RGB levels 0 to 255.
+
+    Of the pixels inside the picture's edge. It grows with detail and shrinks when a picture is enlarged.
+    """
+    luma_C11 = levels_BCHW.new_tensor(LUMA)[:, None, None]
+    kernel_1133 = levels_BCHW.new_tensor(LAPLACIAN)[None, None]
+    grey_B1HW = (levels_BCHW * luma_C11).sum(1, keepdim=True)
+    edges_B1HW = conv2d(grey_B1HW, kernel_1133)
+    return edges_B1HW.flatten(1).var(dim=1, correction=0)

@@ -396,7 +396,7 @@ def _sharpness(images_NHWC: np.ndarray) -> float:
     """Mean over the images of the variance of their Laplacian."""
     import torch
 
-    from filter.scores import sharpness
+    from models.pictures import sharpness
 
     values = []
     for image_HWC in images_NHWC:

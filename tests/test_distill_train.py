@@ -24,7 +24,7 @@ from distill.runlog import read_metrics
 from distill.train import check, main, parameter_groups, prepare, seed_step, set_learning_rate, train
 from distill.validation import MAX_PAIRS, validate
 from models.comodgan import CoModGenerator
-from tests.helpers import TINY, make_selected_pairs, tiny_training
+from tests.helpers import TINY, laplacian_variance, make_selected_pairs, tiny_training
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_CPU = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -384,6 +384,12 @@ def test_adam_has_the_rates_of_decay(run):
     assert len(of_critic["params"]) == len(list(training.networks.critic.parameters()))
 
 
+def sharpness_of(signed_BCHW: np.ndarray) -> float:
+    """The mean over pictures of a loop over pixels."""
+    levels_BHWC = 127.5 * (signed_BCHW.transpose(0, 2, 3, 1) + 1)
+    return float(np.mean([laplacian_variance(levels_HWC) for levels_HWC in levels_BHWC]))
+
+
 def test_validation_measures_the_averaged_weights(run):
     """All held-out pairs: they are fewer than MAX_PAIRS."""
     config = load(tiny_training(run))
@@ -410,6 +416,7 @@ def test_validation_measures_the_averaged_weights(run):
         "l1": pytest.approx(np.abs(errors).mean(), rel=1e-5),
         "psnr": pytest.approx(psnr, rel=1e-5),
         "lpips": pytest.approx(lpips, rel=1e-4),
+        "sharpness": pytest.approx(sharpness_of(fakes.numpy()) / sharpness_of(np.stack(edits)), rel=1e-3),
     }
 
 

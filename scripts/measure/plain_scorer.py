@@ -15,11 +15,10 @@ from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator
 
 from configs.schema import Config
-from filter.scores import sharpness
 from generate.shards import Pair
 from models.clip_scorer import ClipScorer
 from models.perceptual import Perceptual
-from models.pictures import to_signed
+from models.pictures import sharpness, to_signed
 from models.segmenter import CROP_MARGIN, MIN_AREA, MIN_NOUN_PROBABILITY, OUTSIDE, Segmenter, masked_crop
 
 
