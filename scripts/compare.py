@@ -326,9 +326,9 @@ def _measure(
         edits = edit(checkpoint, inputs, training.config.distill.batch, device)
         distances = metrics.image_distances(perceptual, edits, truth)
         columns = {f"{name}_true": values for name, values in distances.items()}
+        columns["sharpness"] = metrics.levels_sharpness(edits) / metrics.levels_sharpness(truth).mean()
         totals = counts(checkpoint)
         totals |= network.distances(edits, truth)
-        totals["sharpness"] = _sharpness(edits) / _sharpness(truth)
         totals |= training_columns(logs[training.row], logs.get(SCRATCH, ()))
         rows[training.row] = averaged(columns, config.seed) | without_interval(totals)
         pictures[training.row] = edits
@@ -390,19 +390,6 @@ def training_columns(log: Sequence[Line], scratch: Sequence[Line] = ()) -> dict[
 def validations(log: Sequence[Line]) -> list[Line]:
     """Those of the lines of metrics.jsonl that are validations."""
     return [line for line in log if line["kind"] == "validation"]
-
-
-def _sharpness(images_NHWC: np.ndarray) -> float:
-    """Mean over the images of the variance of their Laplacian."""
-    import torch
-
-    from models.pictures import sharpness
-
-    values = []
-    for image_HWC in images_NHWC:
-        levels_1CHW = torch.from_numpy(image_HWC).permute(2, 0, 1)[None].float()
-        values.append(sharpness(levels_1CHW))
-    return float(np.mean(values))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,10 @@ COLUMNS = {
     "lpips_teacher": Column("LPIPS to teacher's edit", 3),
     "fid": Column("FID to teacher's edits", 3),
     "kid": Column("KID to teacher's edits", 4),
+    "sharpness_true": Column("sharpness / truth's", 3),
+    "fid_true": Column("FID to truth", 2),
+    "kid_true": Column("KID to truth", 4),
+    "sharpness_teacher": Column("sharpness / teacher's", 3),
     "seconds": Column("seconds an image", 4),
     "lpips_input": Column("LPIPS to input", 3),
     "psnr_reconstruction": Column("reconstruction PSNR, dB", 2),
@@ -81,7 +85,8 @@ PAPER = (
     "mask_found",
     "difference",
 )
-DISTILLED = ("psnr_teacher", "lpips_teacher", "fid", "kid", "seconds")
+TRUE_SETS = ("sharpness_true", "fid_true", "kid_true")  # of all edits beside all true ones
+DISTILLED = ("psnr_teacher", "lpips_teacher", "fid", "kid", "sharpness_teacher", "seconds")
 SWEEP = (
     "accuracy",
     "psnr_true",
@@ -93,8 +98,8 @@ SWEEP = (
     "auto_correlation",
 )
 TABLES = {  # the columns that are printed, in one Markdown table or in several
-    "table1": (PAPER, DISTILLED),
-    "table2": (PAPER, DISTILLED),
+    "table1": (PAPER, TRUE_SETS, DISTILLED),
+    "table2": (PAPER, TRUE_SETS, DISTILLED),
     "sweep": (SWEEP,),
 }
 PAPER_ROWS = {  # of the two tables: row -> edit.method
@@ -251,9 +256,15 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
     columns = judges.columns(images, edits.records, folder(config))
     for name in images:
         values = edits.columns.get(name, {}) | columns[name]
+        sharpness = values.pop("sharpness")
+        if TRUTH in images:
+            values["sharpness_true"] = sharpness / columns[TRUTH]["sharpness"].mean()
         if teacher and name != teacher and "lpips_true" in values:
             values["difference"] = values["lpips_true"] - columns[teacher]["lpips_true"]
         cells[name] = averaged(values, config.seed)
+        if TRUTH in images:
+            of_sets = judges.set_network.distances(images[name], images[TRUTH])
+            cells[name] |= without_interval({f"{key}_true": value for key, value in of_sets.items()})
     for name, translator in translators.items():
         if teacher:
             of_images, of_sets = judges.against_teacher(images[name], images[teacher])

@@ -12,7 +12,7 @@ from models.pictures import batch_of
 from scripts import evaluate
 from scripts.measure import metrics, tables
 from scripts.measure.truth import true_edit
-from tests.helpers import mean, printed_tables
+from tests.helpers import laplacian_variance, mean, printed_tables
 
 
 @pytest.fixture
@@ -44,6 +44,8 @@ def test_columns_are_their_formulas(images, perceptual):
     networks = metrics.Networks(perceptual)
     columns = metrics.measure_edits(networks, {"edit": edit, "unchanged": inputs}, inputs, truth)
     signed = [batch_of(pictures) for pictures in (edit, inputs, truth)]
+    levels = [laplacian_variance(image_HWC) for image_HWC in edit]
+    assert columns["edit"]["sharpness"] == pytest.approx(levels, rel=1e-4)
     with torch.no_grad():
         expected = {
             "lpips_true": perceptual.lpips(signed[0], signed[2]),
@@ -461,7 +463,10 @@ def test_table1_end_to_end(tiny_run, two_strengths, tmp_path, capsys, monkeypatc
     identity_generator(run)
     assert evaluate.main(["table1", *tiny_run, *FEW]) == 0
     first = capsys.readouterr().out
-    table, generators = printed_tables(first)
+    table, sets, generators = printed_tables(first)
+    assert mean(sets["true edit"]["sharpness / truth's"]) == pytest.approx(1)
+    assert mean(sets["true edit"]["FID to truth"]) == pytest.approx(0, abs=0.01)
+    assert sets["distilled"] == sets["input unchanged"] and mean(sets["distilled"]["FID to truth"]) > 0
     assert {"SDEdit 0.5", "SDEdit 0.8", "B: DDIM + swap", "distilled", "input unchanged", "true edit"} < set(
         table
     )
@@ -508,7 +513,7 @@ def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, mon
         "models.segmenter.Segmenter.segment", lambda self, images, noun: [upper] * len(images)
     )
     assert evaluate.main(["table2", *tiny_run, *FEW, "task=oak2pine"]) == 0
-    (table,) = printed_tables(capsys.readouterr().out)
+    table, _ = printed_tables(capsys.readouterr().out)
     assert [name.partition(":")[0] for name in table][:4] == ["A", "B", "C", "D"]
     distances, overlaps = [], []
     for pair in read_pairs(tmp_path / "runs/oak2pine/miniature/evaluate/3000000/A-scale-5"):

@@ -82,6 +82,8 @@ class Judges:
         """What compares a generator's edits with its teacher's: columns of N values, values of the sets."""
         distances = metrics.image_distances(self.networks.perceptual, edits, teacher)
         columns = {f"{name}_teacher": values for name, values in distances.items()}
+        sharpness = metrics.levels_sharpness
+        columns["sharpness_teacher"] = sharpness(edits) / sharpness(teacher).mean()
         self.measured_by["FID, KID"] = self.set_network.name
         return columns, self.set_network.distances(edits, teacher)
 

@@ -24,7 +24,7 @@ from configs.errors import UserError
 from configs.files import whole_file
 from models.clip_scorer import ClipScorer
 from models.perceptual import Perceptual
-from models.pictures import batch_of, to_signed
+from models.pictures import batch_of, sharpness, to_signed
 from models.weights import first_line, gaps, refuse_broken_files, refuse_gaps
 
 BATCH = 8  # of 512 x 512 images: the features that VGG16 gives of them take 1 GB
@@ -181,6 +181,11 @@ def iou_true(batch: Comparison) -> Values:
     return mask_iou(batch.edit.mask_BHW, batch.truth.mask_BHW)
 
 
+def sharpness_of_edit(batch: Comparison) -> Values:
+    """Variance of the Laplacian of the edit; the tables give it as a share of a mean over other pictures."""
+    return levels_sharpness(batch.edit.image_BHWC)
+
+
 METRICS: dict[str, Callable[[Comparison], Values]] = {
     "accuracy": accuracy,
     "structure": structure,
@@ -190,6 +195,7 @@ METRICS: dict[str, Callable[[Comparison], Values]] = {
     "psnr_true": psnr_true,
     "mask_found": mask_found,
     "iou_true": iou_true,
+    "sharpness": sharpness_of_edit,
 }
 
 
@@ -227,6 +233,15 @@ def psnr(image_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> np.ndarray:
     error = ((image_NHWC.astype(np.float64) - reference_NHWC) ** 2).mean((1, 2, 3))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255**2 / error)
+
+
+def levels_sharpness(image_NHWC: np.ndarray) -> np.ndarray:
+    """The sharpness (models/pictures.py) of RGB uint8 images, N."""
+    values = []
+    for image_HWC in image_NHWC:
+        levels_1CHW = torch.from_numpy(np.ascontiguousarray(image_HWC)).permute(2, 0, 1)[None].float()
+        values.append(float(sharpness(levels_1CHW)))
+    return np.array(values)
 
 
 @torch.no_grad()
