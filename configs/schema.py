@@ -164,6 +164,12 @@ class Guidance:
         at_least=0,
     )
     scale: float = option(5.0, "classifier-free guidance scale")
+    scale_until: float = option(
+        1.0,
+        "classifier-free guidance in this share of the steps, from the noise on; then the edit's text alone",
+        at_least=0,
+        at_most=1,
+    )
     negative: str = option(
         "auto",
         "negative prompt: caption, empty, or auto: an image's caption, empty where a prompt makes the input",
@@ -175,6 +181,7 @@ class Guidance:
         at_least=0,
         at_most=1,
     )
+    every: int = option(1, "attention guides one of so many of these steps, so many times as far", at_least=1)
     maps: str = option(
         "reference",
         "reference: maps of a reference pass; inversion: those of the inversion, kept until the edit",

@@ -110,17 +110,18 @@ def unet_operations(unet: Mapping[str, Any], cells: int) -> float:
     return float(counter.get_total_flops())
 
 
-def unet_rows_a_step(config: Config) -> int:
-    """How many rows a step of a pair sends through the UNet; a backward pass counts as two."""
+def unet_rows_a_step(config: Config) -> float:
+    """How many rows a step of a pair sends through the UNet on average; a backward pass counts as two."""
     method = METHODS[config.edit.method]
-    rows = 2  # the edit, and what classifier-free guidance leads it away from
+    guidance = config.guidance
+    rows = 1 + guidance.scale_until  # the edit, and what classifier-free guidance leads it away from
     if method.noise in ("ddim", "regularised"):
         rows += 1  # the inversion
-    has_reference = method.replaced or (method.guided and config.guidance.maps == "reference")
+    has_reference = method.replaced or (method.guided and guidance.maps == "reference")
     if has_reference or config.generate.save_reconstruction:
         rows += 1
     if method.guided:
-        rows += 3  # the edit's maps, and their gradient
+        rows += 3 * guidance.until / guidance.every  # the edit's maps, and their gradient
     return rows
 
 

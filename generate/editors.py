@@ -86,8 +86,12 @@ class Editor:
         self.inversion = config.inversion
         if self.method.noise != "regularised":
             self.inversion = replace(config.inversion, lambda_ac=0.0, lambda_kl=0.0)
-        if self.official and config.guidance.maps == "inversion":
-            raise UserError("guidance.maps=inversion: needs edit.mode=paper: official has a reference pass")
+        in_full = replace(config.guidance, maps="reference", every=1, scale_until=1.0)
+        if self.official and config.guidance != in_full:
+            raise UserError(
+                "guidance.maps=inversion, guidance.every= and guidance.scale_until= need edit.mode=paper: "
+                "official has a reference pass, and guides every step as published"
+            )
         self.schedule = teacher.schedule(config.edit.steps)
         if self.official:
             self.inversion_steps = official_steps_upwards(teacher, config.edit.steps)

@@ -52,26 +52,30 @@ def edit_in_lockstep(
     """Latents (reference, edit), each B x C x H x W, of the noise that both start from.
 
     guidance: `amount` is the step size on x_t down the gradient of the attention distance, in the
-    first `until` of the steps; `scale` is that of classifier-free guidance. follow_reference: take
-    the reference to its end; without it, it goes only as far as its maps are needed, and its latent
-    is unfinished. ready_maps: reference maps by timestep that the inversion kept, of all guided
-    steps but the first; no others are recorded where there are some.
+    first `until` of the steps, or `every` times it in each `every`-th of them; `scale` is that of
+    classifier-free guidance in the first `scale_until` of the steps (Kynkaanniemi et al. 2024 limit
+    it to an interval), and 1 after them. follow_reference: take the reference to its end; without it,
+    it goes only as far as its maps are needed, and its latent is unfinished. ready_maps: reference
+    maps by timestep that the inversion kept, of all guided steps but the first; no others are
+    recorded where there are some.
     """
     reference_BCHW = noise_BCHW
     edit_BCHW = noise_BCHW
     scale = guidance.scale
     guided_steps = count_guided(len(schedule), guidance)
+    scaled_steps = share_of(guidance.scale_until, len(schedule))
     for index, step in enumerate(told("edit", schedule)):
-        guide = index < guided_steps
+        may_guide = index < guided_steps
+        guide = may_guide and index % guidance.every == 0
         maps = ready_maps.get(step.timestep, [])
         record = guide and not maps
-        if record or follow_reference:
+        if record or follow_reference or (may_guide and not ready_maps):
             reference_BCHW, recorded = reference_step(teacher, reference_BCHW, step, texts, scale, record)
             maps = recorded or maps
         if guide:  # eq. 5
             gradient_BCHW = attention_gradient(teacher, edit_BCHW, step.timestep, texts.edited, maps)
-            edit_BCHW = edit_BCHW - guidance.amount * gradient_BCHW
-        edit_BCHW = edit_step(teacher, edit_BCHW, step, texts, scale)
+            edit_BCHW = edit_BCHW - guidance.every * guidance.amount * gradient_BCHW
+        edit_BCHW = edit_step(teacher, edit_BCHW, step, texts, scale if index < scaled_steps else 1.0)
     return reference_BCHW, edit_BCHW
 
 
@@ -110,7 +114,13 @@ def reference_noise(
 
 
 def edit_step(teacher: Teacher, edit_BCHW: Tensor, step: Step, texts: Texts, scale: float) -> Tensor:
-    """One DDIM step of the edit with classifier-free guidance: its next latent, B x C x H x W."""
+    """One DDIM step of the edit with classifier-free guidance: its next latent, B x C x H x W.
+
+    At scale 1 that is the noise of the edit's own text, and no other row is asked for.
+    """
+    if scale == 1:
+        noise_BCHW = teacher.noise(edit_BCHW, step.timestep, texts.edited)
+        return ddim_step(edit_BCHW, noise_BCHW, step.alpha, step.alpha_next)
     rows_BCHW = edit_BCHW.repeat(2, 1, 1, 1)  # 2B
     both_BTD = torch.cat([texts.negative, texts.edited])  # 2B x T x D
     noise_BCHW = classifier_free(teacher.noise(rows_BCHW, step.timestep, both_BTD), scale)

@@ -87,6 +87,7 @@ def test_the_arithmetic_of_stable_diffusions_unet():
         ([], 1 + 1 + 2 + 3),
         (["guidance.maps=inversion"], 1 + 2 + 3),
         (["edit.method=D"], 1 + 2),
+        (["guidance.until=0.5", "guidance.every=2", "guidance.scale_until=0.25"], 1 + 1 + 1.25 + 0.75),
         (["edit.method=A"], 2),
     ],
 )

@@ -12,7 +12,7 @@ from configs.schema import Guidance, Inversion
 from configs.schema import Teacher as TeacherConfig
 from generate.directions import EditDirection
 from generate.editors import METHODS, Editor, sample_seed
-from generate.guidance import Texts, attention_gradient, edit_in_lockstep
+from generate.guidance import Texts, attention_gradient, edit_in_lockstep, edit_step
 from generate.inversion import ddim_step, invert, steps_upwards
 from models.teacher import Teacher
 
@@ -96,6 +96,56 @@ def test_guidance_until(tiny_teacher):
     assert 0 < (half - guided).norm() < (unguided - guided).norm()
 
 
+def test_classifier_free_guidance_until(tiny_teacher):
+    """After `scale_until` the edit follows its own text, as at scale 1, and asks for one row an image."""
+
+    def edited(*arguments):
+        common = ["edit.steps=6", "guidance.amount=0"]
+        return edit(tiny_teacher, [*common, *arguments], random_images()).latents["edit"]
+
+    guided = edited("guidance.scale=3")
+    unguided = edited("guidance.scale=1")
+    torch.testing.assert_close(edited("guidance.scale=3", "guidance.scale_until=0"), unguided)
+    half = edited("guidance.scale=3", "guidance.scale_until=0.5")
+    assert 0 < (half - guided).norm() < (unguided - guided).norm()
+
+    rows = []
+    noise = tiny_teacher.noise
+
+    def spy(latent, timestep, text):
+        rows.append(len(latent) // len(random_images()))
+        return noise(latent, timestep, text)
+
+    tiny_teacher.noise = spy
+    edited("guidance.scale=3", "guidance.scale_until=0.5", "edit.method=D")
+    del tiny_teacher.noise
+    assert rows[-6:].count(2) == 0 and rows.count(2) == 3
+
+
+def test_every_second_step_guides_twice_as_far(tiny_teacher):
+    """By hand, step by step; and the maps are the same whether the reference goes to its end or not."""
+    torch.manual_seed(0)
+    schedule = tiny_teacher.schedule(5)
+    noise = torch.randn(2, 4, 8, 8)
+    caption = tiny_teacher.embed(["a tree"] * 2)
+    texts = Texts(caption, tiny_teacher.embed(["a pine tree"] * 2), caption)
+    guidance = Guidance(30.0, 3.0, every=2, until=0.8)
+    reference, expected = noise, noise
+    for index, step in enumerate(schedule):
+        maps = []
+        with torch.no_grad():
+            predicted, maps = tiny_teacher.noise_and_maps(reference, step.timestep, caption)
+        if index in (0, 2):
+            gradient = attention_gradient(tiny_teacher, expected, step.timestep, texts.edited, maps)
+            expected = expected - 60.0 * gradient
+        reference = ddim_step(reference, predicted, step.alpha, step.alpha_next)
+        with torch.no_grad():
+            expected = edit_step(tiny_teacher, expected, step, texts, 3.0)
+    for follow in (True, False):
+        _, edited = edit_in_lockstep(tiny_teacher, schedule, noise, texts, guidance, follow_reference=follow)
+        torch.testing.assert_close(edited, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_maps_that_are_there_need_no_reference_pass(tiny_teacher):
     """Given the reference pass's own maps but the first step's, the edit is the same.
 
@@ -144,8 +194,9 @@ def test_the_inversion_keeps_the_maps_that_guidance_asks_for(tiny_teacher):
     edited = edit(tiny_teacher, arguments, random_images(), reconstruct=False)
     assert set(edited.latents) == {"input", "inverted", "edit"}
     assert set(edited.noises) == {"inverted", "predicted", "regularised"}
-    with pytest.raises(UserError, match="guidance.maps=inversion: needs edit.mode=paper"):
-        edit(tiny_teacher, [*arguments, "edit.mode=official"])
+    for key in ("guidance.maps=inversion", "guidance.every=2", "guidance.scale_until=0.5"):
+        with pytest.raises(UserError, match=r"guidance.maps=inversion, .* need edit.mode=paper"):
+            edit(tiny_teacher, ["edit.steps=6", key, "edit.mode=official"])
 
 
 @pytest.mark.parametrize("wrong", ["edit.method=e", "edit.mode=e", "guidance.negative=e", "guidance.maps=e"])
