@@ -1,6 +1,6 @@
 """Train the generator in several ways and compare the edits: loss, augmentation, size, batch, start.
 
-  python scripts/compare.py losses task=tree2winter      L1, + LPIPS, + the critic three times
+  python scripts/compare.py losses task=tree2winter      L1, + LPIPS, + the critic, + more of it
   python scripts/compare.py augment task=tree2winter     on few pairs: all, none, without one kind each
   python scripts/compare.py batches task=tree2winter     64, 16 or 4 images a step, as many in all
   python scripts/compare.py sizes task=tree2winter       four ways to a smaller network
