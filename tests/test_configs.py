@@ -98,6 +98,7 @@ def test_later_layers_win():
     assert load(["distill.init="]).distill.init == ""
     fast = load(["preset=fast"])
     assert (fast.teacher.name, fast.edit.steps, fast.guidance.until) == ("miniature", 20, 0.5)
+    assert (fast.guidance.every, fast.guidance.scale_until) == (2, 0.3)
     paper_fast = load(["preset=paper,fast"])
     assert (paper_fast.teacher.name, paper_fast.edit.steps, paper_fast.guidance.until) == ("sd14", 100, 0.5)
     assert str(run_dir(load(["runs_dir=/r", "task=tree2fall"]))) == "/r/tree2fall/miniature"
