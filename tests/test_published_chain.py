@@ -144,7 +144,8 @@ def test_the_whole_way(name, tmp_path, monkeypatch, capsys):
     rehearse.write_photos(tmp_path, SIDE)
     rehearse.write_photos(tmp_path / "plain", SIDE)
 
-    assert generate.run.main(arguments(tmp_path / "plain", keys | as_it_is(original))["generate"]) == 0
+    plain = keys | as_it_is(original) | {"teacher.config": ""}
+    assert generate.run.main(arguments(tmp_path / "plain", plain)["generate"]) == 0
     printed = {}
     for stage, words in arguments(tmp_path, keys).items():
         capsys.readouterr()
