@@ -51,6 +51,7 @@ def entry(
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         config = load([argument for argument in arguments if argument != "--dry-run"])
+        _refuse_absent_device(config.device)
         if "--dry-run" in arguments:
             _print_plan(config, plan(config))
         else:
@@ -62,6 +63,14 @@ def entry(
     except KeyboardInterrupt:
         print("stopped: run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _refuse_absent_device(name: str) -> None:
+    """UserError for a device that is not here, also where a command has no use for it or only plans."""
+    if name not in ("auto", "cpu"):  # always there, and told apart without loading torch
+        from models.devices import pick_device
+
+        pick_device(name)
 
 
 def _print_help(doc: str, sections: Sequence[str], arguments: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ ENTRY_POINTS = (
     "scripts/benchmark.py",
     "scripts/demo.py",
 )
+FIRST_WORD = {  # that some of them want
+    "scripts/evaluate.py": ["table1"],
+    "scripts/compare.py": ["losses"],
+    "scripts/benchmark.py": ["filter"],
+}
 
 
 @pytest.mark.parametrize("task", available("task"))
@@ -217,6 +223,23 @@ def test_errors_end_with_2_and_one_line(capsys):
 def test_help_shows_the_values_that_hold(capsys, arguments, pairs):
     assert entry("doc", ("generate",), lambda config: None, lambda config: {}, [*arguments, "--help"]) == 0
     assert f"  generate.pairs={pairs} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ENTRY_POINTS)
+def test_every_entry_point_refuses_a_device_that_is_not_here(path, monkeypatch, capsys, tmp_path):
+    """Also one that computes on a CPU whatever the device, and where only the plan is asked for."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    main = import_module(path.removesuffix(".py").replace("/", ".")).main
+    first = FIRST_WORD.get(path, [])
+    for device, says in {
+        "cuda": "PyTorch sees no GPU here",
+        "gpu": "it is auto, cpu, cuda or cuda:N",
+    }.items():
+        for more in ([], ["--dry-run"]):
+            assert main([*first, f"runs_dir={tmp_path}", f"device={device}", *more]) == 2
+            error = capsys.readouterr().err
+            assert says in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", ENTRY_POINTS)
