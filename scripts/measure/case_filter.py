@@ -13,7 +13,9 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
-from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
 
 from configs.schema import Config
 from filter.scores import PairScorer
@@ -28,7 +30,10 @@ from scripts.measure.plain_scorer import PlainScorer
 from scripts.measure.timing import measure
 
 SIDE = 512  # of the pictures at the real size
-MASKS_WANTED = 100  # a picture, at the real size: about what the real weights propose for a photograph
+BLOCKS = (
+    10  # a side, of random weights' masks: 100 a picture, about what real weights propose for a photograph
+)
+LOGIT = 20.0  # of a mask inside, and minus it outside: sharp enough to be stable
 NOUN = "tree"  # of a task that names none, so that the segmenter is timed too
 
 
@@ -47,7 +52,7 @@ def run(config: Config) -> Result:
         torch.manual_seed(0)
         clip = random_clip(device)
         sam = sam_model_registry["vit_h"](checkpoint=None).to(device).eval().requires_grad_(False)
-        config = with_masks_let_through(config, sam, pairs[0].images["input"])
+        propose_blocks(sam)
     scorer = ClipScorer(config.scorer, device, clip)
     segmenter = Segmenter(config.segmenter, scorer, device, sam)
 
@@ -82,24 +87,32 @@ def random_clip(device: torch.device) -> tuple[Any, Any]:
     return network.eval().requires_grad_(False), open_clip.get_tokenizer("ViT-L-14")
 
 
-def with_masks_let_through(config: Config, sam: Any, image_HWC: np.ndarray) -> Config:
-    """The configuration with limits that let the best MASKS_WANTED masks of this picture through.
+def propose_blocks(sam: Sam) -> None:
+    """Let a Sam of random weights propose BLOCKS x BLOCKS masks of a square picture, in any arithmetic.
 
-    Random weights would pass no limit that is meant for trained ones. What they predict of their masks
-    is nearly one number, within the rounding of bfloat16, so that no limit would hold there: the
-    layer that predicts is scaled, in place, until the masks of this picture deviate by 1 from a mean of 10.
+    By themselves all of its masks have the box of the whole picture, of which one stays, and rounding
+    decides whether its score passes a limit. Its networks still do all their work; then their answer
+    for a point is replaced: the first mask is the block of the picture in which the point lies, and
+    the only one with a score that passes.
     """
-    points = config.segmenter.points_per_side
-    unlimited = SamAutomaticMaskGenerator(sam, points, pred_iou_thresh=-1e9, stability_score_thresh=-1.0)
-    ious_M = np.array([proposal["predicted_iou"] for proposal in unlimited.generate(image_HWC)])
-    mean = ious_M.mean()
-    deviation = max(ious_M.std(), 1e-9)
-    last = sam.mask_decoder.iou_prediction_head.layers[-1]
-    last.weight /= deviation
-    last.bias.copy_((last.bias - mean) / deviation + 10)
-    lowest = np.sort((ious_M - mean) / deviation + 10)[-MASKS_WANTED:][0]
-    segmenter = replace(config.segmenter, min_predicted_iou=lowest - 1e-3, min_stability=-1.0)
-    return replace(config, segmenter=segmenter)
+    points: list[Tensor] = []
+
+    def remember(_module: nn.Module, _inputs: object, named: dict[str, Any]) -> None:
+        coordinates_P12, _labels = named["points"]
+        points[:] = [coordinates_P12[:, 0]]
+
+    def answer(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        low_P3HW, iou_P3 = output
+        block_P2 = (points[0] / sam.image_encoder.img_size * BLOCKS).long()  # across and down
+        side = low_P3HW.shape[-1]
+        block_S = torch.arange(side, device=low_P3HW.device) * BLOCKS // side  # of a column, and of a row
+        inside_PS2 = block_S[None, :, None] == block_P2[:, None]
+        mask_PHW = inside_PS2[:, :, None, 1] & inside_PS2[:, None, :, 0]
+        low_P3HW = torch.where(mask_PHW[:, None], LOGIT, -LOGIT).expand_as(low_P3HW)
+        return low_P3HW, torch.eye(3, device=iou_P3.device)[0].expand_as(iou_P3)
+
+    sam.prompt_encoder.register_forward_pre_hook(remember, with_kwargs=True)
+    sam.mask_decoder.register_forward_hook(answer)
 
 
 def scene_pairs(count: int, side: int) -> list[Pair]:
