@@ -163,6 +163,7 @@ class _Folder:
         from transformers import CLIPTokenizer
 
         folder = self.path / "tokenizer"
+        _refuse_missing_vocabulary(folder, self.key)
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
@@ -192,6 +193,16 @@ class _Folder:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.key} has a safety checker and no feature_extractor: {advice}") from error
         return network, extractor
+
+
+def _refuse_missing_vocabulary(folder: Path, key: str) -> None:
+    """UserError for a tokenizer without its words: transformers would make one of a few entries."""
+    names = {file.name for file in folder.glob("*")}
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+        raise UserError(
+            f"{key}: tokenizer does not load: {folder} has neither vocab.json and merges.txt nor "
+            "tokenizer.json: fetch them"
+        )
 
 
 def weight_files(folder: Path) -> tuple[list[Path], str | None]:
@@ -224,7 +235,9 @@ def _from_single_file(path: Path, config: TeacherConfig, dtype: str) -> Parts:
             f"configurations, scheduler and tokenizer it takes (no weights are needed there); or {CONVERT}"
         )
     refuse_broken_files(path, key)
-    options = {"config": str(local_model(config.config, "teacher.config")), "local_files_only": True}
+    family = local_model(config.config, "teacher.config")
+    _refuse_missing_vocabulary(family / "tokenizer", f"teacher.config={config.config}")
+    options = {"config": str(family), "local_files_only": True}
     no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
     networks = {}

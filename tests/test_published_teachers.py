@@ -216,6 +216,10 @@ def lose_the_tokenizer(folder):
     shutil.rmtree(folder / "tokenizer")
 
 
+def lose_the_words(folder):
+    (folder / "tokenizer" / "vocab.json").unlink()
+
+
 def no_scheduler(folder):
     change_json(folder / "scheduler" / "scheduler_config.json", _class_name="Unheard")
 
@@ -245,6 +249,7 @@ REFUSED = {
     lose_the_text_encoder: r"has no text_encoder/config.json: it is no whole Stable Diffusion folder",
     lose_the_checker: r"no safety_checker/config.json: fetch it, or .*generate.safety_checker=false",
     lose_the_tokenizer: r"tokenizer does not load",
+    lose_the_words: r"tokenizer does not load: .* has neither vocab.json and merges.txt nor tokenizer.json",
     no_scheduler: r"diffusers has no scheduler 'Unheard'",
     predicts_samples: r"prediction_type sample; epsilon and v_prediction are known",
     second_text_encoder: r"is a model of another family",
