@@ -108,11 +108,24 @@ def from_transformers(
         return network
 
     try:
-        return loaded(key, load), processor_class.from_pretrained(folder, local_files_only=True)
+        network = loaded(key, load)
+        processor = processor_class.from_pretrained(folder, local_files_only=True)
+        _refuse_missing_vocabulary(folder, processor, origin, advice)
+        return network, processor
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"{origin} does not load ({first_line(error)}): {advice}") from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+
+
+def _refuse_missing_vocabulary(folder: Path, processor: Any, origin: str, advice: str) -> None:
+    """UserError for a tokenizer without its words: transformers makes one of a few entries then."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    names = dict(getattr(tokenizer, "vocab_files_names", {}))
+    whole = names.pop("tokenizer_file", "tokenizer.json")
+    missing = sorted(name for name in names.values() if not (folder / name).is_file())
+    if missing and not (folder / whole).is_file():
+        raise UserError(f"{origin}: {folder} has neither {whole} nor {missing[0]}, the words: {advice}")
 
 
 def first_line(error: BaseException) -> str:

@@ -242,6 +242,15 @@ def test_a_blip_for_retrieval_writes_no_captions(tmp_path):
         blip_captioner(str(tmp_path / "blip"), torch.device("cpu"))
 
 
+def test_a_blip_without_its_words_is_refused(tmp_path):
+    tiny_blip(tmp_path / "blip")
+    blip_captioner(str(tmp_path / "blip"), torch.device("cpu"))
+    for name in ("vocab.txt", "tokenizer.json"):
+        (tmp_path / "blip" / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"source.captioner=.* has neither tokenizer.json nor vocab.txt"):
+        blip_captioner(str(tmp_path / "blip"), torch.device("cpu"))
+
+
 def test_a_blip_in_float16_is_computed_in_float32(tmp_path):
     tiny_blip(tmp_path / "blip")
     file = tmp_path / "blip" / "model.safetensors"
