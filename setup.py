@@ -7,7 +7,7 @@ REQUIREMENTS = [
     "braceexpand>=0.1.7",
     "diffusers>=0.40",  # from_pretrained(dtype=...) of a pipeline
     "jinja2>=3.1",  # the report page; PyTorch brings it anyway
-    "kornia>=0.7.3",
+    "kornia>=0.8.2",  # otsu_threshold
     "lpips==0.1.4",
     "fsspec>=2024.2",  # tars behind an address
     "numpy>=1.26",

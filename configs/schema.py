@@ -152,6 +152,12 @@ class Edit:
         "paper: as the paper has it; official: as the reference code, value by value (docs/generate.md)",
         choices=("paper", "official"),
     )
+    keep: float = option(
+        0.0,
+        "where the edit changes less than this share of a threshold that it finds, the input itself stays: "
+        "0.8 for an object or a season, 0 (nowhere) for a style of the whole picture",
+        at_least=0,
+    )
 
 
 @dataclass
@@ -293,9 +299,12 @@ class Distill:
     lpips_crop: int = option(
         0, "side of the random window LPIPS looks at, pixels, from 16; 0: the whole image", at_least=0
     )
+    style: float = option(
+        0.0, "weight of the style loss (Gram matrices of VGG16's features); 0: none, 2: sharper", at_least=0
+    )
     adversarial: float = option(
         0.0,
-        "how hard the adversary pulls at the picture, L1 + LPIPS being 1; 0: none, .5: sharper",
+        "how hard the adversary pulls at the picture, the other losses being 1; 0: none, .5: sharper",
         at_least=0,
     )
     ema_half_life_images: int = option(
@@ -353,13 +362,24 @@ class Generator:
     mapping_layers: int = option(8, "layers of the mapping network", at_least=0)
     dropout: float = option(0.5, "dropout on the global code while training", at_least=0, below=1)
     separable: bool = option(False, "depthwise-separable convolutions")
+    patch: int = option(
+        1, "pixels a side of what one place of the finest layer reads and writes; 2: far faster", at_least=1
+    )
+    rgb_skips: bool = option(
+        True, "an image at every resolution, upsampled and added; else at the last alone"
+    )
     width: float = option(1.0, "factor on all channels, w_dim and code_dim", above=0)
 
 
 @dataclass
 class Export:
-    """distill/export.py: what it writes beside generator.safetensors and generator.onnx."""
+    """distill/export.py: of which checkpoint, and what beside generator.safetensors and generator.onnx."""
 
+    checkpoint: str = option(
+        "newest",
+        "newest; best: of those whose validation LPIPS is within 3 % of the lowest, the sharpest",
+        choices=("newest", "best"),
+    )
     formats: list[str] = option(
         ["float", "fp16", "int8", "pt2"],
         "further formats; docs/distill.md says what each is",

@@ -6,7 +6,7 @@
         state.json    counters, settings, bytes and SHA-256 of the other files; written last
 
 A checkpoint is written under a temporary name and then renamed. Older ones are removed only
-afterwards.
+afterwards, all but the newest KEEP and the best (distill/validation.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from configs.runs import changes
 from models.comodgan import CoModGenerator
 
 KEEP = 2  # the newest, and the one before it, should the newest turn out to be damaged
+DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged one raises
 
 Tensors = dict[str, torch.Tensor]  # by name, as in one .safetensors file
 
@@ -53,10 +54,17 @@ class Checkpoint:
         return generator
 
 
-def save(folder: Path, images: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> Path:
-    """Write <folder>/<images> and return its path; of it and those before it, keep the newest KEEP.
+def save(
+    folder: Path,
+    images: int,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Tensors],
+    choose_best: Callable[[Collection[int]], int | None] = lambda _: None,
+) -> Path:
+    """Write <folder>/<images> and return its path. Of all until then the newest KEEP stay, and the best.
 
-    state: JSON values for state.json. tensors: by file. The caller holds the run's lock.
+    state: JSON values for state.json. tensors: by file. choose_best: of numbers of images the one whose
+    checkpoint is best. The caller holds the run's lock.
     UserError, with the earlier checkpoints untouched, where the disk has no room.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +90,7 @@ def save(folder: Path, images: int, state: Mapping[str, Any], tensors: Mapping[s
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _remove_others(path)
+    _remove_others(path, choose_best)
     return path
 
 
@@ -96,6 +104,11 @@ def saved(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("[0-9]*/state.json"))
 
 
+def images_of(path: Path) -> int:
+    """After how many images this checkpoint was written."""
+    return int(path.name)
+
+
 def newest(folder: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint; None where there is no checkpoint at all.
 
@@ -106,15 +119,25 @@ def newest(folder: Path) -> Checkpoint | None:
     for path in reversed(paths):
         try:
             return read_checkpoint(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             print(f"warning: {path} is damaged ({error}); trying the one before it", file=sys.stderr)
     if paths:
         raise UserError(f"{folder}: every checkpoint is damaged; delete the folder to start anew")
     return None
 
 
+def read_or_refuse(path: Path) -> Checkpoint:
+    """The checkpoint in this folder; UserError if it is damaged."""
+    try:
+        return read_checkpoint(path)
+    except DAMAGE as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it, or take export.checkpoint=newest"
+        ) from error
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in this folder; ValueError, KeyError, TypeError or OSError if it is damaged."""
+    """The checkpoint in this folder; one of DAMAGE if it is damaged."""
     state = json.loads((path / "state.json").read_text())
     tensors = {}
     for name, expected in state["files"].items():
@@ -164,16 +187,16 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Tensors]) -> dict[str, di
     return fingerprints
 
 
-def _remove_others(newest_path: Path) -> None:
-    """Remove all checkpoints but the newest KEEP up to this one.
+def _remove_others(newest_path: Path, choose_best: Callable[[Collection[int]], int | None]) -> None:
+    """Remove all checkpoints but the best and the newest KEEP up to this one.
 
     Those of a higher number are damaged, or from before training went on from an earlier one.
     """
     paths = saved(newest_path.parent)
-    end = paths.index(newest_path) + 1
-    kept = paths[max(0, end - KEEP) : end]
+    until = paths[: paths.index(newest_path) + 1]
+    best = choose_best([images_of(path) for path in until])
     for path in paths:
-        if path not in kept:
+        if path not in until[-KEEP:] and images_of(path) != best:
             shutil.rmtree(path)
 
 

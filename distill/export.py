@@ -1,5 +1,4 @@
-"""Export the newest checkpoint's averaged weights: a generator that needs nothing of this
-repository.
+"""Export a checkpoint's averaged weights: a generator that needs nothing of this repository.
 
   python distill/export.py task=tree2winter
 
@@ -53,9 +52,13 @@ def plan(config: Config) -> dict[str, Any]:
     """What --dry-run prints."""
     from distill.checkpoints import saved
 
-    checkpoints = saved(run_dir(config) / "train" / "checkpoints")
+    train_dir = run_dir(config) / "train"
+    paths = saved(train_dir / "checkpoints")
+    best = best_path(train_dir) if config.export.checkpoint == "best" else None
+    if best is not None:
+        paths.append(best)
     return {
-        "checkpoint": checkpoints[-1] if checkpoints else "none yet: run distill/train.py",
+        "checkpoint": paths[-1] if paths else "none yet: run distill/train.py",
         "folder": run_dir(config) / "export",
     }
 
@@ -114,7 +117,7 @@ class Trained:
 
 
 def load(config: Config) -> Trained:
-    """The newest checkpoint's averaged weights, and inputs of the pairs.
+    """The averaged weights of export.checkpoint, and inputs of the pairs.
 
     UserError without a checkpoint, and for one of sampled latents, as earlier versions had them.
     """
@@ -123,7 +126,11 @@ def load(config: Config) -> Trained:
     from distill import checkpoints, pairs
 
     train_dir = run_dir(config) / "train"
-    checkpoint = checkpoints.newest(train_dir / "checkpoints")
+    best = best_path(train_dir) if config.export.checkpoint == "best" else None
+    if best is None:
+        checkpoint = checkpoints.newest(train_dir / "checkpoints")
+    else:
+        checkpoint = checkpoints.read_or_refuse(best)
     if checkpoint is None:
         raise UserError(
             f"{train_dir} has no checkpoint: run distill/train.py with the same task= and teacher= first"
@@ -156,6 +163,18 @@ def load(config: Config) -> Trained:
         held_out_BHWC=_inputs(held_out[:CHECKED_PICTURES], generator.config["resolution"]),
         calibration_BHWC=_inputs(training[:CALIBRATION_PICTURES], generator.config["resolution"]),
     )
+
+
+def best_path(train_dir: Path) -> Path | None:
+    """The best checkpoint of a training, as validation.best_of has it; None where there is none."""
+    from distill import checkpoints
+    from distill.runlog import METRICS, read_metrics
+    from distill.validation import best_of
+
+    folder = train_dir / "checkpoints"
+    candidates = [checkpoints.images_of(path) for path in checkpoints.saved(folder)]
+    best = best_of(read_metrics(train_dir / METRICS), candidates)
+    return None if best is None else checkpoints.path_of(folder, best)
 
 
 def _inputs(locations: Sequence[PairLocation], side: int) -> np.ndarray:

@@ -1,8 +1,10 @@
 """What training minimises.
 
 The distillation loss of Parmar et al. (2023), section 3.4: L1 + LPIPS between the generator's picture and
-the teacher's edit. Both average what the teacher does differently from pair to pair, which is soft; an
-adversary on the features that LPIPS computes (models/critic.py) asks for one sharp edit instead.
+the teacher's edit. Both average what the teacher does differently from pair to pair, which is soft. The style
+loss asks for as much texture as the teacher's edit has, wherever it lies, which keeps pictures crisp where
+places cannot be foretold (Sajjadi et al. 2017; Reda et al. 2022). An adversary (models/critic.py) asks for an
+edit that could be the teacher's. Both see the features that LPIPS computes anyway.
 
 Images are in [-1, 1]. B batch, C channels, H W pixels or places.
 """
@@ -39,8 +41,9 @@ class Views:
 
 
 class DistillationLoss:
-    """L1 + distill.lpips * LPIPS, with an adversary + its balanced loss. A further loss is a term here and a
-    weight in Distill.
+    """L1 + distill.lpips * LPIPS + distill.style * style, with an adversary + its balanced loss.
+
+    A further loss is a term here and a weight in Distill.
     """
 
     def __init__(self, settings: Distill, perceptual: Perceptual, adversary: Adversary | None) -> None:
@@ -50,7 +53,7 @@ class DistillationLoss:
 
     def look(self, input_BCHW: torch.Tensor, fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor) -> Views:
         """The features of one random window of distill.lpips_crop pixels, the same in all."""
-        if self.settings.lpips == 0 and self.adversary is None:
+        if self.settings.lpips == 0 and self.settings.style == 0 and self.adversary is None:
             return Views((), (), ())
         images = (fake_BCHW.float(), edit_BCHW, input_BCHW)
         fake_BCHW, edit_BCHW, input_BCHW = same_window(images, self.settings.lpips_crop)
@@ -63,9 +66,9 @@ class DistillationLoss:
     def __call__(
         self, fake_BCHW: torch.Tensor, edit_BCHW: torch.Tensor, views: Views, step: int
     ) -> dict[str, torch.Tensor]:
-        """Scalars 'l1', 'lpips' (0 where its weight is 0), 'adversarial', and 'loss', their weighted sum.
+        """Scalars 'l1', 'lpips' (0 where its weight is 0), and 'loss', the weighted sum of all.
 
-        Without an adversary there is no 'adversarial'.
+        With a weight also 'style', with an adversary 'adversarial'.
         fake_BCHW: the generator's edits; edit_BCHW: the teacher's; views: of these.
         """
         weight = self.settings.lpips
@@ -73,6 +76,9 @@ class DistillationLoss:
         if weight > 0:
             losses["lpips"] = self.perceptual.distance(views.fake, views.edit).mean()
         loss = losses["l1"] + weight * losses["lpips"]
+        if self.settings.style > 0:
+            losses["style"] = self.perceptual.style(views.fake, views.edit).mean()
+            loss = loss + self.settings.style * losses["style"]
         if self.adversary is not None:
             losses["adversarial"] = self.adversary.generator_loss(views)
             if step % BALANCE_EVERY == 0:
@@ -107,8 +113,8 @@ def window_starts(side: int, crop: int) -> list[int]:
 class Adversary:
     """Hinge losses (Lim and Ye 2017) of the generator and of a critic of its features.
 
-    The critic's balance is the ratio of two norms, of the gradients of L1 + LPIPS and of the adversarial
-    loss by the generator's pictures: times it, the second pulls as hard as the first.
+    The critic's balance is the ratio of two norms, of the gradients of all other losses and of the
+    adversarial one by the generator's pictures: times it, the second pulls as hard as the first.
 
     autocast: makes the context in which the logits are computed. mean: averages a number over the
     processes.

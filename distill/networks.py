@@ -15,6 +15,7 @@ from configs.schema import Config
 from distill.checkpoints import Checkpoint
 from distill.ema import EMA
 from distill.formats import read_generator
+from distill.growth import can_grow, grow
 from models.comodgan import CoModGenerator, make_generator
 from models.critic import Critic
 
@@ -77,18 +78,17 @@ def trained_parameters(generator: CoModGenerator, critic: Critic | None) -> dict
 
 
 def load_initial_weights(generator: CoModGenerator, path: Path) -> None:
-    """Fill the generator from an exported generator.safetensors.
+    """Fill the generator from an exported generator.safetensors, of its own size or smaller.
 
-    UserError where it is no such file, or where its configuration differs in more than dropout,
-    which no weight depends on.
+    UserError where it is no such file, or one of a generator that this one cannot begin as.
     """
     exported, _ = read_generator(path)
-    if exported.config | {"dropout": 0} != generator.config | {"dropout": 0}:
+    if not can_grow(exported, generator):
         raise UserError(
             f"{path} was made with {exported.config}, this run's generator is {generator.config}: "
             "set generator.* to match, or distill.init= to start anew"
         )
-    generator.load_state_dict(exported.state_dict())
+    grow(exported, generator)
 
 
 def checkpoint_tensors(

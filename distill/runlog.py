@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+METRICS = "metrics.jsonl"  # in <run>/train
 LOG_EVERY_S = 10.0  # seconds from one line of progress to the next
 TITLES = {"l1": "L1", "lpips": "LPIPS", "psnr": "PSNR"}  # of losses and metrics in a line of progress
 
@@ -34,7 +35,7 @@ class RunLog:
         folder: <run>/train. images: seen so far.
         """
         self.accelerator = accelerator
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         self.batch = config.distill.batch
         self.last_image = config.distill.images
         accelerator.init_trackers(config.task.name)

@@ -25,7 +25,7 @@ from configs.errors import UserError
 from configs.files import digest, exclusive, model_files, write_json
 from configs.runs import FREE_FOR_ALL, run_dir, settings_of, training_side
 from configs.schema import Config, Distill
-from distill.runlog import RunLog, tracker_names
+from distill.runlog import METRICS, RunLog, read_metrics, tracker_names
 
 if TYPE_CHECKING:
     import torch
@@ -293,13 +293,16 @@ def save(training: Training, made_with: dict[str, Any], steps: int) -> Path:
     """Write a checkpoint after so many steps, all processes waiting for the main one; returns its path."""
     from distill import checkpoints
     from distill.networks import checkpoint_tensors
+    from distill.validation import best_of
 
     networks = training.networks
     images = steps * training.config.distill.batch
     folder = training.folder / "checkpoints"
     if training.accelerator.is_main_process:
         state = {"made_with": made_with, "generator": networks.generator.config, "step": steps}
-        checkpoints.save(folder, images, state, checkpoint_tensors(networks, training.optimizer))
+        tensors = checkpoint_tensors(networks, training.optimizer)
+        choose_best = partial(best_of, read_metrics(training.folder / METRICS))
+        checkpoints.save(folder, images, state, tensors, choose_best)
     training.accelerator.wait_for_everyone()
     return checkpoints.path_of(folder, images)
 

@@ -5,8 +5,10 @@ Images are in [-1, 1]. B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +23,7 @@ from models.pictures import HALF_RANGE, sharpness
 MAX_PAIRS = 64
 GRID_ROWS = 8  # of the sample sheet; a row is input, teacher's edit, generator's edit
 LEAST_SHARPNESS = 1e-6  # of edits that are blank
+NEAR_ENOUGH = 1.03  # times the lowest LPIPS of all validations: what the best checkpoint may have
 LEAST_SQUARED_ERROR = 1e-10  # so that PSNR of equal images is 100 dB and not infinite
 
 
@@ -79,3 +82,21 @@ def metrics(
         "sharpness": sharpness(HALF_RANGE * (fake_BCHW + 1)),
         "sharpness of the edits": sharpness(HALF_RANGE * (edit_BCHW + 1)),
     }
+
+
+def best_of(entries: Sequence[Mapping[str, Any]], candidates: Collection[int]) -> int | None:
+    """Of checkpoints after so many images the best by what validation said of each, None if it said nothing.
+
+    It is the sharpest of those whose LPIPS is within 3 % of the lowest there was. LPIPS alone prefers the
+    softest of an adversary's checkpoints, sharpness alone one that has collapsed. No edit is better for
+    being sharper than the teacher's. entries: lines of metrics.jsonl.
+    """
+    validations = [entry for entry in entries if entry["kind"] == "validation"]
+    lowest = min((entry["lpips"] for entry in validations), default=0.0)
+
+    def rank(entry: Mapping[str, Any]) -> tuple[bool, float, float]:
+        is_near = entry["lpips"] <= NEAR_ENOUGH * lowest
+        return is_near, min(entry["sharpness"], 1.0) if is_near else 0.0, -entry["lpips"]
+
+    known = [entry for entry in validations if entry["images"] in candidates]
+    return max(known, key=rank)["images"] if known else None

@@ -22,6 +22,7 @@ from generate.guidance import Texts, count_guided, edit_in_lockstep
 from generate.inversion import Inverted, invert, steps_upwards
 from generate.official import edit_as_published, official_steps_upwards
 from generate.prompt_to_prompt import align_tokens, edit_by_replacing
+from generate.unchanged import keep_unchanged
 from models.teacher import Teacher
 
 
@@ -148,11 +149,13 @@ class Editor:
                 self.teacher, self.schedule, noise_BChw, texts, self.guidance, follow_reference, start.maps
             )
 
-        # 4. Pictures of the latents.
+        # 4. Pictures of the latents; the input where the edit leaves it alone.
         made = {"edit": edit_BChw}
         if follow_reference:
             made["input" if synthetic else "reconstruction"] = reference_BChw
         pictures = {name: self.teacher.decode(latent_BChw) for name, latent_BChw in made.items()}
+        before_BCHW = pictures["input"] if image_BCHW is None else image_BCHW.to(pictures["edit"].device)
+        pictures["edit"] = keep_unchanged(before_BCHW, pictures["edit"], self.config.edit.keep)
         latents = {} if input_BChw is None else {"input": input_BChw}
         return Edited(pictures, latents | {"inverted": noise_BChw} | made, start.noises())
 

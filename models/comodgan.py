@@ -1,16 +1,16 @@
 """The distilled generator: Co-Mod-GAN (Zhao et al. 2021), image in, edited image out, one pass.
 
-    image -> Encoder -> feature maps of every resolution, and one global code
+    image -> Encoder -> feature maps of every resolution, and one global code  (a place: P x P pixels)
     z -> mapping network -> w
     [w, code] -> a scale for every channel of every layer (co-modulation)
     code -> 4 x 4 pixels -> at every resolution: up, add the feature map, modulated convolution, ToRGB
-    the images of ToRGB, upsampled and added -> edited image
+    the images of ToRGB, upsampled and added -> edited image  (or that of the last ToRGB alone)
 
 It is a StyleGAN2 synthesis network (Karras et al. 2020) whose styles come from the latent *and*
 from the encoder. Written from the papers and their published facts, not from the reference code.
 
 Shapes: B batch, C channels (I input, O output), H W pixels, N = H W, S style width, D width of a
-vector, K kernel side, L layers of one shape.
+vector, K kernel side, L layers of one shape, P patch side.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from models.layers import (
     Dense,
     Depthwise,
     EqualizedWeight,
+    FromRGB,
     Upsample,
     cast_like,
     channel_widths,
@@ -162,15 +163,18 @@ class SynthesisLayer(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Modulated 1 x 1 convolution to an image, without demodulation."""
+    """Modulated 1 x 1 convolution to an image, without demodulation: P x P pixels of each place."""
 
-    def __init__(self, inputs: int, style: int) -> None:
+    def __init__(self, inputs: int, style: int, patch: int) -> None:
         super().__init__()
-        self.conv = ModulatedConv(inputs, 3, style, kernel=1)
-        self.bias = nn.Parameter(torch.zeros(3))
+        self.conv = ModulatedConv(inputs, 3 * patch**2, style, kernel=1)
+        self.bias = nn.Parameter(torch.zeros(3 * patch**2))
+        self.patch = patch
 
     def forward(self, x_BIHW: Tensor, scale_BI: Tensor) -> Tensor:
-        return self.conv(x_BIHW, scale_BI, None) + self.bias[:, None, None]  # B x 3 x H x W
+        """B x 3 x PH x PW."""
+        rgb_BCHW = self.conv(x_BIHW, scale_BI, None) + self.bias[:, None, None]
+        return rgb_BCHW if self.patch == 1 else F.pixel_shuffle(rgb_BCHW, self.patch)
 
 
 # ---- networks ----
@@ -179,12 +183,14 @@ class ToRGB(nn.Module):
 class Encoder(nn.Module):
     """The input image as feature maps of every resolution and one global code.
 
-    sides: of the feature maps, from 4 pixels to the image's. widths: their channels.
+    sides: of the feature maps, from 4 places to those of the image's patches. widths: their channels.
     """
 
-    def __init__(self, sides: list[int], widths: list[int], code_dim: int, separable: bool) -> None:
+    def __init__(
+        self, sides: list[int], widths: list[int], code_dim: int, separable: bool, patch: int
+    ) -> None:
         super().__init__()
-        self.from_rgb = Conv(3, widths[-1], kernel=1)
+        self.from_rgb = FromRGB(widths[-1], patch)
         self.skips = nn.ModuleList()
         for width in widths:
             self.skips.append(Conv(width, width, separable=separable))
@@ -194,11 +200,11 @@ class Encoder(nn.Module):
         self.code = Dense(widths[0] * sides[0] ** 2, code_dim)
 
     def forward(self, image_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The feature maps, that of 4 x 4 pixels first, and the code B x D before its dropout.
+        """The feature maps, that of 4 x 4 places first, and the code B x D before its dropout.
 
         The feature map of a level is B x widths[level] x sides[level] x sides[level].
         """
-        x_BCHW = self.from_rgb(image_BCHW)  # B x widths[-1] x H x W
+        x_BCHW = self.from_rgb(image_BCHW)  # B x widths[-1] x sides[-1] x sides[-1]
         features = []
         for level in reversed(range(len(self.skips))):
             x_BCHW = self.skips[level](x_BCHW)  # B x widths[level] x sides[level] x sides[level]
@@ -230,9 +236,11 @@ class CoModGenerator(nn.Module):
         dropout: float = 0.5,
         separable: bool = False,
         width: float = 1.0,
+        patch: int = 1,
+        rgb_skips: bool = True,
     ) -> None:
         super().__init__()
-        _refuse_bad_sizes(resolution, width, w_dim, code_dim)
+        _refuse_bad_sizes(resolution, patch, width, w_dim, code_dim)
         self.config: dict[str, Any] = {
             "resolution": resolution,
             "channel_base": channel_base,
@@ -244,13 +252,16 @@ class CoModGenerator(nn.Module):
             "dropout": dropout,
             "separable": separable,
             "width": width,
+            "patch": patch,
+            "rgb_skips": rgb_skips,
         }
-        sides = [2**power for power in range(2, resolution.bit_length())]  # 4, 8, ..., resolution
+        finest = resolution // patch
+        sides = [2**power for power in range(2, finest.bit_length())]  # 4, 8, ..., finest
         widths = channel_widths(sides, round(width * channel_base), round(width * channel_max))
         w_dim = round(width * w_dim)
         code_dim = round(width * code_dim)
         style = w_dim + code_dim
-        self.encoder = Encoder(sides, widths, code_dim, separable)
+        self.encoder = Encoder(sides, widths, code_dim, separable, patch)
         self.mapping = nn.Sequential()
         for layer in range(mapping_layers):
             inputs = z_dim if layer == 0 else w_dim
@@ -262,7 +273,9 @@ class CoModGenerator(nn.Module):
         self.layers = nn.ModuleList()
         for channels in widths:
             self.layers.append(SynthesisLayer(channels, channels, style, separable=separable))
-        self.to_rgb = nn.ModuleList([ToRGB(channels, style) for channels in widths])
+        self.to_rgb = nn.ModuleList()  # of every resolution, or of the last alone
+        for channels in widths if rgb_skips else widths[-1:]:
+            self.to_rgb.append(ToRGB(channels, style, patch))
         self.rgb_upsample = Upsample()
 
     def forward(self, image_BCHW: Tensor, z_BD: Tensor | None = None) -> Tensor:
@@ -284,19 +297,22 @@ class CoModGenerator(nn.Module):
         factors = self._factors(scales)  # by layer, B x O
 
         first = self.layers[0]
-        to_rgb = self.to_rgb[0]
         x_BCHW = self.start(code_BD).view_as(features[0]) + features[0]  # B x C x 4 x 4
         x_BCHW = first(x_BCHW, scales[first], factors[first], noise)  # the shape stays
-        rgb_BCHW = to_rgb(x_BCHW, scales[to_rgb])  # B x 3 x 4 x 4
+        rgb_BCHW = None
+        if self.config["rgb_skips"]:
+            rgb_BCHW = self.to_rgb[0](x_BCHW, scales[self.to_rgb[0]])  # B x 3 x 4P x 4P
         for level in range(1, len(self.layers)):
             up = self.ups[level - 1]
             layer = self.layers[level]
-            to_rgb = self.to_rgb[level]
             x_BCHW = up(x_BCHW, scales[up], factors[up], noise)  # B x C x 2H x 2W
             x_BCHW = x_BCHW + features[level]  # the shape stays
             x_BCHW = layer(x_BCHW, scales[layer], factors[layer], noise)  # the shape stays
-            colour_BCHW = to_rgb(x_BCHW, scales[to_rgb])  # B x 3 x 2H x 2W
-            rgb_BCHW = self.rgb_upsample(rgb_BCHW) + colour_BCHW  # B x 3 x 2H x 2W
+            if rgb_BCHW is not None:
+                to_rgb = self.to_rgb[level]
+                rgb_BCHW = self.rgb_upsample(rgb_BCHW) + to_rgb(x_BCHW, scales[to_rgb])  # B x 3 x 2PH x 2PW
+        if rgb_BCHW is None:
+            rgb_BCHW = self.to_rgb[-1](x_BCHW, scales[self.to_rgb[-1]])
         return rgb_BCHW
 
     def _scales(self, w_BD: Tensor, code_BD: Tensor) -> dict[nn.Module, Tensor]:
@@ -364,11 +380,15 @@ class CoModGenerator(nn.Module):
         return self
 
 
-def _refuse_bad_sizes(resolution: int, width: float, w_dim: int, code_dim: int) -> None:
+def _refuse_bad_sizes(resolution: int, patch: int, width: float, w_dim: int, code_dim: int) -> None:
     if resolution < 16 or resolution & (resolution - 1):
         raise UserError(
             f"distill.resolution={resolution}: the generator is made for 16, 32, 64, 128, 256, 512 or 1024 "
             "pixels"
+        )
+    if patch & (patch - 1) or resolution // patch < 8:
+        raise UserError(
+            f"generator.patch={patch}: a power of two, at most an eighth of the picture's {resolution} pixels"
         )
     if min(width * w_dim, width * code_dim) < 1:
         raise UserError(

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from models.perceptual import FEATURE_SCALES
+
 CHANNELS = (64, 128, 256, 512)  # of VGG16's relu1_2, relu2_2, relu3_3 and relu4_3
 STRIDES = (2, 2, 1, 1)  # of a head's first convolution: the fine maps have many places
-# Root mean square of these features over photographs and scenes of 128 and 256 pixels: a head sees about 1.
-SCALES = (1.4, 2.7, 4.0, 2.2)
 WIDTH = 48
 SLOPE = 0.2  # of the leaky rectifiers
 
@@ -33,7 +33,7 @@ class Critic(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(
             Head(channels, stride, scale)
-            for channels, stride, scale in zip(CHANNELS, STRIDES, SCALES, strict=True)
+            for channels, stride, scale in zip(CHANNELS, STRIDES, FEATURE_SCALES, strict=True)
         )
         # What the adversarial loss is multiplied by; distill/losses.py measures it as training goes on.
         self.register_buffer("balance", torch.zeros(()))

@@ -143,35 +143,51 @@ class Depthwise(nn.Module):
         return F.conv2d(x_BCHW, self.weight(), padding=1, groups=x_BCHW.shape[1])
 
 
+class FromRGB(nn.Module):
+    """A picture cut into patches of P x P pixels, each projected to the channels of one place.
+
+    A convolution of kernel and stride P, with bias and leaky ReLU; with P 1 it is StyleGAN2's.
+    """
+
+    def __init__(self, outputs: int, patch: int) -> None:
+        super().__init__()
+        self.weight = EqualizedWeight(outputs, 3, patch, patch, gain=GAIN)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.patch = patch
+        self.as_sums = False  # see CoModGenerator.write_as_sums
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """B x O x H/P x W/P."""
+        weight_O3PP = self.weight()
+        bias_O = self.bias * GAIN
+        if self.as_sums and self.patch == 1:
+            y_BOHW = _sum_over_colours(image_B3HW, weight_O3PP, bias_O)
+        else:
+            y_BOHW = F.conv2d(image_B3HW, weight_O3PP, bias_O, self.patch)
+        return F.leaky_relu(y_BOHW, SLOPE)
+
+
 class Conv(nn.Module):
-    """Plain K x K convolution with bias and leaky ReLU; `down` blurs and halves the sides.
+    """Plain 3 x 3 convolution with bias and leaky ReLU; `down` blurs and halves the sides.
 
     `separable`: 3 x 3 depthwise and then 1 x 1; with `down` 1 x 1 alone, after a blur that halves
     the sides itself.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int = 3, down: bool = False, separable: bool = False
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, down: bool = False, separable: bool = False) -> None:
         super().__init__()
-        kernel = 1 if separable else kernel
+        kernel = 1 if separable else 3
         self.weight = EqualizedWeight(outputs, inputs, kernel, kernel, gain=GAIN)
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.depthwise = Depthwise(inputs) if separable and not down else nn.Identity()
         self.blur = Blur(padding=1 + kernel // 2, stride=2 if separable else 1) if down else nn.Identity()
         self.stride = 2 if down and not separable else 1
         self.padding = 0 if down else kernel // 2
-        self.as_sums = False  # see CoModGenerator.write_as_sums
 
     def forward(self, x_BIHW: Tensor) -> Tensor:
-        weight_OIKK = self.weight()
-        bias_O = self.bias * GAIN
-        if self.as_sums:
-            y_BOHW = _sum_over_colours(x_BIHW, weight_OIKK, bias_O)
-        else:
-            x_BIHW = self.blur(x_BIHW)  # with down: sides H + 1, or H / 2 where separable
-            x_BIHW = self.depthwise(x_BIHW)  # the shape stays
-            y_BOHW = F.conv2d(x_BIHW, weight_OIKK, bias_O, self.stride, self.padding)
+        x_BIHW = self.blur(x_BIHW)  # with down: sides H + 1, or H / 2 where separable
+        x_BIHW = self.depthwise(x_BIHW)  # the shape stays
+        y_BOHW = F.conv2d(x_BIHW, self.weight(), self.bias * GAIN, self.stride, self.padding)
         return F.leaky_relu(y_BOHW, SLOPE)  # B x O x H x W, with down B x O x H/2 x W/2
 
 

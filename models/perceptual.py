@@ -36,6 +36,8 @@ CONV_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 # The lpips package cuts vgg16().features into slice1 ... slice5; slice2 begins at layer 4, and so
 # on.
 SLICE_STARTS = (0, 4, 9, 16, 23)
+# Root mean square of relu1_2 to relu4_3 over photographs and scenes of 128 and 256 pixels.
+FEATURE_SCALES = (1.4, 2.7, 4.0, 2.2)
 
 
 class Perceptual(nn.Module):
@@ -64,6 +66,19 @@ class Perceptual(nn.Module):
         maps = self._distances(first, second)  # 5 of B x 1 x H x W
         means = [map_B1HW.mean((1, 2, 3)) for map_B1HW in maps]  # 5 of B
         return torch.stack(means).sum(0)
+
+    def style(self, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Distance in texture of each pair of images, shape B, from their features; its place does not count.
+
+        The mean absolute difference of the Gram matrices of relu1_2 to relu4_3 (Gatys et al. 2016, equations
+        3 to 5, which square it), summed over the layers, features brought to a mean square of about 1.
+        """
+        with torch.autocast(first[0].device.type, enabled=False):
+            distances = []
+            for a_BCHW, b_BCHW, scale in zip(first, second, FEATURE_SCALES, strict=False):
+                difference_BCC = gram(a_BCHW / scale) - gram(b_BCHW / scale)
+                distances.append(difference_BCC.abs().mean((1, 2)))
+        return torch.stack(distances).sum(0)
 
     def distance_map(self, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
         """LPIPS at each pixel, B x H x W of the images' size, from their features.
@@ -107,6 +122,12 @@ class Perceptual(nn.Module):
     def train(self, mode: bool = True) -> "Perceptual":
         """Stays in evaluation mode: the heads' dropout belongs to their calibration."""
         return super().train(False)
+
+
+def gram(feature_BCHW: torch.Tensor) -> torch.Tensor:
+    """The mean over all places of the products of two channels, B x C x C."""
+    feature_BCN = feature_BCHW.flatten(2)
+    return feature_BCN @ feature_BCN.mT / feature_BCN.shape[2]
 
 
 # Loading.

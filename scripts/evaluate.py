@@ -180,20 +180,24 @@ def variants(config: Config, table: str) -> dict[str, Config]:
             # Combinations that differ in nothing that the method uses have one name: they are one row.
             rows[name] = _of_held_out(variant, name)
     else:
-        for label, values in _paper_rows(table).items():
+        for label, values in _paper_rows(config, table).items():
             variant = with_values(config, values)
             rows[label] = _of_held_out(variant, edit_name(variant, list(values)))
     return rows
 
 
-def _paper_rows(table: str) -> dict[str, dict[str, Any]]:
-    """Name -> values of keys."""
+def _paper_rows(config: Config, table: str) -> dict[str, dict[str, Any]]:
+    """Name -> values of keys. The paper's methods keep nothing; a last row has the configured edit.keep."""
     rows: dict[str, dict[str, Any]] = {}
     if table == "table1":
         for strength in SDEDIT_STRENGTHS:
             rows[f"SDEdit {strength:g}"] = {"edit.method": "sdedit", "edit.strength": strength}
     for label, method in PAPER_ROWS[table].items():
         rows[label] = {"edit.method": method}
+    for values in rows.values():
+        values["edit.keep"] = 0.0
+    if config.edit.keep:
+        rows[f"pix2pix-zero, edit.keep={config.edit.keep:g}"] = {"edit.method": "pix2pix-zero"}
     return rows
 
 
@@ -242,7 +246,8 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
     rows = variants(config, table)
     judges = Judges(config, pick_device(config.device), masks=table != "sweep")
     edits = make_edits(rows, config.evaluate.scenes)
-    teacher = next((name for name, row in rows.items() if row.edit.method == "pix2pix-zero"), "")
+    guided = [name for name, row in rows.items() if row.edit.method == "pix2pix-zero"]
+    teacher = guided[0] if guided else ""
     translators = generators(config, edits.keys, edits.inputs_NHWC.shape[1])
 
     images = dict(edits.images)
@@ -267,8 +272,8 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
             of_sets = judges.set_network.distances(images[name], images[TRUTH])
             cells[name] |= without_interval({f"{key}_true": value for key, value in of_sets.items()})
     for name, translator in translators.items():
-        if teacher:
-            of_images, of_sets = judges.against_teacher(images[name], images[teacher])
+        if teacher:  # the last: with edit.keep where it is configured, as the generator's pairs are
+            of_images, of_sets = judges.against_teacher(images[name], images[guided[-1]])
             cells[name] |= averaged(of_images, config.seed) | without_interval(of_sets)
         seconds = generator_seconds(translator, resized(edits.inputs_NHWC[0], translator.side))
         cells[name] |= without_interval({"seconds": seconds})

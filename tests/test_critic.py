@@ -6,15 +6,15 @@ from torch import nn
 
 from configs.schema import Distill
 from distill.losses import BALANCE_KEPT, Adversary, DistillationLoss, Views, same_window
-from models.critic import CHANNELS, SCALES, Critic
-from models.perceptual import perceptual_loss
+from models.critic import CHANNELS, Critic
+from models.perceptual import FEATURE_SCALES, perceptual_loss
 
 
 def features(seed, batch=2, side=16):
     """Random ones of VGG16's sizes, on the scale of real ones."""
     torch.manual_seed(seed)
     levels = []
-    for level, (channels, scale) in enumerate(zip(CHANNELS, SCALES, strict=True)):
+    for level, (channels, scale) in enumerate(zip(CHANNELS, FEATURE_SCALES, strict=True)):
         levels.append(scale * torch.rand(batch, channels, side >> level, side >> level))
     return levels
 
@@ -50,7 +50,7 @@ def test_the_scales_are_those_of_real_pictures():
 
     image_BCHW = batch_of([render(scene(seed), Look(season="winter")) for seed in range(4)])
     with torch.no_grad():
-        for level_BCHW, scale in zip(perceptual_loss().features(image_BCHW), SCALES, strict=False):
+        for level_BCHW, scale in zip(perceptual_loss().features(image_BCHW), FEATURE_SCALES, strict=False):
             assert level_BCHW.square().mean().sqrt().item() == pytest.approx(scale, rel=0.3)
 
 

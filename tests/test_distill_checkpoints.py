@@ -8,6 +8,7 @@ import torch
 
 from configs.errors import UserError
 from distill import checkpoints
+from distill.validation import best_of
 
 TENSORS = {name: {"w": torch.arange(6.0).view(2, 3)} for name in ("generator", "ema", "adam")}
 STATE = {"step": 1, "made_with": {}}
@@ -67,3 +68,39 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     save(tmp_path, 4)
     assert not list(tmp_path.glob(".*"))
     assert checkpoints.newest(tmp_path).state["images"] == 4
+
+
+def validations(**measured):
+    """Lines of metrics.jsonl: _IMAGES=(LPIPS, sharpness)."""
+    lines = [{"images": 4, "kind": "train", "loss": 1.0}]
+    for images, (lpips, sharpness) in measured.items():
+        lines.append(
+            {"images": int(images[1:]), "kind": "validation", "lpips": lpips, "sharpness": sharpness}
+        )
+    return lines
+
+
+@pytest.mark.parametrize(
+    "measured, best",
+    [
+        ({"_4": (0.30, 0.1), "_8": (0.30, 0.2), "_12": (0.31, 0.9)}, 8),  # .31 is above .309
+        ({"_4": (0.308, 0.3), "_8": (0.30, 0.1)}, 4),  # the sharper of two that are near enough
+        ({"_4": (0.308, 1.5), "_8": (0.30, 1.2)}, 8),  # both as sharp as the teacher: the nearer one
+        ({"_4": (0.25, 0.5), "_8": (0.50, 3.0), "_12": (0.60, 4.0)}, 4),  # what came later has collapsed
+    ],
+)
+def test_the_best_is_the_sharpest_of_the_nearest(measured, best):
+    lines = validations(**measured)
+    assert best_of(lines, {4, 8, 12}) == best
+    assert best_of(lines, {99}) is None and best_of([], {4}) is None
+
+
+def test_of_those_that_are_left_the_nearest_where_none_is_near_enough():
+    lines = validations(_4=(0.2, 0.1), _8=(0.5, 0.9), _12=(0.4, 0.3))
+    assert best_of(lines, {8, 12}) == 12
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    for images in (4, 8, 12, 16):
+        checkpoints.save(tmp_path, images, STATE, TENSORS, choose_best=lambda candidates: 4)
+    assert [path.name for path in checkpoints.saved(tmp_path)] == ["000000004", "000000012", "000000016"]

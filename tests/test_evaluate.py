@@ -184,10 +184,12 @@ def test_the_tables_share_their_edits(tiny_run):
         "B",
         "prompt-to-prompt",
         "pix2pix-zero",
+        "pix2pix-zero",
     ]
-    assert len({variant.generate.out for variant in first.values()}) == 7
+    assert [variant.edit.keep for variant in first.values()] == [0.0] * 7 + [0.8]  # the paper keeps nothing
+    assert len({variant.generate.out for variant in first.values()}) == 8
     shared = first.keys() & second.keys()
-    assert len(shared) == 2 and all(first[name] == second[name] for name in shared)
+    assert len(shared) == 3 and all(first[name] == second[name] for name in shared)
 
 
 def test_the_shipped_generator_is_not_measured_on_scenes_it_may_know():
@@ -470,7 +472,8 @@ def test_table1_end_to_end(tiny_run, two_strengths, tmp_path, capsys, monkeypatc
     assert {"SDEdit 0.5", "SDEdit 0.8", "B: DDIM + swap", "distilled", "input unchanged", "true edit"} < set(
         table
     )
-    (zero,) = [name for name in table if name.startswith("pix2pix-zero")]
+    zero = "pix2pix-zero (E: D + guidance)"
+    assert "pix2pix-zero, edit.keep=0.8" in table
     assert table["distilled"] == table["input unchanged"]  # it is the identity
     assert mean(table["true edit"]["LPIPS to truth"]) == 0 and not table["true edit"]["PSNR to truth, dB"]
     assert mean(table["input unchanged"]["Structure-Dist"]) == 0 and "BG-LPIPS" not in table[zero]
@@ -516,7 +519,7 @@ def test_table2_of_a_foreground_task(tiny_run, tmp_path, perceptual, capsys, mon
     table, _ = printed_tables(capsys.readouterr().out)
     assert [name.partition(":")[0] for name in table][:4] == ["A", "B", "C", "D"]
     distances, overlaps = [], []
-    for pair in read_pairs(tmp_path / "runs/oak2pine/miniature/evaluate/3000000/A-scale-5"):
+    for pair in read_pairs(tmp_path / "runs/oak2pine/miniature/evaluate/3000000/A-scale-5-edit.keep-0"):
         view = scene(pair.record["source"]["scene_seed"])
         oaks, pines = (
             mask(view, Look("summer", species=species), "tree")[2::4, 2::4] for species in ("oak", "pine")

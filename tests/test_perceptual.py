@@ -224,3 +224,25 @@ def test_dino_loads_from_a_file_and_says_where_there_is_none(tmp_path, monkeypat
         with pytest.raises(UserError, match=f"evaluate.dino=.*{name}.*download https://"):
             dino.load_dino(str(tmp_path / name))
     assert not (tmp_path / "executed").exists()
+
+
+def test_style_against_the_formula(distance):
+    """Gatys et al. 2016, equation 3, in float64, over the places instead of their sum."""
+    x_BCHW, y_BCHW = pictures()
+    trunk = perceptual.vgg16_trunk()
+    expected = 0.0
+    layers = zip(vgg(x_BCHW, trunk), vgg(y_BCHW, trunk), perceptual.FEATURE_SCALES, strict=False)
+    for a_BCHW, b_BCHW, scale in layers:
+        matrices = [
+            torch.einsum("bihw,bjhw->bij", f, f) / f[0, 0].numel() / scale**2 for f in (a_BCHW, b_BCHW)
+        ]
+        expected = expected + (matrices[0] - matrices[1]).abs().mean((1, 2))
+    found = distance.style(distance.features(x_BCHW), distance.features(y_BCHW))
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_style_does_not_see_where_a_texture_lies(distance):
+    x_BCHW, y_BCHW = pictures()
+    moved = [level_BCHW.roll((3, 5), (2, 3)) for level_BCHW in distance.features(x_BCHW)]
+    assert distance.style(distance.features(x_BCHW), moved).abs().max().item() < 1e-5
+    assert distance.style(moved, distance.features(y_BCHW)).min().item() > 0.01
