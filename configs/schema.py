@@ -232,6 +232,11 @@ class Filter:
         "arithmetic of the networks on a GPU, LPIPS excepted; a CPU computes in float32",
         choices=("float32", "bfloat16"),
     )
+    generator: str = option(
+        "",
+        "an exported generator.onnx of this edit: lpips_generator is how far each edit lies from its own; "
+        "empty: no such score",
+    )
     select: list[str] = option(
         [], "instead of the task's thresholds, as --select: [overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain]"
     )

@@ -179,7 +179,7 @@ def best_path(train_dir: Path) -> Path | None:
 
 def _inputs(locations: Sequence[PairLocation], side: int) -> np.ndarray:
     """The inputs of these pairs as the generator takes them, uint8 B x side x side x 3."""
-    from distill.pairs import resized
+    from models.pictures import resized
 
     images = [read_pair(location, ("input",)).images["input"] for location in locations]
     return np.stack([resized(image_HWC, side) for image_HWC in images])

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import kornia.augmentation as K
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,7 +27,7 @@ from configs.files import digest, find_file
 from configs.runs import pairs_dir, run_dir, training_side
 from configs.schema import Augment, Config
 from generate.shards import PairLocation, finished_shards, locate, read_manifest, read_pair
-from models.pictures import to_signed
+from models.pictures import resized, to_signed
 from models.translator import TranslateError, Translator
 
 if TYPE_CHECKING:
@@ -110,18 +109,6 @@ class PairDataset(Dataset):
                 raise UserError(f"distill.labels: {error}") from error
         pair_2HWC = torch.from_numpy(np.stack([input_HWC, edit_HWC]))
         return pair_2HWC.permute(0, 3, 1, 2).contiguous()
-
-
-def resized(image_HWC: np.ndarray, side: int) -> np.ndarray:
-    """An RGB uint8 image as side x side x 3; by Lanczos, as pictures are that translate.py edits."""
-    if image_HWC.shape[:2] == (side, side):
-        return image_HWC
-    return np.asarray(Image.fromarray(image_HWC).resize((side, side), Image.Resampling.LANCZOS))
-
-
-def edit_of(translator: Translator, image_HWC: np.ndarray) -> np.ndarray:
-    """The edit of an RGB uint8 image S x S x 3 of any side: shrunk to the generator's, and enlarged again."""
-    return resized(translator(resized(image_HWC, translator.side)), image_HWC.shape[0])
 
 
 @lru_cache(maxsize=1)

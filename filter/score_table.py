@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 from configs.errors import UserError
-from configs.files import digest, whole_file
+from configs.files import digest, model_files, whole_file
 from configs.runs import FREE_FOR_ALL, changes, pairs_dir, run_dir, scorer_files, settings_of
 from configs.schema import Config
 from generate.shards import finished_shards, read_manifest
@@ -41,10 +41,13 @@ SCORES: dict[str, str] = {  # name -> meaning; filter/scores.py computes them
     "area_edit": "foreground of the edit, share of the picture",
     # the pictures themselves
     "lpips_input_edit": "LPIPS between input and edit",
+    "lpips_generator": "LPIPS between the edit and that of filter.generator",
     "sharpness_input": "variance of the Laplacian",
     "sharpness_edit": "variance of the Laplacian",
     "sharpness_ratio": "sharpness of the edit over that of the input",
 }
+# Null where filter.generator names none.
+GENERATOR_SCORES = ("lpips_generator",)
 # Those that need masks: null where the task names no foreground.
 OVERLAP_SCORES = ("overlap_iou", "overlap_dice", "area_input", "area_edit")
 
@@ -97,12 +100,13 @@ FREE = (
     # what is done with them, or how
     "task.scene_truth",
     "filter.batch",
+    "filter.generator",  # its content counts, see made_with
     "generator",
     "augment",
     "distill",
 )
 
-FORMAT = 3  # raised where the code gives other scores than before for the same settings
+FORMAT = 4  # raised where the code gives other scores than before for the same settings
 METADATA = b"zero2gan"
 LIBRARIES = ("torch", "open_clip_torch", "segment-anything", "transformers", "lpips")
 SCHEMA = pyarrow.schema(
@@ -140,7 +144,10 @@ def made_with(config: Config) -> dict[str, Any]:
     task = config.task
     if bool(task.source_noun) != bool(task.target_noun):
         raise UserError("task.source_noun and task.target_noun go together: name both or neither")
-    files = {"scorer.files": digest(scorer_files(config.scorer))}
+    files = {
+        "scorer.files": digest(scorer_files(config.scorer)),
+        "lpips_generator.files": digest(model_files(config.filter.generator)),
+    }
     if not task.source_noun:
         return {**settings_of(config, [*FREE, "segmenter"]), **files, "format": FORMAT}
     for part, hashes in segmenter_files(config.segmenter).items():

@@ -1,7 +1,7 @@
 """The raw scores of pairs: filter/score_table.py names them, this file computes them.
 
 To add a score, add its name and meaning to SCORES there and raise FORMAT, so that the pairs are scored again,
-and add its value to `clip_scores`, `overlap_scores` or `picture_scores` here.
+and add its value to `clip_scores`, `overlap_scores`, `picture_scores` or `generator_scores` here.
 Shapes: B pairs, C channels, H W pixels, D feature width.
 """
 
@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from configs.errors import UserError
+from configs.files import find_file
 from configs.schema import Config
 from generate.shards import Pair
 from models.clip_scorer import ClipScorer
 from models.perceptual import Perceptual, perceptual_loss
-from models.pictures import sharpness, to_signed
+from models.pictures import batch_of, edit_of, sharpness, to_signed
 from models.segmenter import NounSegmenter, open_segmenter
+from models.translator import TranslateError, Translator
 
 Scores = dict[str, list[float | None]]  # name -> a value a pair, None or NaN where it has none
 
@@ -24,7 +27,8 @@ class PairScorer:
     """Gives the raw scores of pairs; loads the networks, but for a scorer and a segmenter that are given.
 
     On a GPU and with filter.dtype=bfloat16 CLIP and the segmenter compute in bfloat16 (autocast);
-    LPIPS is computed in float32 always. UserError without a model's weights.
+    LPIPS is computed in float32 always. UserError without a model's weights, and where filter.generator
+    is no exported generator.
     """
 
     def __init__(
@@ -42,9 +46,12 @@ class PairScorer:
         self.segmenter = segmenter
         if self.task.source_noun and segmenter is None:
             self.segmenter = open_segmenter(config.segmenter, self.scorer, device)
+        self.generator = open_generator(config.filter.generator) if config.filter.generator else None
 
     def __call__(self, pairs: Sequence[Pair]) -> Scores:
-        """The scores of SCORES; those of the overlap only where the task names a foreground."""
+        """The scores of SCORES; those of the overlap only where the task names a foreground, that of a
+        generator only where there is one.
+        """
         inputs = [pair.images["input"] for pair in pairs]
         edits = [pair.images["edit"] for pair in pairs]
         scores: Scores = {}
@@ -52,6 +59,8 @@ class PairScorer:
             scores |= self._clip_scores(inputs, edits)
             if self.segmenter:
                 scores |= self._overlap_scores(self.segmenter, inputs, edits)
+        if self.generator:
+            scores |= generator_scores(self.perceptual, self.generator, inputs, edits)
         return scores | picture_scores(self.perceptual, inputs, edits)
 
     def _clip_scores(self, inputs: Sequence[np.ndarray], edits: Sequence[np.ndarray]) -> Scores:
@@ -125,6 +134,33 @@ def overlap_scores(input_mask: np.ndarray, edit_mask: np.ndarray) -> dict[str, f
         scores["overlap_iou"] = both / (of_input + of_edit - both)  # |A and B| / |A or B|
         scores["overlap_dice"] = 2 * both / (of_input + of_edit)  # 2 |A and B| / (|A| + |B|)
     return scores
+
+
+def open_generator(path: str) -> Translator:
+    """The exported generator of filter.generator; UserError where it is none."""
+    try:
+        return Translator(find_file(path), threads=torch.get_num_threads())
+    except TranslateError as error:
+        raise UserError(f"filter.generator: {error}") from error
+
+
+@torch.inference_mode()
+def generator_scores(
+    perceptual: Perceptual,
+    generator: Translator,
+    inputs: Sequence[np.ndarray],
+    edits: Sequence[np.ndarray],
+) -> Scores:
+    """A value a pair: LPIPS between the edit and the generator's edit of the input.
+
+    A generator that learned from many pairs averages out the slips of each: what lies far from it slipped.
+    """
+    device = next(perceptual.parameters()).device
+    distances = []
+    for input_HWC, edit_HWC in zip(inputs, edits, strict=True):
+        both_2CHW = batch_of([edit_HWC, edit_of(generator, input_HWC)], device)
+        distances.append(perceptual(both_2CHW[:1], both_2CHW[1:]).item())
+    return {"lpips_generator": distances}
 
 
 def picture_scores(

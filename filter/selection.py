@@ -11,7 +11,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.loader import nearest
 from configs.schema import Config
-from filter.score_table import FLAGS, OVERLAP_SCORES, SCORES
+from filter.score_table import FLAGS, GENERATOR_SCORES, OVERLAP_SCORES, SCORES
 
 Row = Mapping[str, Any]  # 'key', the scores, and 'flags' where there are any
 ALIASES = {"overlap": "overlap_iou"}
@@ -71,6 +71,11 @@ def criteria(config: Config) -> Criteria:
         raise UserError(
             f"{need_masks[0]} needs masks: set task.source_noun and task.target_noun,"
             " or ask for no overlap (task.overlap=null)"
+        )
+    need_generator = [name for name in bounded if name in GENERATOR_SCORES]
+    if need_generator and not config.filter.generator:
+        raise UserError(
+            f"{need_generator[0]} needs a generator: set filter.generator to an exported generator.onnx"
         )
     return chosen
 

@@ -1,4 +1,4 @@
-"""The two forms of a picture, and its sharpness.
+"""The two forms of a picture, its size, and its sharpness.
 
 The forms are levels (uint8, 0 to 255), and the signed values that networks take and give: floats from -1
 (black) to 1 (white). Shapes: B batch, C channels, H W pixels.
@@ -8,8 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d
+
+from models.translator import Translator
 
 HALF_RANGE = 127.5  # levels from the middle to either end
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue in grey: Rec. 601, as OpenCV and Pillow do it
@@ -35,6 +38,18 @@ def batch_of(images: Sequence[np.ndarray] | np.ndarray, device: torch.device | s
 def images_of(signed_BCHW: Tensor) -> np.ndarray:
     """RGB uint8 B x H x W x 3 of a batch in [-1, 1]."""
     return to_levels(signed_BCHW).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def resized(image_HWC: np.ndarray, side: int) -> np.ndarray:
+    """An RGB uint8 image as side x side x 3; by Lanczos, as pictures are that translate.py edits."""
+    if image_HWC.shape[:2] == (side, side):
+        return image_HWC
+    return np.asarray(Image.fromarray(image_HWC).resize((side, side), Image.Resampling.LANCZOS))
+
+
+def edit_of(translator: Translator, image_HWC: np.ndarray) -> np.ndarray:
+    """The edit of an RGB uint8 image S x S x 3 of any side: shrunk to the generator's, and enlarged again."""
+    return resized(translator(resized(image_HWC, translator.side)), image_HWC.shape[0])
 
 
 def sharpness(levels_BCHW: Tensor) -> Tensor:

@@ -344,7 +344,7 @@ def edit(checkpoint: Checkpoint, inputs_NHWC: np.ndarray, batch: int, device: to
     import torch
 
     from distill.graphs import Edit, Picture
-    from distill.pairs import resized
+    from models.pictures import resized
 
     generator = checkpoint.average()
     picture = Picture(Edit(generator)).to(device)

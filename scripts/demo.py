@@ -70,7 +70,7 @@ def plan(config: Config) -> dict[str, Any]:
 
 def demo(config: Config) -> None:
     """Run every stage in turn, write the report and print where it is."""
-    from distill.pairs import resized
+    from models.pictures import resized
 
     check_scenes(config)
     timings: dict[str, float] = {}
@@ -155,7 +155,7 @@ def sample_photographs(folder: Path) -> Path:
 
 def report_row(config: Config, translator: Translator, pair: Pair) -> dict[str, Any]:
     """'title' and 'images' (name -> RGB uint8) of a pair: teacher, generator and, of a scene, the truth."""
-    from distill.pairs import edit_of
+    from models.pictures import edit_of
 
     source = pair.record["source"]
     images = {**pair.images, "generator": edit_of(translator, pair.images["input"])}

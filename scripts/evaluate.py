@@ -240,7 +240,7 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
     scripts/measure/tables.py. table.csv has the same rows, grid.png the pictures. UserError where
     weights are missing, before any edit is made.
     """
-    from distill.pairs import edit_of, resized
+    from models.pictures import edit_of, resized
     from scripts.measure.judges import Judges
 
     rows = variants(config, table)

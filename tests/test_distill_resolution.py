@@ -8,7 +8,8 @@ from PIL import Image
 
 from configs.loader import load
 from distill import export, train
-from distill.pairs import edit_of, open_pairs
+from distill.pairs import open_pairs
+from models.pictures import edit_of
 from models.translator import Translator
 from tests.helpers import make_selected_pairs, tiny_training
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.loader import known_keys, load
-from filter.score_table import FLAGS, FREE, OVERLAP_SCORES, SCORES, flags_of, made_with
-from filter.scores import clip_scores, overlap_scores, picture_scores
+from filter.score_table import FLAGS, FREE, GENERATOR_SCORES, OVERLAP_SCORES, SCORES, flags_of, made_with
+from filter.scores import clip_scores, generator_scores, open_generator, overlap_scores, picture_scores
 from filter.selection import Criteria, criteria, select, selection_of
 from models.perceptual import perceptual_loss
 from tests.helpers import laplacian_variance
@@ -124,6 +125,38 @@ def test_picture_scores_against_the_lpips_package_and_a_loop() -> None:
     assert backwards["sharpness_input"][0] == pytest.approx(0, abs=1e-6)
 
 
+class Inverting:
+    """A generator of another side than the pictures, in the place of an exported one: it inverts colours."""
+
+    side = 32
+
+    def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
+        assert image_HWC.shape == (32, 32, 3)
+        return 255 - image_HWC
+
+
+def test_the_generators_score_is_the_distance_to_its_own_edit() -> None:
+    perceptual = perceptual_loss()
+    inputs = [np.full((64, 64, 3), 200, np.uint8), smooth_pictures(1)[0]]
+    edits = [np.full((64, 64, 3), 55, np.uint8), smooth_pictures(1)[0]]
+    agrees, differs = generator_scores(perceptual, Inverting(), inputs, edits)["lpips_generator"]
+    assert agrees == pytest.approx(0, abs=1e-6) and differs > 0.2
+
+
+def test_a_file_that_is_no_generator_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "generator.onnx"
+    file.write_bytes(b"no graph")
+    with pytest.raises(UserError, match=f"filter.generator: .*{file}"):
+        open_generator(str(file))
+
+
+def test_a_selection_by_the_generators_score_needs_one() -> None:
+    chosen = ["filter.select=[keep=0.6,by=-lpips_generator]"]
+    with pytest.raises(UserError, match="lpips_generator needs a generator: set filter.generator"):
+        criteria(load(chosen))
+    assert criteria(load([*chosen, "filter.generator=a.onnx"])).by == "-lpips_generator"
+
+
 def test_the_table_names_all_scores_and_no_other() -> None:
     same_BD = unit(1, 2, 3)[None]
     mask = np.ones((16, 16), bool)
@@ -131,12 +164,14 @@ def test_the_table_names_all_scores_and_no_other() -> None:
     clip = clip_scores(same_BD, same_BD, same_BD[0], same_BD[0])
     overlap = overlap_scores(mask, mask)
     pictures = picture_scores(perceptual_loss(), [picture], [picture])
-    assert [*clip, *overlap, *pictures] == list(SCORES)
-    assert tuple(overlap) == OVERLAP_SCORES
+    generator = generator_scores(perceptual_loss(), Inverting(), [picture], [picture])
+    assert sorted([*clip, *overlap, *pictures, *generator]) == sorted(SCORES)
+    assert tuple(overlap) == OVERLAP_SCORES and tuple(generator) == GENERATOR_SCORES
 
 
 COUNTED = {"task.source", "task.target", "task.source_noun", "task.target_noun"}
 COUNTED |= {"scorer.model", "scorer.pretrained", "filter.dtype", "scorer.files", "format"}
+COUNTED |= {"lpips_generator.files"}
 COUNTED_WITH_MASKS = {
     "segmenter.model",
     "segmenter.checkpoint",
