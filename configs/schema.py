@@ -370,9 +370,6 @@ class Generator:
     patch: int = option(
         1, "pixels a side of what one place of the finest layer reads and writes; 2: far faster", at_least=1
     )
-    rgb_skips: bool = option(
-        True, "an image at every resolution, upsampled and added; else at the last alone"
-    )
     width: float = option(1.0, "factor on all channels, w_dim and code_dim", above=0)
 
 

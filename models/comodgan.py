@@ -4,7 +4,7 @@
     z -> mapping network -> w
     [w, code] -> a scale for every channel of every layer (co-modulation)
     code -> 4 x 4 pixels -> at every resolution: up, add the feature map, modulated convolution, ToRGB
-    the images of ToRGB, upsampled and added -> edited image  (or that of the last ToRGB alone)
+    the images of ToRGB, upsampled and added -> edited image
 
 It is a StyleGAN2 synthesis network (Karras et al. 2020) whose styles come from the latent *and*
 from the encoder. Written from the papers and their published facts, not from the reference code.
@@ -237,7 +237,6 @@ class CoModGenerator(nn.Module):
         separable: bool = False,
         width: float = 1.0,
         patch: int = 1,
-        rgb_skips: bool = True,
     ) -> None:
         super().__init__()
         _refuse_bad_sizes(resolution, patch, width, w_dim, code_dim)
@@ -253,7 +252,6 @@ class CoModGenerator(nn.Module):
             "separable": separable,
             "width": width,
             "patch": patch,
-            "rgb_skips": rgb_skips,
         }
         finest = resolution // patch
         sides = [2**power for power in range(2, finest.bit_length())]  # 4, 8, ..., finest
@@ -273,9 +271,7 @@ class CoModGenerator(nn.Module):
         self.layers = nn.ModuleList()
         for channels in widths:
             self.layers.append(SynthesisLayer(channels, channels, style, separable=separable))
-        self.to_rgb = nn.ModuleList()  # of every resolution, or of the last alone
-        for channels in widths if rgb_skips else widths[-1:]:
-            self.to_rgb.append(ToRGB(channels, style, patch))
+        self.to_rgb = nn.ModuleList([ToRGB(channels, style, patch) for channels in widths])
         self.rgb_upsample = Upsample()
 
     def forward(self, image_BCHW: Tensor, z_BD: Tensor | None = None) -> Tensor:
@@ -297,22 +293,19 @@ class CoModGenerator(nn.Module):
         factors = self._factors(scales)  # by layer, B x O
 
         first = self.layers[0]
+        to_rgb = self.to_rgb[0]
         x_BCHW = self.start(code_BD).view_as(features[0]) + features[0]  # B x C x 4 x 4
         x_BCHW = first(x_BCHW, scales[first], factors[first], noise)  # the shape stays
-        rgb_BCHW = None
-        if self.config["rgb_skips"]:
-            rgb_BCHW = self.to_rgb[0](x_BCHW, scales[self.to_rgb[0]])  # B x 3 x 4P x 4P
+        rgb_BCHW = to_rgb(x_BCHW, scales[to_rgb])  # B x 3 x 4P x 4P
         for level in range(1, len(self.layers)):
             up = self.ups[level - 1]
             layer = self.layers[level]
+            to_rgb = self.to_rgb[level]
             x_BCHW = up(x_BCHW, scales[up], factors[up], noise)  # B x C x 2H x 2W
             x_BCHW = x_BCHW + features[level]  # the shape stays
             x_BCHW = layer(x_BCHW, scales[layer], factors[layer], noise)  # the shape stays
-            if rgb_BCHW is not None:
-                to_rgb = self.to_rgb[level]
-                rgb_BCHW = self.rgb_upsample(rgb_BCHW) + to_rgb(x_BCHW, scales[to_rgb])  # B x 3 x 2PH x 2PW
-        if rgb_BCHW is None:
-            rgb_BCHW = self.to_rgb[-1](x_BCHW, scales[self.to_rgb[-1]])
+            colour_BCHW = to_rgb(x_BCHW, scales[to_rgb])  # B x 3 x 2PH x 2PW
+            rgb_BCHW = self.rgb_upsample(rgb_BCHW) + colour_BCHW
         return rgb_BCHW
 
     def _scales(self, w_BD: Tensor, code_BD: Tensor) -> dict[nn.Module, Tensor]:

@@ -101,7 +101,7 @@ SWEEP = (
 TABLES = {  # the columns that are printed, in one Markdown table or in several
     "table1": (PAPER, TRUE_SETS, DISTILLED),
     "table2": (PAPER, TRUE_SETS, DISTILLED),
-    "sweep": (SWEEP,),
+    "sweep": (SWEEP, TRUE_SETS),
 }
 PAPER_ROWS = {  # of the two tables: row -> edit.method
     "table1": {

@@ -35,6 +35,7 @@ RIVALS = (  # other scores that could rank the pairs ('-': low is good), compare
     "sim_edit_target",
     "image_image",
     "-lpips_input_edit",
+    "-lpips_generator",
     "sharpness_ratio",
     "overlap_iou",
 )

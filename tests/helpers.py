@@ -32,6 +32,8 @@ TINY = {
 TINY_TRAINING = [
     *(f"generator.{name}={value}" for name, value in TINY.items() if name != "z_dim"),
     "generator.separable=false",
+    "generator.patch=1",
+    "distill.style=0",
     "distill.init=",
     "distill.lr=0.001",
     "distill.batch=4",

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.errors import UserError
 from configs.loader import load
 from distill.formats import edit_in_pytorch, read_generator
-from models.comodgan import CoModGenerator, ModulatedConv, SynthesisLayer, make_generator
-from models.layers import EPSILON, Blur, Conv, Dense, Upsample
+from models.comodgan import CoModGenerator, ModulatedConv, SynthesisLayer, ToRGB, make_generator
+from models.layers import EPSILON, Blur, Conv, Dense, FromRGB, Upsample
 from models.miniature.scenes import Look, render, scene
 from models.translator import Translator
 from tests.helpers import TINY
@@ -284,3 +284,33 @@ def test_what_is_random_while_training_and_how_slowly_the_mapping_learns():
     assert affines
     for affine in affines:  # at first a style scales nothing
         assert (affine(torch.zeros(1, 8 + 16)) == 1).all()
+
+
+def test_patches_are_read_and_written_as_blocks_of_pixels():
+    """FromRGB is a 1 x 1 convolution of space to depth; ToRGB gives depth to space."""
+    torch.manual_seed(0)
+    image_BCHW = torch.randn(2, 3, 16, 16)
+    from_rgb = FromRGB(5, patch=2)
+    weight_OI = from_rgb.weight().flatten(1)[..., None, None]
+    expected_BCHW = F.leaky_relu(F.conv2d(F.pixel_unshuffle(image_BCHW, 2), weight_OI), 0.2)
+    torch.testing.assert_close(from_rgb(image_BCHW), expected_BCHW)
+
+    to_rgb = ToRGB(5, style=4, patch=2)
+    scale_BI = torch.ones(2, 5)
+    y_BCHW = to_rgb(expected_BCHW, scale_BI)
+    weight_OI = to_rgb.conv.weight()[..., 0, 0]
+    place = torch.einsum("oi,bi->bo", weight_OI, expected_BCHW[:, :, 3, 6])  # colour by colour, row by row
+    torch.testing.assert_close(y_BCHW[:, :, 6:8, 12:14], place.view(2, 3, 2, 2))
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_a_generator_of_patches_has_fewer_levels_and_the_same_side(patch):
+    generator = CoModGenerator(32, **TINY, patch=patch).eval()
+    assert generator(torch.rand(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+    assert len(generator.layers) == {1: 4, 2: 3, 4: 2}[patch]
+
+
+@pytest.mark.parametrize("patch", [3, 8])
+def test_patches_that_leave_no_network_are_refused(patch):
+    with pytest.raises(UserError, match="generator.patch"):
+        CoModGenerator(32, **TINY, patch=patch)

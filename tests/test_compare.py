@@ -67,14 +67,15 @@ def edits_of(config, inputs):
 def test_the_losses_table_end_to_end(asked, tmp_path, capsys, monkeypatch):
     rows = {
         row: compare.TABLES["losses"][row] for row in ("L1", "L1 + LPIPS + critic .5")
-    }  # of five: each is a process of its own
+    }  # of six: each is a process of its own
     monkeypatch.setitem(compare.TABLES, "losses", rows)
     assert compare.main(["losses", *asked, "compare.jobs=2", "distill.save_every_images=4"]) == 0
     on_the_way, table = printed_tables(capsys.readouterr().out)
     assert list(table) == list(on_the_way) == list(rows)
     folder = tmp_path / "runs/tree2winter/miniature/compare/losses"
     result = json.loads((folder / "table.json").read_text())
-    assert result["images"] == 3 and result["sets"]["L1"] == ["distill.lpips=0"]
+    assert result["images"] == 3
+    assert result["sets"]["L1"] == ["distill.lpips=0", "distill.style=0"]
 
     trained = folder / "l1-lpips-critic-5/tree2winter/miniature/train"
     assert (

@@ -113,7 +113,7 @@ def test_the_sweep_end_to_end(tiny_run, tmp_path, capsys):
         )
         == 0
     )
-    (table,) = printed_tables(capsys.readouterr().out)
+    table, _ = printed_tables(capsys.readouterr().out)
     assert {"input unchanged", "true edit", "B scale 5"} < set(table) and any(
         name.startswith("pix2pix-zero scale") for name in table
     )

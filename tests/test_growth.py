@@ -55,7 +55,7 @@ def test_with_patches_the_finest_image_left_is_repeated_over_them():
 
 def test_what_cannot_begin_as_the_other_is_refused(tmp_path):
     small = generator(0)
-    for changes in ({"code_dim": 8}, {"channel_max": 4}, {"separable": True}, {"rgb_skips": False}):
+    for changes in ({"code_dim": 8}, {"channel_max": 4}, {"separable": True}):
         assert not can_grow(small, generator(1, **changes))
     assert not can_grow(generator(0, patch=2), small)
     path = tmp_path / "small.safetensors"
