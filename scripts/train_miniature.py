@@ -65,6 +65,11 @@ STAGES = {
         "train_segmenter",
         Options(batch=32, minutes=4.0, lr=1e-3, images=20_000, first_seed=400_000),
     ),
+    "unconditional": Stage(
+        "unconditional",
+        "train_unconditional",
+        Options(batch=16, minutes=45.0, lr=8e-4, images=24_000, first_seed=500_000, weight_decay=0.0),
+    ),
     "check": Stage("check", "check", Options()),
 }
 TRAININGS = ("vae", "text", "unet", "scorer", "segmenter")  # in this order: the UNet needs vae and text
