@@ -103,7 +103,7 @@ def _fine_tune(
 @torch.no_grad()
 def inverted_partly(model: Unconditional, image_BCHW: Tensor) -> Tensor:
     """The pictures where STEPS_DOWN begin, by DDIM upwards without regularisation."""
-    top = model.schedule(SCHEDULE)[-STEPS_DOWN].timestep
+    top = highest_timestep(model)
     steps = [step for step in model.schedule(SCHEDULE * FINER) if step.timestep <= top]
     latents = []
     for latent_BCHW in image_BCHW.split(BATCH):
@@ -112,6 +112,11 @@ def inverted_partly(model: Unconditional, image_BCHW: Tensor) -> Tensor:
             latent_BCHW = ddim_step(latent_BCHW, noise_BCHW, step.alpha, step.alpha_next)
         latents.append(latent_BCHW)
     return torch.cat(latents)
+
+
+def highest_timestep(model: Unconditional) -> int:
+    """Where the pictures are inverted to, and the fine-tuned steps begin."""
+    return model.schedule(SCHEDULE)[-STEPS_DOWN].timestep
 
 
 @torch.no_grad()

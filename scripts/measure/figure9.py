@@ -25,7 +25,7 @@ from generate.sources import InputImage, InputSource, Unreadable, open_source
 from models.devices import pick_device
 from models.pictures import batch_of, images_of
 from models.unconditional import Unconditional
-from scripts.measure.diffusion_clip import PICTURES, SETTINGS, fine_tuned, sample
+from scripts.measure.diffusion_clip import PICTURES, SETTINGS, fine_tuned, highest_timestep, sample
 from scripts.measure.judges import Judges
 from scripts.measure.metrics import psnr
 from scripts.measure.tables import averaged, without_interval
@@ -117,6 +117,9 @@ def edit(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Edits and reconstructions of the inputs, and columns of N values that the judges do not give."""
     schedule = model.schedule(config.edit.steps)
+    top = highest_timestep(model)  # the copy was fine-tuned up to there
+    above = [step for step in schedule if step.timestep > top]
+    below = [step for step in schedule if step.timestep <= top]
     edits = []
     reconstructions = []
     clipped = []
@@ -131,7 +134,7 @@ def edit(
         ).inverted_BCHW
         statistics += noise_statistics(inverted)
         reconstructions.append(images_of(sample(model, inverted, schedule)))
-        edit_BCHW = sample(tuned, inverted, schedule)
+        edit_BCHW = sample(tuned, sample(model, inverted, above), below)
         edits.append(images_of(edit_BCHW))
         clipped.append(clipped_share(edit_BCHW).cpu().numpy())
         print(f"  {start + len(part)}/{len(inputs)} pictures", flush=True)

@@ -17,6 +17,7 @@ from scripts.miniature.loop import SHIPPED, fit, untrained
 from scripts.miniature.options import Options
 
 PART = "unconditional"
+SIDE = 64  # px, as its configuration has it
 LOOK = Look("summer")  # the one kind of picture that it knows
 
 
@@ -44,9 +45,8 @@ def train_unconditional(options: Options) -> None:
 
 
 def small_picture(seed: int) -> np.ndarray:
-    """uint8 (64, 64, 3) of the scene in summer: what the network's configuration says is its side."""
-    side = 64
-    return np.asarray(render(scene(seed), LOOK).resize((side, side), Image.Resampling.LANCZOS))
+    """uint8 (SIDE, SIDE, 3) of the scene in summer."""
+    return np.asarray(render(scene(seed), LOOK).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
 def noise_error(unet, scheduler, image_BCHW: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
