@@ -413,6 +413,13 @@ class Evaluate:
         "",
         "FID and KID by this file of Inception's weights (docs/metrics.md); empty: VGG16's relu5_3 stands in",
     )
+    unconditional: str = option(
+        "",
+        "figure9: an unconditional diffusion model of pixels, folder or hub name of a DDPM or DDIM pipeline",
+    )
+    unconditional_lr: float = option(
+        8e-6, "figure9: Adam learning rate of its copy (DiffusionCLIP's default)", above=0
+    )
     sweep: dict[str, list[Any]] = option(
         {"edit.method": ["pix2pix-zero", "B", "D"]},
         "a row for each combination of these values of keys of edit, direction, guidance and inversion; "

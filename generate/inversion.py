@@ -20,7 +20,7 @@ from torch import Tensor
 
 from configs.schema import Inversion
 from generate.progress import told
-from models.teacher import Step, Teacher
+from models.teacher import NoisePredictor, Step
 
 OUTER_ITERATIONS = 5  # regularisation rounds a step: num_reg_steps of the reference code
 INNER_ITERATIONS = 5  # auto-correlation updates a round, before its KL update: num_ac_rolls there
@@ -56,7 +56,7 @@ class Inverted:
 
 @torch.no_grad()
 def invert(
-    teacher: Teacher,
+    teacher: NoisePredictor,
     steps: Sequence[Step],
     latent_BCHW: Tensor,
     caption_BTD: Tensor,

@@ -105,9 +105,16 @@ class ClipScorer:
         """
         parts = []
         for start in range(0, len(images), IMAGES_TOGETHER):
-            pixels_BCHW = self._pixels(images[start : start + IMAGES_TOGETHER])
-            parts.append(unit(self.model.encode_image(pixels_BCHW).float(), dim=-1))
+            parts.append(self._encoded(self._pixels(images[start : start + IMAGES_TOGETHER])))
         return torch.cat(parts)
+
+    def differentiable_features(self, image_BCHW: Tensor) -> Tensor:
+        """Unit features of images in [0, 1], B x 3 x H x W, through which their gradient flows; B x D."""
+        return self._encoded(self._preprocess(image_BCHW))
+
+    def _encoded(self, pixels_BCHW: Tensor) -> Tensor:
+        """Unit features of what the network takes, B x D float32."""
+        return unit(self.model.encode_image(pixels_BCHW).float(), dim=-1)
 
     def _pixels(self, images: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
         """What the network takes of images that may be of several sizes, B x 3 x H x W."""

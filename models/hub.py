@@ -141,15 +141,17 @@ def wanted_files(files: Sequence[str]) -> list[str]:
     weights a folder.
 
     Of weights in several formats the .safetensors are taken, and a variant (fp16, ...) only where there
-    is nothing else. Single files beside a folder layout (model_index.json) are left out.
+    is nothing else. Single files beside a folder layout (model_index.json) are left out, unless no
+    folder has weights, as in the first repositories of unconditional models.
     """
     by_folder: dict[str, list[str]] = {}
     for file in files:
         by_folder.setdefault(str(PurePosixPath(file).parent), []).append(file)
     wanted = []
+    in_folders = "model_index.json" in files and any("/" in name for name in files if name.endswith(WEIGHTS))
     for folder, names in by_folder.items():
         wanted += [name for name in names if name.endswith(SMALL)]
-        if folder == "." and "model_index.json" in files:
+        if folder == "." and in_folders:
             continue
         wanted += _one_copy(names)
     return sorted(set(wanted))

@@ -73,6 +73,35 @@ def load_parts(config: TeacherConfig, dtype: str = "float32", checker: bool = Fa
     return parts
 
 
+def load_pixel_unet(path: str, key: str, advice: str) -> tuple[Any, Any]:
+    """The UNet2DModel and the scheduler of an unconditional model of pixels, a folder or a hub name.
+
+    The UNet lies in unet/ with the scheduler in scheduler/, or both at the top, as in google's first
+    repositories. key: of the configuration, which has the path. advice: what the key takes.
+    UserError where a part is missing or lacks a tensor, and for a model of anything but pixels.
+    """
+    from diffusers import UNet2DModel
+
+    origin = f"{key}={path}"
+    whole = local_model(path, key, advice)
+    with _quiet():
+        top = "" if (whole / "unet").is_dir() else "."
+        unet_config = _read_json(whole / (top or "unet") / "config.json", f"{origin}: {advice}")
+        if unet_config.get("_class_name") != "UNet2DModel":
+            raise UserError(f"{origin}: its UNet is a {unet_config.get('_class_name')}: {advice}")
+        folder = _Folder(whole, origin, torch.float32)
+        unet = folder._network(top or "unet", UNet2DModel, advice)
+        scheduler = folder._scheduler(top or "scheduler")
+    settings = unet.config
+    if (settings.in_channels, settings.out_channels) != (3, 3):
+        raise UserError(
+            f"{origin}: its UNet takes {settings.in_channels} channels and gives {settings.out_channels}; "
+            "one that takes and gives the 3 of a picture is needed"
+        )
+    _refuse_other_predictions(scheduler, origin)
+    return unet, scheduler
+
+
 @dataclass
 class _Folder:
     """A folder in diffusers' layout. key: the configuration's, with its value, for messages."""
@@ -147,11 +176,11 @@ class _Folder:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise UserError(f"{origin} does not load: {first_line(error)}") from error
 
-    def _scheduler(self) -> Any:
+    def _scheduler(self, part: str = "scheduler") -> Any:
         """Of the class that its configuration names: the betas' defaults are the class's."""
         import diffusers
 
-        folder = self.path / "scheduler"
+        folder = self.path / part
         name = _read_json(folder / "scheduler_config.json", self.key).get("_class_name", "")
         scheduler_class = getattr(diffusers, name, None)
         if not name.endswith("Scheduler") or scheduler_class is None:
@@ -295,7 +324,12 @@ def _refuse_other_models(parts: Parts, key: str) -> None:
             f"{key}: its UNet and its text encoder are no Stable Diffusion 1.x's or 2.x's "
             f"(cross-attention to {unet.cross_attention_dim} channels, texts of {width})"
         )
-    kind = parts.scheduler.config.get("prediction_type", "epsilon")
+    _refuse_other_predictions(parts.scheduler, key)
+
+
+def _refuse_other_predictions(scheduler: Any, key: str) -> None:
+    """UserError for a model that predicts neither the noise nor the velocity."""
+    kind = scheduler.config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise UserError(f"{key}: prediction_type {kind}; epsilon and v_prediction are known")
 

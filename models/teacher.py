@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H W pixels or latent cells, T text tokens, D text w
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,18 @@ class Step(NamedTuple):
     timestep: int
     alpha: float
     alpha_next: float
+
+
+class NoisePredictor(Protocol):
+    """What an inversion needs of a diffusion model; a Teacher and an Unconditional have it."""
+
+    def noise(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> Tensor:
+        """The predicted noise (epsilon) at a timestep, B x C x H x W."""
+
+    def noise_and_maps(
+        self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same, and the cross-attention probabilities of each layer."""
 
 
 class Teacher:
@@ -77,26 +89,8 @@ class Teacher:
             self._predict_maps = torch.compile(self._run_unet_for_maps, dynamic=False)
 
     def schedule(self, steps: int) -> list[Step]:
-        """DDIM's steps from noise to image, with the betas, spacing and offset of the teacher's scheduler.
-
-        UserError for more steps than the teacher was trained with.
-        """
-        from diffusers import DDIMScheduler
-
-        scheduler = DDIMScheduler.from_config(self.scheduler.config)
-        known = scheduler.config.num_train_timesteps
-        most = known - scheduler.config.steps_offset  # the offset must not move the first past the last
-        if not 1 <= steps <= most:
-            raise UserError(f"edit.steps={steps}: from 1 to {most}")
-        scheduler.set_timesteps(steps)
-        stride = known // steps
-        alphas = scheduler.alphas_cumprod.tolist()
-        final_alpha = float(scheduler.final_alpha_cumprod)
-        schedule = []
-        for timestep in scheduler.timesteps.tolist():
-            alpha_next = alphas[timestep - stride] if timestep >= stride else final_alpha
-            schedule.append(Step(timestep, alphas[timestep], alpha_next))
-        return schedule
+        """DDIM's steps from noise to image; see ddim_schedule."""
+        return ddim_schedule(self.scheduler, steps)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -240,6 +234,29 @@ class Teacher:
             self.unet(sample_BCHW, timestep, encoder_hidden_states=text_BTD, return_dict=False)
         self._attention.maps = None
         return maps
+
+
+def ddim_schedule(trained: Any, steps: int) -> list[Step]:
+    """DDIM's steps from noise to image, with the betas, spacing and offset of a diffusers scheduler.
+
+    UserError for more steps than the model was trained with.
+    """
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config(trained.config)
+    known = scheduler.config.num_train_timesteps
+    most = known - scheduler.config.steps_offset  # the offset must not move the first past the last
+    if not 1 <= steps <= most:
+        raise UserError(f"edit.steps={steps}: from 1 to {most}")
+    scheduler.set_timesteps(steps)
+    stride = known // steps
+    alphas = scheduler.alphas_cumprod.tolist()
+    final_alpha = float(scheduler.final_alpha_cumprod)
+    schedule = []
+    for timestep in scheduler.timesteps.tolist():
+        alpha_next = alphas[timestep - stride] if timestep >= stride else final_alpha
+        schedule.append(Step(timestep, alphas[timestep], alpha_next))
+    return schedule
 
 
 def refuse_resolution(side: int, factor: int) -> None:

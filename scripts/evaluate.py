@@ -2,6 +2,7 @@
 
   python scripts/evaluate.py table1 task=tree2winter     the paper's Table 1: pix2pix-zero, others
   python scripts/evaluate.py table2 task=tree2winter     its Table 2: the configurations A to E
+  python scripts/evaluate.py figure9 task=tree2winter    its Appendix C: an unconditional model
   python scripts/evaluate.py task=tree2winter            a sweep of any keys of an edit:
       'evaluate.sweep={edit.method: [pix2pix-zero, B], guidance.amount: [1, 3]}'
 
@@ -74,6 +75,9 @@ COLUMNS = {
     "psnr_reconstruction": Column("reconstruction PSNR, dB", 2),
     "variance": Column("inverted noise: variance", 3),
     "auto_correlation": Column("auto-correlation", 4),
+    "difference_plain": Column("LPIPS to truth minus DDIM inversion's", 3),
+    "clipped": Column("values cut off", 4),
+    "sharpness_input": Column("sharpness / input's", 3),
 }
 PAPER = (
     "accuracy",
@@ -98,10 +102,28 @@ SWEEP = (
     "variance",
     "auto_correlation",
 )
+FIGURE9 = (
+    "accuracy",
+    "psnr_true",
+    "lpips_true",
+    "difference_plain",
+    "lpips_input",
+    "psnr_reconstruction",
+)
+ARTEFACTS = (
+    "clipped",
+    "sharpness_true",
+    "sharpness_input",
+    "fid_true",
+    "kid_true",
+    "variance",
+    "auto_correlation",
+)
 TABLES = {  # the columns that are printed, in one Markdown table or in several
     "table1": (PAPER, TRUE_SETS, DISTILLED),
     "table2": (PAPER, TRUE_SETS, DISTILLED),
     "sweep": (SWEEP, TRUE_SETS),
+    "figure9": (FIGURE9, ARTEFACTS),
 }
 PAPER_ROWS = {  # of the two tables: row -> edit.method
     "table1": {
@@ -139,11 +161,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate_and_print(config: Config, table: str) -> None:
     """Measure, write and print one of TABLES."""
-    print_tables(evaluate(config, table), table)
+    result = evaluate_figure9(config) if table == "figure9" else evaluate(config, table)
+    print_tables(result, table)
 
 
 def plan(config: Config, table: str) -> dict[str, Any]:
     """What --dry-run prints."""
+    if table == "figure9":
+        from scripts.measure.figure9 import rows as inversions
+
+        return {
+            "writes to": folder(config, table),
+            "images": config.evaluate.scenes,
+            "rows": ", ".join(inversions(config)),
+        }
     rows = variants(config, table)
     return {
         "writes to": folder(config, table),
@@ -280,6 +311,15 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
 
     result = {"images": len(edits.inputs_NHWC), "measured_by": judges.measured_by, "rows": cells}
     _write(folder(config, table), result, images)
+    return result
+
+
+def evaluate_figure9(config: Config) -> dict[str, Any]:
+    """Edit with an unconditional model, measure and write the table; returns table.json's content."""
+    from scripts.measure.figure9 import evaluate_unconditional
+
+    result, pictures = evaluate_unconditional(config)
+    _write(folder(config, "figure9"), result, pictures)
     return result
 
 

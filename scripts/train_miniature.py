@@ -3,10 +3,11 @@
 
     python scripts/train_miniature.py STAGE [key=value ...]
 
-STAGE is vae, text, unet, scorer, segmenter, all (these five in order), banks (write configs/banks)
-or check (measure everything). The defaults fit one GPU in about 25 minutes; a CPU needs smaller
-budgets, e.g. images=8000 batch=16 minutes=30. To resume, run the same command again; to start anew,
-remove its checkpoint from the `work` folder. init=FOLDER continues from existing weights.
+STAGE is vae, text, unet, scorer, segmenter, all (these five in order), unconditional (on a CPU),
+banks (write configs/banks) or check (measure everything). The defaults fit one GPU in about 25
+minutes; a CPU needs smaller budgets, e.g. images=8000 batch=16 minutes=30. To resume, run the same
+command again; to start anew, remove its checkpoint from the `work` folder. init=FOLDER continues
+from existing weights.
 """
 
 import importlib
@@ -64,6 +65,11 @@ STAGES = {
         "segmenter",
         "train_segmenter",
         Options(batch=32, minutes=4.0, lr=1e-3, images=20_000, first_seed=400_000),
+    ),
+    "unconditional": Stage(
+        "unconditional",
+        "train_unconditional",
+        Options(batch=16, minutes=45.0, lr=8e-4, images=16_000, first_seed=500_000, weight_decay=0.0),
     ),
     "check": Stage("check", "check", Options()),
 }
