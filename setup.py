@@ -16,6 +16,7 @@ REQUIREMENTS = [
     "onnxruntime>=1.20",
     "onnxscript>=0.7",  # drops the functions that PyTorch 2.6 leaves in a graph
     "open_clip_torch>=3.3,<4",  # local-dir: model folders, tokenizers of transformers 5
+    "packaging>=23",
     "pillow>=10.3",
     "psutil>=5.9",  # accelerate brings it
     "pyarrow>=17",
@@ -48,6 +49,7 @@ setup(
         "scripts.miniature",
         "scripts.published",
     ],
+    entry_points={"console_scripts": ["zero2gan = scripts.zero2gan:main"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "dev": [

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
@@ -13,16 +14,19 @@ from configs.loader import CHOICES, available, known_keys, load, to_yaml
 from configs.schema import Config
 
 OPTIONS = """options:
-  task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them)
-                                       preset=paper,fast takes both, the later one on top
+  RUN or run=FOLDER                    a run that was begun: it remembers every key it was given
+  task=NAME teacher=NAME preset=NAME   which edit, which Stable Diffusion, which scale (--list shows them);
+                                       preset=paper,fast takes both, the later one on top; task=./mine.yaml
   generator=NAME                       comodgan, or comodgan_lite for CPUs, phones and browsers
-  section.key=value                    any key below
-  --dry-run                            print the resolved configuration and the plan, make nothing
-                                       (a few of the teacher's steps are timed for it)
+  section.key=value                    a key below
+  --dry-run                            print the plan, make nothing; with --config the whole configuration,
+                                       with --time also how long it takes (a few steps are timed)
   --list                               the tasks, teachers, presets and generators there are
-  --help                               this text; with other arguments, the values they give the keys
+  --help, --help all                   this text with the keys that people change first, or with all;
+                                       with other arguments, the values they give the keys
 
 keys:"""
+FLAGS = ("--dry-run", "--config", "--time")
 KEY_WIDTH = 44  # characters
 
 
@@ -36,7 +40,8 @@ def entry(
     """Run one entry point; returns its exit code.
 
     doc: the module's docstring, printed by --help before the keys of `sections`.
-    work: does what the command is for. plan: gives what --dry-run prints under the configuration.
+    work: does what the command is for. plan: gives what --dry-run prints; a value that takes long to
+    find out is a function, which --time calls.
     Exit codes: 0 done; 2 a UserError, printed as one line; 130 Ctrl-C; 143 SIGTERM.
     Any other exception is a bug and shows its traceback.
     """
@@ -50,10 +55,12 @@ def entry(
         return 0
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
-        config = load([argument for argument in arguments if argument != "--dry-run"])
+        config = load([argument for argument in arguments if argument not in FLAGS])
         _refuse_absent_device(config.device)
         if "--dry-run" in arguments:
-            _print_plan(config, plan(config))
+            _print_plan(plan(config), timed="--time" in arguments)
+            if "--config" in arguments:
+                print("\n" + to_yaml(config))
         else:
             work(config)
         return 0
@@ -65,6 +72,11 @@ def entry(
         return 130
 
 
+def is_word(arguments: Sequence[str]) -> bool:
+    """Whether the first argument is a word of its own: no key, no option, and no run's folder."""
+    return bool(arguments) and arguments[0].isalnum() and not Path(arguments[0]).is_dir()
+
+
 def _refuse_absent_device(name: str) -> None:
     """UserError for a device that is not here, also where a command has no use for it or only plans."""
     if name not in ("auto", "cpu"):  # always there, and told apart without loading torch
@@ -74,20 +86,29 @@ def _refuse_absent_device(name: str) -> None:
 
 
 def _print_help(doc: str, sections: Sequence[str], arguments: Sequence[str]) -> None:
+    """The docstring, the options and the keys: those that are changed first, or after `all` every one."""
     print(doc.strip() + "\n\n" + OPTIONS)
     config = _given_or_default(arguments)
+    hidden = 0
     for key, item in known_keys().items():
         if "." in key and key.split(".")[0] not in sections:
+            continue
+        if "all" not in arguments and not item.metadata["first"]:
+            hidden += 1
             continue
         limits = str(item.metadata["limits"])
         setting = f"{key}={attrgetter(key)(config)}"
         print(f"  {setting:{KEY_WIDTH}} {item.metadata['help']}" + (f" ({limits})" if limits else ""))
+    if hidden:
+        print(f"  and {hidden} more: --help all")
 
 
-def _print_plan(config: Config, plan: dict[str, Any]) -> None:
-    print(to_yaml(config))
+def _print_plan(plan: dict[str, Any], timed: bool) -> None:
     for key, value in plan.items():
-        print(f"{key}: {value}")
+        if not callable(value):
+            print(f"{key}: {value}")
+        elif timed:
+            print(f"{key}: {value()}")
 
 
 def _exit_on_sigterm(*_: Any) -> None:
@@ -98,6 +119,7 @@ def _exit_on_sigterm(*_: Any) -> None:
 def _given_or_default(arguments: Sequence[str]) -> Config:
     """The configuration that --help shows: of the other arguments, or the default where they are none."""
     try:
-        return load([argument for argument in arguments if not argument.startswith("-")])
+        keys = [argument for argument in arguments if not argument.startswith("-") and argument != "all"]
+        return load(keys)
     except UserError:
         return load([])

@@ -55,11 +55,14 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def exclusive(folder: Path, name: str) -> Iterator[None]:
     """Hold the folder's writer lock `name` inside the block. UserError where another process holds it.
 
-    The operating system frees it when the process ends, however it ends.
+    The operating system frees it when the process ends, however it ends. A folder that is new, and in
+    which a block that fails has written nothing, goes again.
     """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = folder / f".{name}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = open(folder / f".{name}.lock", "w")  # noqa: SIM115 - the block below closes it
+        stream = open(lock, "w")  # noqa: SIM115 - the block below closes it
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error}): choose another runs_dir=") from error
     with stream:
@@ -70,7 +73,15 @@ def exclusive(folder: Path, name: str) -> Iterator[None]:
                 f"{folder}: another process writes here; "
                 "wait for it, or choose another runs_dir= (or generate.out=, for pairs alone)"
             ) from error
-        yield
+        try:
+            yield
+        except BaseException:
+            if new:
+                lock.unlink(missing_ok=True)
+            for path in new:  # from the innermost
+                with contextlib.suppress(OSError):  # something is in it
+                    path.rmdir()
+            raise
 
 
 def find_file(path: str) -> str:

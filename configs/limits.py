@@ -58,11 +58,15 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     choices: Sequence[str] = (),
+    first: bool = False,
 ) -> Any:
     """A field with its help text and its limits, which configs/loader.py checks and --help shows.
 
     The limits hold for a number or text, and for every one in a list; None is always allowed where the type
-    allows it. A mutable default is copied for each instance.
+    allows it. A mutable default is copied for each instance. first: among those that people change first,
+    which --help shows without being asked for all.
     """
     limits = Limits(at_least, above, at_most, below, tuple(choices))
-    return field(default_factory=lambda: copy(default), metadata={"help": text, "limits": limits})
+    return field(
+        default_factory=lambda: copy(default), metadata={"help": text, "limits": limits, "first": first}
+    )

@@ -1,7 +1,8 @@
 """Configuration from the command line: dotted overrides over yaml fragments over the schema.
 
 Later layers win: the schema's defaults, the preset, the teacher, the task, the teacher's own values for that
-task, the generator, the command line.
+task, the generator, the command line. With run=FOLDER what that run remembers takes the place of all but the
+first and the last.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from configs.schema import Config, Teacher
 HERE = Path(__file__).resolve().parent
 CHOICES = ("generator", "preset", "teacher", "task")
 DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter", "generator": "comodgan"}
+RUN_FILE = "run.yaml"  # in a run's folder: its configuration, which configs/runs.py writes
 
 
 def available(kind: str) -> list[str]:
@@ -63,35 +65,83 @@ class Layer:
 def load(argv: Sequence[str]) -> Config:
     """The resolved configuration of `name=choice` and `section.key=value` arguments.
 
-    Raises UserError for an unknown choice or key, naming the nearest right ones, and for a value that its key
-    does not take.
+    run=FOLDER, or the bare folder, is a run that remembers everything else; with runs_dir= it is the
+    model of a new run there. Raises UserError for an unknown choice or key, naming the nearest right
+    ones, and for a value that its key does not take.
     """
     overrides: list[tuple[str, str]] = []
     chosen: dict[str, str] = {}
     for argument in argv:
         key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"'{argument}' is not key=value: see --help for the keys")
-        if key in CHOICES:
+        if not equals and Path(argument).is_dir():
+            chosen["run"] = argument
+        elif not equals:
+            raise UserError(
+                f"'{argument}' is neither key=value (see --help for the keys) nor the folder of a run"
+            )
+        elif key in CHOICES or key == "run":
             chosen[key] = value
         else:
             overrides.append((key, value))
 
+    run = chosen.pop("run", "")
+    layers = _layers_of_run(run, chosen) if run else _layers_of_choices(chosen)
+    for key, value in overrides:
+        layers.append(Layer(f"'{key}={value}'", _override(key, value)))
+    config = _merged(layers)
+    _complete(config, chosen)
+    if run and "runs_dir" not in dict(overrides):
+        config.run = run
+        config.runs_dir = _runs_dir(Path(run), config)
+    _check_limits(config)
+    return config
+
+
+def _layers_of_choices(chosen: dict[str, str]) -> list[Layer]:
+    """The yaml fragments of the choices; `chosen` gets those that were not made."""
     presets = _presets(chosen.get("preset", DEFAULT_CHOICE["preset"]))
     names = dict(DEFAULT_CHOICE)
     for preset in presets.values():
         names |= preset.pop("choose", {})
-    names |= chosen
-
+    chosen.update({name: choice for name, choice in names.items() if name not in chosen})
     layers = [Layer(f"configs/preset/{name}.yaml", preset) for name, preset in presets.items()]
-    layers += _teacher_and_task(names["teacher"], names["task"])
-    layers.append(_fragment("generator", names["generator"]))
-    for key, value in overrides:
-        layers.append(Layer(f"'{key}={value}'", _override(key, value)))
-    config = _merged(layers)
-    _complete(config, names)
-    _check_limits(config)
-    return config
+    layers += _teacher_and_task(chosen["teacher"], chosen["task"])
+    layers.append(_fragment("generator", chosen["generator"]))
+    return layers
+
+
+def _runs_dir(run: Path, config: Config) -> str:
+    """Where a run's caches lie: beside its task's folder, or in it where it was moved away from there."""
+    in_place = run.parts[-2:] == (config.task.name, config.teacher.name)
+    return str(run.parent.parent if in_place else run)
+
+
+def _layers_of_run(folder: str, chosen: Mapping[str, str]) -> list[Layer]:
+    """What a run remembers. UserError where it remembers nothing, and for a choice that it has made."""
+    path = Path(folder) / RUN_FILE
+    for kind in ("task", "teacher", "preset"):
+        if kind in chosen:
+            raise UserError(
+                f"{kind}={chosen[kind]} with run={folder}: the run remembers its own; leave {kind}= out, "
+                "or run= for another run"
+            )
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"run={folder} has no {RUN_FILE}: name the folder that `zero2gan generate` made, "
+            "<runs_dir>/<task>/<teacher>"
+        ) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): name its keys (task=, teacher=) instead"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no configuration: name its keys (task=, teacher=) instead")
+    layers = [Layer(str(path), values)]
+    if "generator" in chosen:
+        layers.append(_fragment("generator", chosen["generator"]))
+    return layers
 
 
 def _presets(names: str) -> dict[str, dict[str, Any]]:
@@ -115,12 +165,27 @@ def _teacher_and_task(teacher: str, task: str) -> list[Layer]:
 
 
 def _fragment(kind: str, name: str) -> Layer:
-    """The yaml file of a choice. UserError where there is none of this name."""
+    """The yaml file of a choice: of its name, or for a path (./mine.yaml) that file. UserError where
+    there is none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return _own_file(kind, name)
     names = available(kind)
     if name not in names:
         raise UserError(f"no {kind} '{name}'{nearest(name, names)} There are: {', '.join(names)}")
     values = yaml.safe_load((HERE / kind / f"{name}.yaml").read_text())
     return Layer(f"configs/{kind}/{name}.yaml", values or {})
+
+
+def _own_file(kind: str, path: str) -> Layer:
+    """A user's own yaml file in the place of one in configs/."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{kind}={path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{kind}={path} holds no keys: configs/{kind}/ has examples")
+    return Layer(path, values)
 
 
 def _override(key: str, value: str) -> DictConfig:
@@ -161,10 +226,11 @@ def _merged(layers: Sequence[Layer]) -> Config:
 def _complete(config: Config, names: Mapping[str, str]) -> None:
     """Fill in what follows from the choices: the names of task and teacher, the teacher's resolution.
 
-    UserError where the teacher has no path, the task no words, or the resolution is nowhere.
+    A run that remembers them is asked for nothing. UserError where the teacher has no path, the task no
+    words, or the resolution is nowhere.
     """
-    task = names["task"]
-    teacher = names["teacher"]
+    task = names.get("task", config.task.name)
+    teacher = names.get("teacher", config.teacher.name)
     if not config.teacher.path:
         meaning = known_keys()["teacher.path"].metadata["help"]
         raise UserError(f"teacher={teacher}: set teacher.path=, a {meaning}")
@@ -173,9 +239,10 @@ def _complete(config: Config, names: Mapping[str, str]) -> None:
             f"task={task}: set task.source= and task.target=, what the input shows and what the edit shows"
         )
     if not config.task.name:
-        config.task.name = f"{config.task.source}-to-{config.task.target}" if task == "custom" else task
+        of_words = f"{config.task.source}-to-{config.task.target}"
+        config.task.name = of_words if task == "custom" else Path(task).stem
     config.task.name = re.sub(r"[^a-z0-9_-]+", "-", config.task.name.lower()).strip("-")
-    config.teacher.name = teacher
+    config.teacher.name = Path(teacher).stem
     if not config.teacher.resolution:
         config.teacher.resolution = _own_resolution(config.teacher)
 

@@ -1,32 +1,91 @@
-"""Run folders, and the one scheme that says what a folder was made with.
+"""Run folders, what a run remembers, and the one scheme that says what a folder was made with.
 
 Every key of the configuration counts unless a stage lists it as free.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 from collections.abc import Collection, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from configs.files import model_files
-from configs.loader import known_keys
+import yaml
+from omegaconf import OmegaConf
+
+from configs.errors import UserError
+from configs.files import model_files, whole_file
+from configs.loader import RUN_FILE, known_keys, to_yaml
 from configs.schema import Config, Scorer
 
 # What changes nothing that any stage makes: where it is made, and the commands that only use it.
 FREE_FOR_ALL = ("runs_dir", "device", "json", "force", "export", "evaluate", "compare", "benchmark", "demo")
 
+# What a run does not remember: where it lies, where it is computed, and what is said each time.
+NOT_REMEMBERED = ("run", "runs_dir", "device", "json", "force")
+
 
 def run_dir(config: Config) -> Path:
-    """<runs_dir>/<task>/<teacher>."""
+    """The folder of run=, else <runs_dir>/<task>/<teacher>."""
+    if config.run:
+        return Path(config.run)
     return Path(config.runs_dir) / config.task.name / config.teacher.name
+
+
+def remember(config: Config, keys: Collection[str]) -> None:
+    """Write <run>/run.yaml, which run= reads: all of a new run, of a known one what the stage decides.
+
+    keys: of the stage, keys ('task.overlap') and whole sections ('filter'). So a stage that was given
+    fewer keys than the one before it forgets nothing.
+    """
+    path = run_dir(config) / RUN_FILE
+    values: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    for key in NOT_REMEMBERED:
+        del values[key]
+    if config.generate.out:
+        values["generate"]["out"] = str(pairs_dir(config).resolve())
+    now = OmegaConf.create(values)
+    remembered: Any = now
+    with contextlib.suppress(FileNotFoundError, ValueError, yaml.YAMLError):  # a new one, or one cut short
+        remembered = OmegaConf.load(path)
+        for key in keys:
+            OmegaConf.update(remembered, key, OmegaConf.select(now, key), merge=False)
+    title = f"# What this run is made with. To go on: {command('filter', run_dir(config))}\n"
+    with whole_file(path) as stream:
+        stream.write((title + OmegaConf.to_yaml(remembered)).encode())
+
+
+def command(stage: str, run: Path, *arguments: str) -> str:
+    """The command line of a stage of this run, as a page or a message prints it."""
+    return shlex.join(["zero2gan", stage, str(run), *arguments])
 
 
 def pairs_dir(config: Config) -> Path:
     """The folder of the pair shards: generate.out, else <run>/pairs."""
     return Path(config.generate.out) if config.generate.out else run_dir(config) / "pairs"
+
+
+def selected_keys(run: Path) -> list[str]:
+    """The keys of the pairs that the filter kept, from <run>/selection.json.
+
+    UserError where the file is missing or cannot be read, and where it keeps none.
+    """
+    path = run / "selection.json"
+    try:
+        keys = json.loads(path.read_text())["kept"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is missing or cannot be read ({error}): select pairs first, {command('filter', run)}"
+        ) from error
+    if not keys:
+        raise UserError(
+            f"{path} keeps no pair: ask for less, for example "
+            + command("filter", run, "--select", "keep=0.5", "by=clip_gain")
+        )
+    return keys
 
 
 def training_side(config: Config) -> int:

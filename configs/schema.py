@@ -21,8 +21,8 @@ class Task:
     """One edit direction, and what counts as a good pair for it."""
 
     name: str = option("", "the task and its folder; from task=NAME, of task=custom SOURCE-to-TARGET")
-    source: str = option("", "what the input shows: 'tree in summer'")
-    target: str = option("", "what the edit shows: 'tree in winter'")
+    source: str = option("", "what the input shows: 'tree in summer'", first=True)
+    target: str = option("", "what the edit shows: 'tree in winter'", first=True)
     source_bank: str = option(
         "",
         "text file of sentences about the source, one a line (a path, or a file in configs/banks); "
@@ -77,7 +77,9 @@ class Retrieve:
 class Source:
     """Where the inputs come from."""
 
-    images: str = option("", "a folder, an image, a .txt of paths, webdataset .tar (glob, {0..9}, address)")
+    images: str = option(
+        "", "a folder, an image, a .txt of paths, webdataset .tar (glob, {0..9}, address)", first=True
+    )
     prompts: str = option(
         "",
         "or a text file of prompts, from which the teacher makes the inputs itself "
@@ -112,7 +114,10 @@ class Generate:
     """Stage 1: making pairs."""
 
     pairs: int = option(
-        15_000, "pairs to make; a folder with fewer images gives one pair an image", at_least=1
+        15_000,
+        "pairs to make; a folder with fewer images gives one pair an image",
+        at_least=1,
+        first=True,
     )
     pairs_per_shard: int = option(64, "pairs in one tar: what an interruption can cost", at_least=1)
     batch: int = option(
@@ -143,7 +148,9 @@ class Edit:
         "pix2pix-zero (E of the paper's Table 2), that table's A to D, or another paper's method",
         choices=METHODS,
     )
-    steps: int = option(100, "DDIM steps of the inversion, the reference and the edit", at_least=1)
+    steps: int = option(
+        100, "DDIM steps of the inversion, the reference and the edit", at_least=1, first=True
+    )
     strength: float = option(
         0.75, "sdedit: how far towards noise the image is taken, as a share of the steps", above=0, at_most=1
     )
@@ -157,6 +164,7 @@ class Edit:
         "where the edit changes less than this share of a threshold that it finds, the input itself stays: "
         "0.8 for an object or a season, 0 (nowhere) for a style of the whole picture",
         at_least=0,
+        first=True,
     )
 
 
@@ -168,8 +176,9 @@ class Guidance:
         0.10,
         "step size on x_t down the gradient of the attention distance; 0.15 where prompts make the inputs",
         at_least=0,
+        first=True,
     )
-    scale: float = option(5.0, "classifier-free guidance scale")
+    scale: float = option(5.0, "classifier-free guidance scale", first=True)
     scale_until: float = option(
         1.0,
         "classifier-free guidance in this share of the steps, from the noise on; then the edit's text alone",
@@ -205,7 +214,7 @@ class Direction:
     files: dict[str, float] = option(
         {}, "or the weighted sum of several such files: {dog.pt: 1, cat.pt: -1} is from cat to dog"
     )
-    strength: float = option(1.0, "multiplies the direction")
+    strength: float = option(1.0, "multiplies the direction", first=True)
     sentences: int = option(
         1000, "sentences a word that the built-in grammar writes, where the task names no file", at_least=2
     )
@@ -236,9 +245,12 @@ class Filter:
         "",
         "an exported generator.onnx of this edit: lpips_generator is how far each edit lies from its own; "
         "empty: no such score",
+        first=True,
     )
     select: list[str] = option(
-        [], "instead of the task's thresholds, as --select: [overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain]"
+        [],
+        "instead of the task's thresholds, as --select: [overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain]",
+        first=True,
     )
     reject: list[str] = option(
         ["blank"],
@@ -284,15 +296,15 @@ class Segmenter:
 class Distill:
     """Stage 3: training the generator."""
 
-    images: int = option(1_000_000, "training length, in images shown", at_least=1)
+    images: int = option(1_000_000, "training length, in images shown", at_least=1, first=True)
     resolution: int = option(
         0,
         "side of the generator's images, a power of two from 16; pairs are resized on reading; 0: the "
         "teacher's, or the largest power of two below it",
         at_least=0,
     )
-    batch: int = option(64, "images a step, over all processes", at_least=1)
-    lr: float = option(0.001, "Adam learning rate", at_least=0)
+    batch: int = option(64, "images a step, over all processes", at_least=1, first=True)
+    lr: float = option(0.001, "Adam learning rate", at_least=0, first=True)
     beta1: float = option(
         0.9,
         "Adam beta 1",
@@ -305,12 +317,16 @@ class Distill:
         0, "side of the random window LPIPS looks at, pixels, from 16; 0: the whole image", at_least=0
     )
     style: float = option(
-        0.0, "weight of the style loss (Gram matrices of VGG16's features); 0: none, 2: sharper", at_least=0
+        0.0,
+        "weight of the style loss (Gram matrices of VGG16's features); 0: none, 2: sharper",
+        at_least=0,
+        first=True,
     )
     adversarial: float = option(
         0.0,
         "how hard the adversary pulls at the picture, the other losses being 1; 0: none, .5: sharper",
         at_least=0,
+        first=True,
     )
     ema_half_life_images: int = option(
         10_000, "half-life of the moving average of the weights, in images shown", at_least=0
@@ -328,7 +344,7 @@ class Distill:
         "auto",
         "accelerate's tracker (tensorboard, wandb, ...); auto: tensorboard if installed; empty: none",
     )
-    init: str = option("", "start from these weights: an exported generator.safetensors")
+    init: str = option("", "start from these weights: an exported generator.safetensors", first=True)
     labels: str = option(
         "",
         "a generator.onnx whose edits are learned instead of the pairs': a small network from a large one",
@@ -381,11 +397,13 @@ class Export:
         "newest",
         "newest; best: of those whose validation LPIPS is within 3 % of the lowest, the sharpest",
         choices=("newest", "best"),
+        first=True,
     )
     formats: list[str] = option(
         ["float", "fp16", "int8", "pt2"],
         "further formats; docs/distill.md says what each is",
         choices=("float", "fp16", "int8", "pt2", "page"),
+        first=True,
     )
 
 
@@ -393,17 +411,24 @@ class Export:
 class Demo:
     """scripts/demo.py: the whole way on the miniature."""
 
-    scenes: int = option(8, "held-out scenes in the report, and at most so many photographs", at_least=1)
-    photos: str = option("", "a folder of photographs to edit too; empty: those that scikit-image installs")
+    scenes: int = option(
+        8, "held-out scenes in the report, and at most so many photographs", at_least=1, first=True
+    )
+    photos: str = option(
+        "", "a folder of photographs to edit too; empty: those that scikit-image installs", first=True
+    )
 
 
 @dataclass
 class Evaluate:
     """scripts/evaluate.py: the paper's tables and sweeps, on held-out scenes or on photographs."""
 
-    scenes: int = option(256, "held-out scenes, or at most so many photographs", at_least=1)
+    scenes: int = option(256, "held-out scenes, or at most so many photographs", at_least=1, first=True)
     first_seed: int = option(
-        3_000_000, "seed of the first scene; validation sweeps use other seeds", at_least=0
+        3_000_000,
+        "seed of the first scene; validation sweeps use other seeds",
+        at_least=0,
+        first=True,
     )
     dino: str = option(
         "hub",
@@ -424,6 +449,7 @@ class Evaluate:
         {"edit.method": ["pix2pix-zero", "B", "D"]},
         "a row for each combination of these values of keys of edit, direction, guidance and inversion; "
         "the methods stay unless they are named",
+        first=True,
     )
 
 
@@ -435,6 +461,7 @@ class Compare:
         1,
         "trainings at once; more than one share the GPU, and images a second is then each one's share",
         at_least=1,
+        first=True,
     )
 
 
@@ -445,16 +472,23 @@ class Benchmark:
     architecture: str = option(
         "",
         "random weights, no download: sd14 (generate, infer), or vit_h (filter); empty: what is configured",
+        first=True,
     )
     pairs: int = option(
-        16, "pairs that ours is timed on; infer: that the teacher is timed on, 0: no teacher", at_least=0
+        16,
+        "pairs that ours is timed on; infer: that the teacher is timed on, 0: no teacher",
+        at_least=0,
+        first=True,
     )
-    calls: int = option(30, "infer: calls of each runtime, of which the middle one counts", at_least=1)
-    images_at_once: int = option(1, "infer: images a call", at_least=1)
+    calls: int = option(
+        30, "infer: calls of each runtime, of which the middle one counts", at_least=1, first=True
+    )
+    images_at_once: int = option(1, "infer: images a call", at_least=1, first=True)
     side: int = option(
         0,
         "train, infer: side of the pictures, pixels; 0: that of the teacher, or of the generator (sd14: 512)",
         at_least=0,
+        first=True,
     )
 
 
@@ -462,8 +496,11 @@ class Benchmark:
 class Config:
     """Everything, in the order in which a user meets it."""
 
-    runs_dir: str = option("runs", "everything is written below <runs_dir>/<task>/<teacher>")
-    device: str = option("auto", "where all networks run: auto (a GPU if there is one), cpu, cuda or cuda:N")
+    run: str = ""  # the folder of run=FOLDER, filled in by configs/loader.py
+    runs_dir: str = option("runs", "everything is written below <runs_dir>/<task>/<teacher>", first=True)
+    device: str = option(
+        "auto", "where all networks run: auto (a GPU if there is one), cpu, cuda or cuda:N", first=True
+    )
     seed: int = option(0, "every random draw derives from it and from the sample's key")
     force: bool = option(False, "go on in a run folder that was made with another configuration")
     json: str = option("", "scripts/benchmark.py also writes its table here")

@@ -1,6 +1,7 @@
 """Export a checkpoint's averaged weights: a generator that needs nothing of this repository.
 
-  python distill/export.py task=tree2winter
+  zero2gan export RUN                                  RUN: the folder that generate named
+  zero2gan export RUN 'export.formats=[page]'          a web page of it
 
 Writes <run>/export: generator.safetensors (for PyTorch), generator.onnx (uint8 pictures in and
 out), what export.formats adds (float, fp16, int8, pt2, page), translator.py (runs them without a
@@ -25,11 +26,11 @@ import numpy as np
 
 from configs.cli import entry
 from configs.errors import UserError
-from configs.files import ROOT, exclusive, write_json
-from configs.runs import pairs_dir, run_dir
+from configs.files import ROOT, exclusive, fingerprint, write_json
+from configs.runs import command, remember, run_dir
 from configs.schema import Config
 from distill.browser import write_page
-from generate.shards import PairLocation, finished_shards, read_manifest, read_pair
+from generate.shards import PairLocation, read_pair
 
 if TYPE_CHECKING:
     from distill.formats import FileFormat
@@ -58,7 +59,7 @@ def plan(config: Config) -> dict[str, Any]:
     if best is not None:
         paths.append(best)
     return {
-        "checkpoint": paths[-1] if paths else "none yet: run distill/train.py",
+        "checkpoint": paths[-1] if paths else f"none yet: {command('train', run_dir(config))}",
         "folder": run_dir(config) / "export",
     }
 
@@ -86,6 +87,8 @@ def export(config: Config) -> Path:
         write_json(folder / "config.json", trained.metadata)
         results = {name: asdict(check) for name, check in checks.items()}
         write_json(folder / "check.json", {"pictures": len(trained.held_out_BHWC), "formats": results})
+    remember(config, ("export",))
+    print(f"next: {command('translate', run_dir(config), 'PICTURES', 'EDITED')}")
     return folder
 
 
@@ -132,9 +135,7 @@ def load(config: Config) -> Trained:
     else:
         checkpoint = checkpoints.read_or_refuse(best)
     if checkpoint is None:
-        raise UserError(
-            f"{train_dir} has no checkpoint: run distill/train.py with the same task= and teacher= first"
-        )
+        raise UserError(f"{train_dir} has no checkpoint: train first, {command('train', run_dir(config))}")
     made_with = checkpoint.state["made_with"]
     if made_with.get("distill.latent", "fixed") != "fixed":
         raise UserError(
@@ -142,7 +143,6 @@ def load(config: Config) -> Trained:
         )
     generator = checkpoint.average()
     training, held_out = pairs.split_pairs(config, made_with["distill.validation_share"], made_with["seed"])
-    shards = finished_shards(pairs_dir(config))
     metadata = {
         "format": FORMAT,
         "config": generator.config,
@@ -152,8 +152,9 @@ def load(config: Config) -> Trained:
         "target": config.task.target,
         "teacher": config.teacher.name,
         "images_seen": checkpoint.state["images"],
-        "pairs": len(training) + len(held_out),
-        "pairs_sha256": [read_manifest(shard)["sha256"] for shard in shards],
+        "init": made_with.get("distill.init", ""),
+        "pairs": checkpoint.state.get("pairs"),  # None of a checkpoint of an earlier version
+        "pairs_hash": made_with["pairs"],
         "git_revision": git_revision(),
         "torch": torch.__version__,
     }
@@ -208,6 +209,7 @@ class FileCheck:
     psnr_db: float
     allowed_levels: int
     bytes: int  # size of the file
+    sha256: str
 
 
 def check_files(folder: Path, files: Sequence[FileFormat], trained: Trained) -> dict[str, FileCheck]:
@@ -228,7 +230,7 @@ def check_files(folder: Path, files: Sequence[FileFormat], trained: Trained) -> 
             mean_levels=float(np.abs(error_BHWC).mean()),
             psnr_db=float(20 * np.log10(255 / rms)),
             allowed_levels=file.allowed_levels(),
-            bytes=path.stat().st_size,
+            **fingerprint(path),
         )
         print_check(file.name, checks[file.name])
     return checks

@@ -251,7 +251,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             raise ValueError("its metadata has no config")
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
-            f"{path} is not an exported generator.safetensors ({error}): make one with distill/export.py"
+            f"{path} is not an exported generator.safetensors ({error}): make one with `zero2gan export`"
         ) from error
     return metadata, tensors
 

@@ -6,7 +6,6 @@ B batch, C channels, H W pixels, N pairs.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 import time
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import UserError
 from configs.files import digest, find_file
-from configs.runs import pairs_dir, run_dir, training_side
+from configs.runs import pairs_dir, run_dir, selected_keys, training_side
 from configs.schema import Augment, Config
 from generate.shards import PairLocation, finished_shards, locate, read_manifest, read_pair
 from models.pictures import resized, to_signed
@@ -133,26 +132,6 @@ def open_pairs(config: Config) -> tuple[PairDataset, PairDataset]:
     )
 
 
-def selected_keys(run: Path) -> list[str]:
-    """The keys that filter/run.py kept, from <run>/selection.json.
-
-    UserError where the file is missing or cannot be read, and where it keeps none.
-    """
-    path = run / "selection.json"
-    try:
-        keys = json.loads(path.read_text())["kept"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is missing or cannot be read ({error}): "
-            "run filter/run.py with the same task= and teacher="
-        ) from error
-    if not keys:
-        raise UserError(
-            f"{path} keeps no pair: lower task.clip_gain or task.overlap and run filter/run.py again"
-        )
-    return keys
-
-
 def find_pairs(folder: Path, keys: Sequence[str]) -> list[PairLocation]:
     """Where the pairs with these keys are, in the order of the keys.
 
@@ -166,7 +145,7 @@ def find_pairs(folder: Path, keys: Sequence[str]) -> list[PairLocation]:
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of the {len(keys)} selected pairs ({missing[0]}, ...): "
-            "run generate/run.py and filter/run.py again"
+            "run `zero2gan generate` and `zero2gan filter` again"
         )
     return [locations[key] for key in keys]
 

@@ -1,7 +1,9 @@
 """Distil the kept pairs into a Co-Mod-GAN generator.
 
-  accelerate launch distill/train.py task=tree2winter      every GPU there is
-  python distill/train.py task=tree2winter                 one GPU, or the CPU
+  zero2gan train RUN                                 one GPU, or the CPU; RUN: what generate named
+  zero2gan train RUN distill.images=20000            longer
+  accelerate launch distill/train.py run=RUN         every GPU there is
+  accelerate launch distill/train.py task=tree2winter
 
 Reads <run>/pairs and <run>/selection.json, writes <run>/train. To go on after an interruption, run
 the same command again.
@@ -23,7 +25,15 @@ from typing import TYPE_CHECKING, Any
 from configs.cli import entry
 from configs.errors import UserError
 from configs.files import digest, exclusive, model_files, write_json
-from configs.runs import FREE_FOR_ALL, run_dir, settings_of, training_side
+from configs.runs import (
+    FREE_FOR_ALL,
+    command,
+    remember,
+    run_dir,
+    selected_keys,
+    settings_of,
+    training_side,
+)
 from configs.schema import Config, Distill
 from distill.runlog import METRICS, RunLog, read_metrics, tracker_names
 
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
     from distill.pairs import Batch, PairAugment, PairDataset
 
 SECTIONS = ("task", "teacher", "generator", "augment", "distill")
+REMEMBERED = ("distill", "augment", "generator")  # in run.yaml
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # distill.dtype, and accelerate's name for it
 BETA2 = 0.99  # Adam's, as Co-Mod-GAN and StyleGAN2 have it
 CRITIC_BETA1 = 0.5
@@ -75,6 +86,7 @@ def train(config: Config) -> Path:
     UserError for missing pairs, settings that do not fit, a changed configuration, a full disk, and
     a loss that is not finite.
     """
+    selected_keys(run_dir(config))  # refused now, and not when PyTorch has loaded
     from distill.pairs import batches, open_pairs
     from distill.validation import validate
 
@@ -82,9 +94,11 @@ def train(config: Config) -> Path:
     folder = run_dir(config) / "train"
     with processes(config, folder) as accelerator:
         pairs, held_out = open_pairs(config)
-        training = prepare(config, accelerator, folder)
+        training = prepare(config, accelerator, folder, len(pairs) + len(held_out))
         made_with = settings_of(config, FREE) | hashes_of_files(config, pairs)
         step, checkpoint = resume(training, made_with, config.force)
+        if accelerator.is_main_process:
+            remember(config, REMEMBERED)
 
         log = RunLog(config, accelerator, folder, images=step * settings.batch)
         if step > 0:
@@ -110,15 +124,20 @@ def train(config: Config) -> Path:
                     validation.save_sheet(folder / "samples" / f"{images:09d}.png")
                 checkpoint = save(training, made_with, batch.step + 1)
                 log.restart_clock()
+        log.say(f"next: {command('export', run_dir(config))}")
         return checkpoint
 
 
 @dataclass
 class Training:
-    """What a step uses. model: the generator as accelerate wraps it. folder: <run>/train."""
+    """What a step uses.
+
+    model: the generator as accelerate wraps it. folder: <run>/train. pair_count: with those held out.
+    """
 
     config: Config
     folder: Path
+    pair_count: int
     accelerator: Accelerator
     networks: Networks
     model: nn.Module
@@ -212,7 +231,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Distill, image
         group["lr"] = lr * group["rate"]
 
 
-def prepare(config: Config, accelerator: Accelerator, folder: Path) -> Training:
+def prepare(config: Config, accelerator: Accelerator, folder: Path, pair_count: int) -> Training:
     """Everything a step uses, as it is before the first one."""
     import torch
 
@@ -239,6 +258,7 @@ def prepare(config: Config, accelerator: Accelerator, folder: Path) -> Training:
     return Training(
         config=config,
         folder=folder,
+        pair_count=pair_count,
         accelerator=accelerator,
         networks=networks,
         model=accelerator.prepare_model(networks.generator),
@@ -299,7 +319,12 @@ def save(training: Training, made_with: dict[str, Any], steps: int) -> Path:
     images = steps * training.config.distill.batch
     folder = training.folder / "checkpoints"
     if training.accelerator.is_main_process:
-        state = {"made_with": made_with, "generator": networks.generator.config, "step": steps}
+        state = {
+            "made_with": made_with,
+            "generator": networks.generator.config,
+            "pairs": training.pair_count,
+            "step": steps,
+        }
         tensors = checkpoint_tensors(networks, training.optimizer)
         choose_best = partial(best_of, read_metrics(training.folder / METRICS))
         checkpoints.save(folder, images, state, tensors, choose_best)
@@ -364,7 +389,6 @@ def plan(config: Config) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from distill.checkpoints import KEEP
-    from distill.pairs import selected_keys
     from models.comodgan import make_generator
     from models.critic import Critic
 

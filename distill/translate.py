@@ -1,6 +1,6 @@
 """Edit pictures and videos with an exported generator.
 
-  python distill/translate.py RUN_OR_MODEL INPUT OUTPUT [--overwrite] [--threads N] [--batch N]
+  zero2gan translate RUN_OR_MODEL INPUT OUTPUT [--overwrite] [--threads N] [--batch N]
 
 RUN_OR_MODEL: a .onnx (ONNX Runtime), a .pt2 (PyTorch, compiled where there is a GPU), or a folder
 with them (as it is, or in export/): then PyTorch where it has a GPU and there is a

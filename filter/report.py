@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from configs.files import whole_file
-from configs.runs import pairs_dir, run_dir
+from configs.runs import command, pairs_dir, run_dir
 from configs.schema import Config
 from filter.score_table import FLAGS, SCORES
 from filter.selection import Criteria, Row, down_to
@@ -59,7 +59,7 @@ def page_data(config: Config, rows: Sequence[Row], criteria: Criteria) -> dict[s
     return {
         "title": f"{task.source} \N{RIGHTWARDS ARROW} {task.target}",
         "about": f"{made_by}. Selected: {criteria}.",
-        "command": f"python filter/run.py task={task.name} teacher={config.teacher.name}",
+        "command": command("filter", run_dir(config)),
         "scores": list(SCORES),
         "meanings": SCORES,
         "rows": table,

@@ -1,9 +1,9 @@
 """Stage 2: score every pair with CLIP, LPIPS and, for a task with a foreground, a segmenter; then select.
 
-    python filter/run.py task=tree2winter
-    python filter/run.py task=cat2dog --select overlap=0.7 clip_gain=0.1   # of stored scores: at once
-    python filter/run.py task=cat2dog --select keep=0.6 by=clip_gain lpips_input_edit=0.1:0.6
-    accelerate launch filter/run.py task=tree2winter preset=paper   # the processes share the shards
+    zero2gan filter RUN                                          # RUN: the folder that generate named
+    zero2gan filter RUN --select overlap=0.7 clip_gain=0.1       # of stored scores: at once
+    zero2gan filter RUN --select keep=0.6 by=clip_gain lpips_input_edit=0.1:0.6
+    accelerate launch filter/run.py run=RUN                      # the processes share the shards
 
 Reads <run>/pairs; writes <run>/scores/*.parquet (all raw scores), <run>/selection.json and
 <run>/filter.html to look at. A shard is scored once, and again where its pairs, the texts, the
@@ -31,7 +31,7 @@ import numpy as np
 from configs.cli import entry
 from configs.files import exclusive, write_json
 from configs.loader import CHOICES, known_keys
-from configs.runs import pairs_dir, run_dir
+from configs.runs import command, pairs_dir, remember, run_dir
 from configs.schema import Config
 from filter.report import write_page
 from filter.score_table import SCORES, read_scores, scores_path, stale_shards, write_scores
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from filter.scores import PairScorer
 
 SECTIONS = ("task", "generate", "scorer", "segmenter", "filter")
+REMEMBERED = ("task.clip_gain", "task.overlap", "scorer", "segmenter", "filter")  # in run.yaml
 DECODING_THREADS = 4  # of pictures, while the pairs before are scored
 QUANTILES = (0.1, 0.5, 0.9)  # of each score that are printed
 
@@ -55,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, selecting = split_select(list(sys.argv[1:] if argv is None else argv))
 
     def work(config: Config) -> None:
-        print_summary(score_and_select(config, score=not selecting))
+        outcome = score_and_select(config, score=not selecting)
+        print_summary(outcome)
+        if outcome.get("kept"):
+            print(f"next: {command('train', run_dir(config))}")
 
     return entry(__doc__, SECTIONS, work, plan, arguments)
 
@@ -136,6 +140,7 @@ def score_and_select(config: Config, score: bool = True) -> dict[str, Any]:
         return {}
 
     rows = read_scores(config)
+    remember(config, REMEMBERED)
     if stale and not score:
         what = "were made with other models or texts than this configuration's"
         print(f"note: the scores of {len(stale)} shards {what}")

@@ -204,17 +204,20 @@ def read_scores(config: Config) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for shard in finished_shards(pairs_dir(config)):
         path = scores_path(config, shard)
-        try:
-            shard_rows = pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
-            raise UserError(
-                f"{path} is missing or unreadable: run filter/run.py to score the pairs"
-            ) from error
+        shard_rows = read_score_file(path)
         keys = [row["key"] for row in shard_rows]
         if keys != read_manifest(shard)["keys"] or any(row["flags"] is None for row in shard_rows):
             raise UserError(
                 f"{path} is an older version's, or of other pairs than {shard}:"
-                " run filter/run.py to score the pairs again"
+                " run `zero2gan filter` to score the pairs again"
             )
         rows += shard_rows
     return rows
+
+
+def read_score_file(path: Path) -> list[dict[str, Any]]:
+    """One row a pair of a file of scores. UserError where it is missing or cannot be read."""
+    try:
+        return pyarrow.parquet.read_table(path, schema=SCHEMA).to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is missing or unreadable: zero2gan filter scores the pairs again") from error

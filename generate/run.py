@@ -1,11 +1,13 @@
 """Make before/after pairs with pix2pix-zero: stage 1.
 
-  accelerate launch generate/run.py task=tree2winter
-  python generate/run.py task=tree2winter source.images=PHOTOS runs_dir=OUT
+  zero2gan generate task=tree2winter runs_dir=runs/mine
+  zero2gan generate task=custom task.source=tree task.target="blossoming tree" source.images=PHOTOS
+  zero2gan generate runs/mine/tree2winter/miniature generate.pairs=500       more of the same
+  accelerate launch generate/run.py task=tree2winter preset=paper            every GPU there is
 
 Reads rendered scenes, photographs, webdataset tars or prompts (source.*), writes pair shards to
-<runs_dir>/<task>/<teacher>/pairs. Run the same command again to go on after an interruption; a
-larger generate.pairs= adds to what is there.
+<runs_dir>/<task>/<teacher>/pairs and the keys to run.yaml beside them, which later stages read. Run
+the same command again to go on after an interruption; a larger generate.pairs= adds to what is there.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,17 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.files import digest, exclusive, find_file, model_files, write_json
 from configs.loader import to_yaml
-from configs.runs import FREE_FOR_ALL, changes, pairs_dir, scorer_files, settings_of, training_side
+from configs.runs import (
+    FREE_FOR_ALL,
+    changes,
+    command,
+    pairs_dir,
+    remember,
+    run_dir,
+    scorer_files,
+    settings_of,
+    training_side,
+)
 from configs.schema import Config, Direction, Task
 from generate.banks import task_banks
 from generate.shards import is_finished, read_manifest
@@ -65,6 +77,8 @@ FREE = (
     "augment",
     "distill",
 )
+# What run.yaml has of this stage.
+REMEMBERED = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "generate", "seed")
 # What a shard's manifest says of the inputs that it lacks, and what that means in a message.
 LEFT_OUT = {"unreadable": "images could not be read", "flagged": "edits were flagged by the safety checker"}
 SETTINGS = "made_with.json"  # beside the shards: what they were made with
@@ -73,7 +87,13 @@ NAMED = 5  # inputs that were left out that a message names
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return entry(__doc__, SECTIONS, generate, plan, argv)
+
+    def work(config: Config) -> None:
+        generate(config, remembered=True)
+        if process_group().is_main_process:
+            print(f"next: {command('filter', run_dir(config))}")
+
+    return entry(__doc__, SECTIONS, work, plan, argv)
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -94,7 +114,7 @@ def plan(config: Config) -> dict[str, Any]:
         "shards already there": len(shards) - len(missing),
         "disk for the pictures, about (GB)": round(_picture_bytes(config, len(source.names)) / 1e9, 2),
         "the generator will train at (pixels)": training_side(config),
-        "time for the rest, about": _time_for_the_rest(config, missing),
+        "time for the rest, about": partial(_time_for_the_rest, config, missing),
     }
 
 
@@ -115,12 +135,13 @@ def _time_for_the_rest(config: Config, missing: Mapping[int, range]) -> str:
     return time_for(config, sum(map(len, missing.values())) / processes)
 
 
-def generate(config: Config) -> Path:
+def generate(config: Config, remembered: bool = False) -> Path:
     """Make the pairs that are not there yet; returns their folder.
 
-    Raises UserError where the folder was made with other settings (unless force=true), where
-    another process writes there, and, after all the work is done, where more of the images than
-    source.max_unreadable_share could not be read.
+    remembered: these are the run's own pairs, so run.yaml says how they are made. Raises UserError
+    where the folder was made with other settings (unless force=true), where another process writes
+    there, and, after all the work is done, where more of the images than source.max_unreadable_share
+    could not be read.
     """
     config = for_this_device(config)
     refuse_side(config)
@@ -132,6 +153,8 @@ def generate(config: Config) -> Path:
         with state.main_process_first():
             if state.is_main_process:
                 claim(folder, config)
+                if remembered:
+                    remember(config, REMEMBERED)
             source = input_source(config)
         count = len(source.names)
         shards = split_into_shards(count, config.generate.pairs_per_shard)

@@ -149,10 +149,10 @@ def finished_shards(folder: Path) -> list[Path]:
         if not is_finished(shard):
             raise UserError(
                 f"{shard} is not the size its manifest says: "
-                "delete both and run generate/run.py again to make it anew"
+                "delete both and run `zero2gan generate` again to make it anew"
             )
     if not shards:
-        raise UserError(f"{folder}: no finished pair shards; make them with generate/run.py")
+        raise UserError(f"{folder}: no finished pair shards; make them with `zero2gan generate`")
     return shards
 
 
@@ -163,7 +163,7 @@ def verify(shard: Path) -> None:
         if manifest.get(name) != value:
             raise UserError(
                 f"{shard} differs from its manifest (a flipped bit, a cut file?): "
-                "delete both and run generate/run.py again"
+                "delete both and run `zero2gan generate` again"
             )
 
 
@@ -183,11 +183,11 @@ def locate(shard: Path) -> list[PairLocation]:
         samples = tar_members(shard)
     except (tarfile.TarError, OSError) as error:
         raise UserError(
-            f"{shard} cannot be read ({error}): delete it and its manifest and run generate/run.py again"
+            f"{shard} cannot be read ({error}): delete it and its manifest and run `zero2gan generate` again"
         ) from error
     if list(samples) != read_manifest(shard)["keys"]:
         raise UserError(
-            f"{shard} does not hold the keys of its manifest: delete both and run generate/run.py again"
+            f"{shard} does not hold the keys of its manifest: delete both and run `zero2gan generate` again"
         )
     return [PairLocation(key, shard, members) for key, members in samples.items()]
 
@@ -209,7 +209,7 @@ def read_pair(location: PairLocation, names: Iterable[str] = IMAGES) -> Pair:
     except (OSError, SyntaxError, ValueError, KeyError) as error:
         raise UserError(
             f"{location.shard}: pair {location.key} cannot be read ({error!r}): "
-            "delete the shard and run generate/run.py again, which makes it anew"
+            "delete the shard and run `zero2gan generate` again, which makes it anew"
         ) from error
     return pair
 

@@ -292,7 +292,7 @@ def _read_checkpoint(file: Path, model: str) -> dict[str, Tensor]:
     if not file.is_file():
         published = SAM_FILES[model]
         raise UserError(
-            f"segmenter.checkpoint={file}: no such file; python scripts/fetch.py with the same task and keys "
+            f"segmenter.checkpoint={file}: no such file; zero2gan fetch with the same task and keys "
             f"downloads it ({published.url}, {published.bytes / 1e9:.2f} GB), or set the key to yours"
         )
     refuse_broken_files(file, f"segmenter.checkpoint={file}")

@@ -130,7 +130,7 @@ class OnnxModel:
         dtype = self.session.get_inputs()[0].type
         if dtype != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
             raise TranslateError(
-                f"{path} takes {dtype} {shape}, not uint8 pictures: export it with distill/export.py"
+                f"{path} takes {dtype} {shape}, not uint8 pictures: export it with `zero2gan export`"
             )
         self.side: int = shape[1]
 
@@ -203,7 +203,7 @@ def find_model(path: Path) -> Path:
             return folder / "generator.onnx"
     if path.is_file():
         return path
-    raise TranslateError(f"{path}: no generator.onnx there; make one with distill/export.py")
+    raise TranslateError(f"{path}: no generator.onnx there; make one with `zero2gan export`")
 
 
 def _gpu_for_torch() -> bool:

@@ -1,16 +1,16 @@
 """Time our code beside a plain form of the same, in one run on one machine, at equal settings.
 
-  python scripts/benchmark.py generate    editing: the miniature, on this machine
-  python scripts/benchmark.py infer       one edit: the teacher, the generator, each exported file
-  python scripts/benchmark.py filter      scoring: the miniature's networks
-  python scripts/benchmark.py train       distill/train.py's step, at the miniature's size
+  zero2gan benchmark generate    editing: the miniature, on this machine
+  zero2gan benchmark infer       one edit: the teacher, the generator, each exported file
+  zero2gan benchmark filter      scoring: the miniature's networks
+  zero2gan benchmark train       distill/train.py's step, at the miniature's size
 
 The same at the real sizes, on a GPU:
 
-  python scripts/benchmark.py generate benchmark.architecture=sd14 edit.steps=100 generate.dtype=float16
-  python scripts/benchmark.py infer benchmark.architecture=sd14
-  python scripts/benchmark.py filter benchmark.architecture=vit_h       SAM ViT-H and CLIP ViT-L-14
-  python scripts/benchmark.py train preset=paper benchmark.side=256 distill.batch=64 \
+  zero2gan benchmark generate benchmark.architecture=sd14 edit.steps=100 generate.dtype=float16
+  zero2gan benchmark infer benchmark.architecture=sd14
+  zero2gan benchmark filter benchmark.architecture=vit_h       SAM ViT-H and CLIP ViT-L-14
+  zero2gan benchmark train preset=paper benchmark.side=256 distill.batch=64 \
       distill.dtype=bfloat16 distill.compile=true distill.workers=8
 
 Prints a Markdown table: seconds and memory a pair, pairs an hour, share of the machine's own matrix

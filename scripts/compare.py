@@ -1,10 +1,10 @@
 """Train the generator in several ways and compare the edits: loss, augmentation, size, batch, start.
 
-  python scripts/compare.py losses task=tree2winter      L1, + LPIPS, + the critic, + more of it
-  python scripts/compare.py augment task=tree2winter     on few pairs: all, none, without one kind each
-  python scripts/compare.py batches task=tree2winter     64, 16 or 4 images a step, as many in all
-  python scripts/compare.py sizes task=tree2winter       four ways to a smaller network
-  python scripts/compare.py transfer task=tree2winter    from scratch, or from the shipped generator
+  zero2gan compare losses task=tree2winter      L1, + LPIPS, + the critic, + more of it
+  zero2gan compare augment task=tree2winter     on few pairs: all, none, without one kind each
+  zero2gan compare batches task=tree2winter     64, 16 or 4 images a step, as many in all
+  zero2gan compare sizes task=tree2winter       four ways to a smaller network
+  zero2gan compare transfer task=tree2winter    from scratch, or from the shipped generator
 
 Each row is a training of its own by distill/train.py on the run's selected pairs, from scratch at
 distill.lr=0.001 where neither the keys given here nor the row say otherwise. Its averaged weights edit
@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from configs.cli import entry
+from configs.cli import entry, is_word
 from configs.errors import UserError
 from configs.files import ROOT, write_json
 from configs.loader import load, to_yaml
-from configs.runs import pairs_dir, run_dir
+from configs.runs import pairs_dir, run_dir, selected_keys
 from configs.schema import Config
 from distill.runlog import read_metrics
 from generate.sources import InputImage, open_source
@@ -103,7 +103,7 @@ class Training:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    table = arguments.pop(0) if arguments and arguments[0].isalnum() else ""
+    table = arguments.pop(0) if is_word(arguments) else ""
     if table not in TABLES and not {"--help", "-h", "--list"} & {*arguments}:
         print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)
         return 2
@@ -176,7 +176,7 @@ def select_pairs(config: Config, variant: Config, few: int) -> None:
     """
     from distill import pairs
 
-    keys = pairs.selected_keys(run_dir(config))
+    keys = selected_keys(run_dir(config))
     if few:
         training, held_out = pairs.split_pairs(config, variant.distill.validation_share, variant.seed)
         kept = {location.key for location in (*training[:few], *held_out)}

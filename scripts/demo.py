@@ -1,7 +1,7 @@
 """The whole way, for real, on the embedded miniature world: what `make demo` runs. Any task that
 renders scenes, any key.
 
-  python scripts/demo.py [task=tree2winter] [demo.scenes=8] [demo.photos=FOLDER]
+  zero2gan demo [task=tree2winter] [demo.scenes=8] [demo.photos=FOLDER]
 
 Makes pairs, filters them, trains a generator, exports it, lets it and the teacher edit held-out
 scenes and a few real photographs, and writes <run>/report.html. Each stage takes up what is there:

@@ -1,9 +1,9 @@
 """Measure edits by the paper's metrics and, of rendered scenes, against the true edit.
 
-  python scripts/evaluate.py table1 task=tree2winter     the paper's Table 1: pix2pix-zero, others
-  python scripts/evaluate.py table2 task=tree2winter     its Table 2: the configurations A to E
-  python scripts/evaluate.py figure9 task=tree2winter    its Appendix C: an unconditional model
-  python scripts/evaluate.py task=tree2winter            a sweep of any keys of an edit:
+  zero2gan evaluate table1 RUN, or task=tree2winter    the paper's Table 1: pix2pix-zero, others
+  zero2gan evaluate table2 RUN                         its Table 2: the configurations A to E
+  zero2gan evaluate figure9 task=tree2winter           its Appendix C: an unconditional model
+  zero2gan evaluate RUN                                a sweep of any keys of an edit:
       'evaluate.sweep={edit.method: [pix2pix-zero, B], guidance.amount: [1, 3]}'
 
 Edits held-out scenes, or the photographs of source.images, and prints a Markdown table, a row a
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.cli import entry
+from configs.cli import entry, is_word
 from configs.files import find_file, write_json
 from configs.runs import run_dir
 from configs.schema import Config
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     table = "sweep"
-    if arguments and arguments[0].isalnum():
+    if is_word(arguments):
         table = arguments.pop(0)
     if table not in TABLES:
         print(f"error: no table '{table}'. There are: {', '.join(TABLES)}", file=sys.stderr)

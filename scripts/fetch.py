@@ -1,9 +1,9 @@
 """Fetch the published weights that a configuration needs, before its first run.
 
-  python scripts/fetch.py preset=paper task=cat2dog  says what, how large, which licence; downloads it
-  python scripts/fetch.py preset=paper --dry-run     says it alone
-  python scripts/fetch.py preset=paper --list        says what is on this machine; asks nobody
-  python scripts/fetch.py preset=paper --to weights  into a folder, to carry to a machine without a
+  zero2gan fetch preset=paper task=cat2dog  says what, how large, which licence; downloads it
+  zero2gan fetch preset=paper --dry-run     says it alone
+  zero2gan fetch preset=paper --list        says what is on this machine; asks nobody
+  zero2gan fetch preset=paper --to weights  into a folder, to carry to a machine without a
                                                      network; says which keys take it there
 
 Models of the hub go into its cache (HF_HOME), other files into ~/.cache/zero2gan: every stage finds them

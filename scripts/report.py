@@ -1,7 +1,7 @@
 """The report of a run as one HTML file that opens anywhere, offline: pairs, scores, training,
 timings, configuration.
 
-    python scripts/report.py task=tree2winter
+    zero2gan report task=tree2winter
 
 Reads what the stages wrote below <run> (pairs, scores, selection.json, train/metrics.jsonl) and
 writes <run>/report.html. What a stage has not written yet is left out, and the page says so.
@@ -106,7 +106,7 @@ def write_report(
     """
     run = run_dir(config)
     if not run.is_dir():
-        raise UserError(f"{run}: no such run; make its pairs with generate/run.py")
+        raise UserError(f"{run}: no such run; make its pairs with `zero2gan generate`")
     page = TEMPLATES.get_template("report.html").render(
         task=config.task,
         teacher=config.teacher,

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from configs.files import write_json
 from configs.loader import load
-from configs.runs import run_dir
+from configs.runs import run_dir, selected_keys
 from distill import checkpoints
-from distill.pairs import selected_keys, split
+from distill.pairs import split
 from generate.shards import Pair, write_shard
 from generate.sources import open_source
 from scripts import compare

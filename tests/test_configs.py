@@ -27,6 +27,9 @@ ENTRY_POINTS = (
     "scripts/compare.py",
     "scripts/benchmark.py",
     "scripts/demo.py",
+    "scripts/report.py",
+    "scripts/verify.py",
+    "scripts/doctor.py",
 )
 FIRST_WORD = {  # that some of them want
     "scripts/evaluate.py": ["table1"],
@@ -146,7 +149,7 @@ def test_the_digest_follows_the_content():
         ("guidance.amunt=1", "did you mean guidance.amount"),
         ("generate.pairs=many", "generate.pairs"),
         ("source.caption.x=1", "source.caption"),
-        ("edit", "key=value"),
+        ("edit", "neither key=value"),
         ("teacher=diffusers", "teacher=diffusers: set teacher.path="),
         ("task.swap={a: [}", "is no value"),
         ("task.swap=[a]", "'task.swap=[a]': "),
@@ -192,7 +195,7 @@ def test_keys_are_few_and_none_came_back():
 
 
 def test_help_tells_the_limits(capsys):
-    assert entry("doc", ("guidance",), lambda config: None, lambda config: {}, ["--help"]) == 0
+    assert entry("doc", ("guidance",), lambda config: None, lambda config: {}, ["--help", "all"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "guidance.until=" in line]
     assert line.endswith("(from 0 to 1)")
 

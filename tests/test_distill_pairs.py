@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from configs.errors import UserError
+from configs.runs import selected_keys
 from configs.schema import Augment, Distill
 from distill import pairs
 from distill.graphs import Picture
@@ -23,7 +24,7 @@ STILL = Augment(flip=0, crop=1, colour=0, noise=0)
 
 def test_random_access_gives_the_written_pictures(tmp_path):
     made = make_selected_pairs(tmp_path)
-    keys = pairs.selected_keys(tmp_path)[::-1]
+    keys = selected_keys(tmp_path)[::-1]
     dataset = pairs.PairDataset(pairs.find_pairs(tmp_path / "pairs", keys), 16)
     input_CHW, edit_CHW = dataset[0]
     assert (len(dataset), dataset.locations[0].key) == (12, "k011")
@@ -66,14 +67,14 @@ def test_what_is_above_the_limit_is_decoded_each_time(tmp_path):
 
 
 def test_missing_or_wrong_selection_names_the_next_action(tmp_path):
-    with pytest.raises(UserError, match=r"filter/run\.py"):
-        pairs.selected_keys(tmp_path)
+    with pytest.raises(UserError, match="zero2gan filter"):
+        selected_keys(tmp_path)
     (tmp_path / "selection.json").write_text("{")
-    with pytest.raises(UserError, match=r"filter/run\.py"):
-        pairs.selected_keys(tmp_path)
+    with pytest.raises(UserError, match="zero2gan filter"):
+        selected_keys(tmp_path)
     (tmp_path / "selection.json").write_text(json.dumps({"kept": []}))
     with pytest.raises(UserError, match="clip_gain"):
-        pairs.selected_keys(tmp_path)
+        selected_keys(tmp_path)
 
 
 def test_selected_keys_without_pairs_and_wrong_sizes_are_refused(tmp_path):

@@ -164,7 +164,7 @@ def test_select_needs_scores_of_these_pairs(
 ) -> None:
     assert stage.main([*arguments, "--select", "keep=0.5"]) == 2
     printed = capsys.readouterr()
-    assert "000000.parquet is missing or unreadable: run filter/run.py" in printed.err
+    assert "000000.parquet is missing or unreadable: zero2gan filter" in printed.err
     assert "note:" not in printed.out
     assert stage.main(arguments) == 0 and stage.main([*arguments, "--select"]) == 0
     file = run / "scores/000000.parquet"

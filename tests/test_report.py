@@ -159,8 +159,8 @@ def test_stages_that_have_not_run_are_named(tmp_path: Path, capsys: pytest.Captu
     assert main([f"runs_dir={tmp_path}"]) == 0
     path = run_dir(config) / "report.html"
     assert capsys.readouterr().out.strip() == str(path)
-    assert "run filter/run.py" in path.read_text() and "run distill/train.py" in path.read_text()
-    assert main([f"runs_dir={tmp_path}/none"]) == 2 and "generate/run.py" in capsys.readouterr().err
+    assert "zero2gan filter" in path.read_text() and "zero2gan train" in path.read_text()
+    assert main([f"runs_dir={tmp_path}/none"]) == 2 and "zero2gan generate" in capsys.readouterr().err
 
 
 def test_metrics_may_end_in_a_torn_line(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def generator_to_time(config: Config) -> tuple[CoModGenerator, dict[str, Any]]:
         if path.is_file():
             return read_generator(path)
     raise UserError(
-        f"{exported.parent} has no generator.safetensors: run distill/export.py, or set distill.init= to one"
+        f"{exported.parent} has no generator.safetensors: run `zero2gan export`, or set distill.init= to one"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from configs.runs import pairs_dir, run_dir
+from configs.runs import pairs_dir, run_dir, selected_keys
 from configs.schema import Config
 from distill import pairs
 from distill.train import BETA2
@@ -29,7 +29,7 @@ def plain_training(config: Config, steps: int, device: torch.device) -> Iterator
     """
     side = config.teacher.resolution
     settings = config.distill
-    locations = pairs.find_pairs(pairs_dir(config), pairs.selected_keys(run_dir(config)))
+    locations = pairs.find_pairs(pairs_dir(config), selected_keys(run_dir(config)))
     dataset = pairs.PairDataset(locations, side)
     count = len(dataset)
     order = [pairs.step_positions(step, settings.batch, count, config.seed) for step in range(steps)]
