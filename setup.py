@@ -27,6 +27,7 @@ REQUIREMENTS = [
     "torch>=2.6",
     "torchmetrics>=1.9",  # the formulas of FID and KID; pure Python
     "torchvision>=0.21",
+    "tqdm>=4.66",
     "transformers>=5.0",  # the form of the miniature's tokenizer
     "webdataset>=1.0.2,<2",
 ]

@@ -405,6 +405,7 @@ class Export:
         choices=("float", "fp16", "int8", "pt2", "page"),
         first=True,
     )
+    push: str = option("", "also upload the folder to the hub, as OWNER/MODEL; a new one is private")
 
 
 @dataclass

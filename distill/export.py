@@ -2,11 +2,12 @@
 
   zero2gan export RUN                                  RUN: the folder that generate named
   zero2gan export RUN 'export.formats=[page]'          a web page of it
+  zero2gan export RUN export.push=OWNER/MODEL          to the hub, where a token is set (hf auth login)
 
 Writes <run>/export: generator.safetensors (for PyTorch), generator.onnx (uint8 pictures in and
 out), what export.formats adds (float, fp16, int8, pt2, page), translator.py (runs them without a
-clone), config.json and check.json. Each file is compared with PyTorch on held-out pictures before
-it is kept.
+clone), README.md (a model card), config.json and check.json. Each file is compared with PyTorch on
+held-out pictures before it is kept.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from configs.files import ROOT, exclusive, fingerprint, write_json
 from configs.runs import command, remember, run_dir
 from configs.schema import Config
 from distill.browser import write_page
+from distill.card import push, write_card
 from generate.shards import PairLocation, read_pair
 
 if TYPE_CHECKING:
@@ -83,11 +85,14 @@ def export(config: Config) -> Path:
         if "page" in config.export.formats:
             write_page(temporary, trained.held_out_BHWC[0])
         shutil.copyfile(TRANSLATOR, temporary / TRANSLATOR.name)
+        write_card(temporary, run_dir(config) / "train", trained.metadata, checks)
         keep(temporary, folder, [file.name for file in files])
         write_json(folder / "config.json", trained.metadata)
         results = {name: asdict(check) for name, check in checks.items()}
         write_json(folder / "check.json", {"pictures": len(trained.held_out_BHWC), "formats": results})
     remember(config, ("export",))
+    if config.export.push:
+        print(f"pushed to {push(folder, config.export.push)}")
     print(f"next: {command('translate', run_dir(config), 'PICTURES', 'EDITED')}")
     return folder
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"  # in <run>/train
 LOG_EVERY_S = 10.0  # seconds from one line of progress to the next
+RATE_HALF_LIFE_S = 60.0  # of the moving average from which the time left follows
 TITLES = {"l1": "L1", "lpips": "LPIPS", "psnr": "PSNR"}  # of losses and metrics in a line of progress
 
 
@@ -42,6 +43,7 @@ class RunLog:
         if accelerator.is_main_process:
             (folder / "config.yaml").write_text(to_yaml(config))
             keep_lines_until(self.path, images)
+        self.rate = 0.0  # images a second, a moving average
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -73,7 +75,9 @@ class RunLog:
         data_wait_share = self.waited_s / seconds
         speed = {"images_per_s": images_per_s, "data_wait_share": data_wait_share}
         self.write("train", images, means | speed)
-        left = timedelta(seconds=round(max(0, self.last_image - images) / images_per_s))
+        kept = 0.5 ** (seconds / RATE_HALF_LIFE_S) if self.rate else 0.0
+        self.rate = kept * self.rate + (1 - kept) * images_per_s
+        left = timedelta(seconds=round(max(0, self.last_image - images) / self.rate))
         parts = {name: mean for name, mean in means.items() if name != "loss"}
         self.say(
             f"{images}/{self.last_image} images, {images_per_s:.1f}/s, {left} left, "

@@ -75,7 +75,7 @@ def demo(config: Config) -> None:
     check_scenes(config)
     timings: dict[str, float] = {}
     with stage("1 generate: pix2pix-zero makes pairs", timings):
-        generate_run.generate(config)
+        generate_run.generate(config, remembered=True)
     with stage("2 filter: CLIP gain and mask overlap", timings):
         outcome = score_and_select(config)
     print_summary(outcome)

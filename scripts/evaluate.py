@@ -96,6 +96,7 @@ SWEEP = (
     "psnr_true",
     "lpips_true",
     "difference",
+    "mask_found",
     "structure",
     "lpips_input",
     "psnr_reconstruction",
@@ -275,7 +276,7 @@ def evaluate(config: Config, table: str) -> dict[str, Any]:
     from scripts.measure.judges import Judges
 
     rows = variants(config, table)
-    judges = Judges(config, pick_device(config.device), masks=table != "sweep")
+    judges = Judges(config, pick_device(config.device), masks=table != "sweep" or not config.source.images)
     edits = make_edits(rows, config.evaluate.scenes)
     guided = [name for name, row in rows.items() if row.edit.method == "pix2pix-zero"]
     teacher = guided[0] if guided else ""

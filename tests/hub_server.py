@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -24,6 +25,7 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)  # files whose connection breaks half-way
     served: list[str] = field(default_factory=list)
+    private: dict[str, bool] = field(default_factory=dict)  # repositories that were created
     url: str = ""
 
 
@@ -38,6 +40,9 @@ def serving() -> Iterator[Hub]:
 
         def do_GET(self) -> None:  # noqa: N802
             answer(self, hub)
+
+        def do_POST(self) -> None:  # noqa: N802
+            take(self, hub)
 
         def log_message(self, *_: object) -> None:
             """Quiet."""
@@ -74,6 +79,50 @@ def answer(request: BaseHTTPRequestHandler, hub: Hub) -> None:
         send(request, 403, b"", GATED)
     else:
         send_file(request, hub, "/".join(parts[4:]), files)  # NAME/resolve/REVISION/FILE
+
+
+def take(request: BaseHTTPRequestHandler, hub: Hub) -> None:
+    """A new repository, the question how files are to be sent, or a commit of them."""
+    body = read_body(request)
+    path = unquote(urlsplit(request.path).path).strip("/")
+    if path == "api/repos/create":
+        asked = json.loads(body)
+        name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+        if name in hub.gated:
+            send(request, 403, b"{}", {"X-Error-Message": "You are not allowed to"})
+            return
+        hub.models.setdefault(name, {})
+        hub.private[name] = asked.get("private", False)
+        send_json(request, {"url": f"{hub.url}/{name}", "id": name})
+    elif path == "api/validate-yaml":
+        send_json(request, {"errors": [], "warnings": []})
+    elif "/preupload/" in path:
+        files = json.loads(body)["files"]
+        described = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+        send_json(request, {"files": described})
+    elif "/commit/" in path:
+        name = "/".join(path.split("/")[2:4])
+        for line in body.decode().splitlines():
+            operation = json.loads(line)
+            if operation["key"] == "file":
+                content = base64.b64decode(operation["value"]["content"])
+                hub.models[name][operation["value"]["path"]] = content
+        address = f"{hub.url}/{name}/commit/{REVISION}"
+        send_json(request, {"success": True, "commitOid": REVISION, "commitUrl": address})
+    else:
+        send(request, 404, b"", UNKNOWN)
+
+
+def read_body(request: BaseHTTPRequestHandler) -> bytes:
+    """What was sent, at once or in chunks."""
+    if request.headers.get("Transfer-Encoding") != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length", 0)))
+    body = b""
+    while size := int(request.rfile.readline(), 16):
+        body += request.rfile.read(size)
+        request.rfile.readline()
+    request.rfile.readline()
+    return body
 
 
 def entry(file: str, content: bytes) -> dict[str, object]:
@@ -132,5 +181,5 @@ def send(
         request.send_header(name, value)
     request.send_header("Content-Length", str(len(content)))
     request.end_headers()
-    if request.command == "GET":
+    if request.command != "HEAD":
         request.wfile.write(content[: len(content) // 2] if is_cut else content)

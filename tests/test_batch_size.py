@@ -125,7 +125,7 @@ def test_a_cpu_is_told_the_hours_before_anything_is_loaded(described, monkeypatc
     assert f"about {hours:.1f} hours a pair on this CPU, {2 * hours:.0f} hours for 2" in slow_on_cpu(
         load(described), 2
     )
-    assert run.main([*described, "--dry-run"]) == 0
+    assert run.main([*described, "--dry-run", "--time"]) == 0
     printed = capsys.readouterr().out
     assert f"about {hours:.1f} hours a pair" in printed and "take a GPU" in printed
     assert "this CPU computes in float32" in printed
