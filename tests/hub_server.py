@@ -92,7 +92,7 @@ def take(request: BaseHTTPRequestHandler, hub: Hub) -> None:
             send(request, 403, b"{}", {"X-Error-Message": "You are not allowed to"})
             return
         hub.models.setdefault(name, {})
-        hub.private[name] = asked.get("private", False)
+        hub.private[name] = asked.get("private", False) or asked.get("visibility") == "private"
         send_json(request, {"url": f"{hub.url}/{name}", "id": name})
     elif path == "api/validate-yaml":
         send_json(request, {"errors": [], "warnings": []})
