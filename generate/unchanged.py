@@ -3,7 +3,7 @@
 The autoencoder blurs what the edit never meant to touch, and the way through noise moves a sky's colours.
 Blended diffusion (Avrahami et al. 2022) and DiffEdit (Couairon et al. 2022) keep the input outside a mask;
 theirs is given, or found by the difference of noise predictions. The finished picture tells better what the
-edit changed (docs/results.md, "Keeping what the edit leaves alone").
+edit changed (docs/journal.md, "Keeping what the edit leaves alone").
 
 B batch, H W pixels.
 """
