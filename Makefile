@@ -7,7 +7,7 @@ READY := .venv/ready
 .PHONY: demo test check clean
 
 demo: $(READY)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/zero2gan demo preset=fast
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
