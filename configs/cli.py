@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -45,13 +46,27 @@ def entry(
     Exit codes: 0 done; 2 a UserError, printed as one line; 130 Ctrl-C; 143 SIGTERM.
     Any other exception is a bug and shows its traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _entry(doc, sections, work, plan, list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # whoever reads, as `| head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _entry(
+    doc: str,
+    sections: Sequence[str],
+    work: Callable[[Config], object],
+    plan: Callable[[Config], dict[str, Any]],
+    arguments: Sequence[str],
+) -> int:
     if "--help" in arguments or "-h" in arguments:
         _print_help(doc, sections, arguments)
         return 0
     if "--list" in arguments:
         for kind in reversed(CHOICES):
             print(f"{kind}: {', '.join(available(kind))}")
+        sys.stdout.flush()  # so that a pipe that was closed is noticed here
         return 0
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -19,9 +20,15 @@ class Limits:
     choices: tuple[str, ...] = ()
 
     def allow(self, value: Any) -> bool:
-        """Whether the value, or every one of a list, is within the limits."""
+        """Whether the value, or every one of a list or a dictionary, is within the limits; no number is
+        infinite.
+        """
         if isinstance(value, list):
             return all(self.allow(item) for item in value)
+        if isinstance(value, dict):
+            return all(self.allow(item) for item in value.values())
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
         if value is None:
             return True
         if self.choices:

@@ -23,11 +23,12 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from configs.errors import UserError
 from configs.files import find_file
 from configs.removed import REMOVED
-from configs.schema import Config, Teacher
+from configs.schema import Config, Task, Teacher
 
 HERE = Path(__file__).resolve().parent
 CHOICES = ("generator", "preset", "teacher", "task")
 DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter", "generator": "comodgan"}
+THRESHOLDS = ("task.clip_gain", "task.overlap")
 RUN_FILE = "run.yaml"  # in a run's folder: its configuration, which configs/runs.py writes
 
 
@@ -69,7 +70,7 @@ def load(argv: Sequence[str]) -> Config:
     model of a new run there. Raises UserError for an unknown choice or key, naming the nearest right
     ones, and for a value that its key does not take.
     """
-    overrides: list[tuple[str, str]] = []
+    overrides: dict[str, str] = {}
     chosen: dict[str, str] = {}
     for argument in argv:
         key, equals, value = argument.partition("=")
@@ -82,15 +83,17 @@ def load(argv: Sequence[str]) -> Config:
         elif key in CHOICES or key == "run":
             chosen[key] = value
         else:
-            overrides.append((key, value))
+            overrides[key] = value
 
+    if not overrides.keys().isdisjoint(THRESHOLDS):  # in the place of a task's own selection
+        overrides = {"filter.select": "[]"} | overrides
     run = chosen.pop("run", "")
     layers = _layers_of_run(run, chosen) if run else _layers_of_choices(chosen)
-    for key, value in overrides:
+    for key, value in overrides.items():
         layers.append(Layer(f"'{key}={value}'", _override(key, value)))
     config = _merged(layers)
     _complete(config, chosen)
-    if run and "runs_dir" not in dict(overrides):
+    if run and "runs_dir" not in overrides:
         config.run = run
         config.runs_dir = _runs_dir(Path(run), config)
     _check_limits(config)
@@ -197,8 +200,11 @@ def _override(key: str, value: str) -> DictConfig:
         raise UserError(f"no key '{key}'{nearest(key, list(known))} See --help for the keys")
     values = OmegaConf.create({})
     try:
-        if key in known and known[key].type == "str":  # as it is: yaml would take 'a cat: asleep' apart
+        kind = known[key].type if key in known else ""
+        if kind == "str":  # as it is: yaml would take 'a cat: asleep' apart
             OmegaConf.update(values, key, value)
+        elif kind == "list[str]" and not value.startswith("["):  # a,b
+            OmegaConf.update(values, key, [item.strip() for item in value.split(",") if item.strip()])
         else:
             values.merge_with_dotlist([f"{key}={value}"])
     except (OmegaConfBaseException, yaml.YAMLError) as error:
@@ -219,7 +225,10 @@ def _merged(layers: Sequence[Layer]) -> Config:
             raise UserError(f"{layer.origin}: no key '{key}'{nearest(key, list(known_keys()))}") from error
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{layer.origin}: {reason} (key '{error.full_key}')") from error
+            hint = (
+                ". In a dictionary a space follows the colon: {name: 1}" if ":" in str(error.full_key) else ""
+            )
+            raise UserError(f"{layer.origin}: {reason} (key '{error.full_key}'){hint}") from error
     return OmegaConf.to_object(config)  # type: ignore[return-value]
 
 
@@ -243,8 +252,19 @@ def _complete(config: Config, names: Mapping[str, str]) -> None:
         config.task.name = of_words if task == "custom" else Path(task).stem
     config.task.name = re.sub(r"[^a-z0-9_-]+", "-", config.task.name.lower()).strip("-")
     config.teacher.name = Path(teacher).stem
+    if config.source.scenes and not config.task.scene_input:
+        _find_scenes(config.task)
     if not config.teacher.resolution:
         config.teacher.resolution = _own_resolution(config.teacher)
+
+
+def _find_scenes(task: Task) -> None:
+    """Let the words of a task find the scenes that a rendered world has for them, if it has."""
+    from models.miniature.words import looks_of
+
+    looks = looks_of(task.source, task.target)
+    if looks:
+        task.scene_input, task.scene_truth = looks
 
 
 def _own_resolution(config: Teacher) -> int:
@@ -291,7 +311,7 @@ def _check_limits(config: Config) -> None:
         value = attrgetter(key)(config)
         limits = item.metadata["limits"]
         if not limits.allow(value):
-            raise UserError(f"{key}={value}: it is {limits}")
+            raise UserError(f"{key}={value}: it is {str(limits) or 'a finite number'}")
 
 
 def to_yaml(config: Config) -> str:

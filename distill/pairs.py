@@ -187,8 +187,8 @@ def split(sources: Sequence[str], share: float, seed: int) -> tuple[list[int], l
             training.append(position)
     if not training:
         raise UserError(
-            f"{len(places)} source image(s) leave nothing to train on beside the held-out ones: "
-            "make more pairs"
+            f"{len(places)} source image(s) leave nothing to train on beside the held-out ones: select more "
+            "(zero2gan filter RUN --select keep=0.6 by=clip_directional), or make more (generate.pairs=)"
         )
     return training, validation
 

@@ -70,8 +70,12 @@ def plan_files(source: str, target: Path, overwrite: bool) -> dict[str, Path]:
     outputs: dict[str, Path] = {}
     for name in find_inputs(source):
         outputs[name] = target / output_name(name)
-    names_file = bool(target.suffix) and not target.is_dir()
-    if names_file and not Path(source).is_dir():
+    names_file = target.suffix.lower() in (*PICTURES, *VIDEOS) and not target.is_dir()
+    if names_file and Path(source).is_dir():
+        raise TranslateError(
+            f"{target} is the name of a file, and {source} a folder: name a folder for its edits"
+        )
+    if names_file:
         ending = outputs[source].suffix
         if target.suffix != ending:
             raise TranslateError(f"{target}: name a folder, or a {ending} file")

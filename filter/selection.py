@@ -109,6 +109,8 @@ def parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
                 at_least[_score(name)] = _number(item, low)
             if high:
                 at_most[_score(name)] = _number(item, high)
+            if low and high and _number(item, low) > _number(item, high):
+                raise UserError(f"--select {item}: no score is above the first and below the second")
         else:
             raise UserError(f"--select {item}: it is {SYNTAX}")
     if by and keep is None:

@@ -28,7 +28,9 @@ from generate.banks import read_sentences
 from generate.captions import choose_caption
 from generate.shards import Member, open_image, read_member, tar_members
 from models.miniature.captions import caption as scene_caption
-from models.miniature.scenes import Look, render, scene
+from models.miniature.plants import SPECIES
+from models.miniature.scenes import SEASONS, STYLES, Look, render, scene
+from models.miniature.words import HOLDS
 from models.published import download_folder
 from models.translator import upright_rgb
 
@@ -109,17 +111,32 @@ def kind_of(config: Source) -> str:
     return "photos"
 
 
+def _look(fields: Mapping[str, str], key: str) -> Look:
+    """A look of its fields. UserError, which names those that there are, for any other."""
+    try:
+        return Look(**fields)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{key}={dict(fields)}: {error}. It takes season ({', '.join(SEASONS)} or any), species "
+            f"({', '.join(SPECIES)}) and style ({', '.join(STYLES)})"
+        ) from error
+
+
 def open_scenes(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
     """Scenes that models/miniature renders in the task's input look, from source.first_seed on.
 
-    UserError where the teacher knows no such scenes, or the task names no look.
+    UserError where the teacher knows no such scenes, or the task names no look that there is.
     """
     if not (config.scenes and task.scene_input):
+        world = f" Its own world holds {HOLDS}: '{task.source}' to '{task.target}' is no change in it."
         raise UserError(
             f"no scenes are rendered for task={task.name} with this teacher: name the images to edit with "
-            "source.images=FOLDER, or prompts to make them from with source.prompts=FILE"
+            "source.images=FOLDER, or prompts to make them from with source.prompts=FILE."
+            + (world if config.scenes else "")
         )
-    look = Look(**task.scene_input)
+    look = _look(task.scene_input, "task.scene_input")
+    if task.scene_truth:
+        _look(task.scene_truth, "task.scene_truth")  # refused now, and not when the pairs are there
     names = [f"scene-{config.first_seed + index}" for index in range(limit)]
 
     def load(index: int) -> InputImage:

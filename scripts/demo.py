@@ -79,11 +79,6 @@ def demo(config: Config) -> None:
     with stage("2 filter: CLIP gain and mask overlap", timings):
         outcome = score_and_select(config)
     print_summary(outcome)
-    if config.distill.init:
-        print(
-            f"\nthe generator starts from shipped weights ({config.distill.init}); "
-            "distill.init= starts from nothing"
-        )
     with stage("3 distill: the generator learns the pairs", timings):
         train(config)
     with stage("4 export: safetensors and ONNX, checked", timings):

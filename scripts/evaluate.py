@@ -29,7 +29,7 @@ import numpy as np
 from configs.cli import entry, is_word
 from configs.files import find_file, write_json
 from configs.runs import run_dir
-from configs.schema import Config
+from configs.schema import Config, Task
 from generate.run import generate, input_source
 from generate.shards import read_pairs
 from generate.sources import photo_key
@@ -359,7 +359,9 @@ def generators(config: Config, keys: Set[str], side: int) -> dict[str, Translato
         print(f"{files[own]} learned from some of these images: it gets no row")
         del files[own]
     if config.distill.init and (config.source.images or config.evaluate.first_seed >= HELD_OUT_SEED):
-        files[shipped] = Path(find_file(config.distill.init)).with_suffix(".onnx")
+        file = Path(find_file(config.distill.init)).with_suffix(".onnx")
+        if is_of_task(file, config.task):
+            files[shipped] = file
     translators = {}
     for name, file in files.items():
         if file.is_file():
@@ -368,6 +370,16 @@ def generators(config: Config, keys: Set[str], side: int) -> dict[str, Translato
                 name = f"{name} ({translator.side} of {side} pixels)"
             translators[name] = translator
     return translators
+
+
+def is_of_task(file: Path, task: Task) -> bool:
+    """Whether an exported generator.onnx makes this task's edit: another may start from it all the same."""
+    import onnx
+
+    if not file.is_file():
+        return False
+    described = {item.key: item.value for item in onnx.load(file).metadata_props}
+    return (described.get("source"), described.get("target")) == (task.source, task.target)
 
 
 # ---- the tables ----

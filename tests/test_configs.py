@@ -59,6 +59,29 @@ def test_text_is_taken_as_it_is(text):
     assert load([f"source.caption={text}"]).source.caption == text
 
 
+@pytest.mark.parametrize("text", ["page", "page,fp16", "[page,fp16]", " page , fp16", "[]"])
+def test_a_list_of_words_needs_no_brackets(text):
+    expected = [word.strip() for word in text.strip("[]").split(",") if word.strip()]
+    assert load([f"export.formats={text}"]).export.formats == expected
+
+
+def test_a_threshold_on_the_line_takes_the_place_of_a_tasks_selection():
+    words = ["task=custom", "task.source=a", "task.target=b"]
+    assert load(words).filter.select == ["keep=0.6", "by=clip_directional"]
+    assert load([*words, "task.clip_gain=0.2"]).filter.select == []
+    assert load([*words, "task.overlap=0.2", "filter.select=keep=0.5"]).filter.select == ["keep=0.5"]
+
+
+def test_whoever_reads_the_list_may_stop(tmp_path):
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{sys.executable} generate/run.py --list | head -c 1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("t", "", 0)
+
+
 def test_a_custom_task_is_two_words():
     config = load(["task=custom", "task.source=tree", "task.target=Cherry blossom tree"])
     assert str(run_dir(config)) == "runs/tree-to-cherry-blossom-tree/miniature"
@@ -171,6 +194,14 @@ def test_wrong_arguments_name_the_right_ones(argument, says):
         ("generator.dropout=1", "it is from 0 to below 1"),
         ("guidance.until=1.5", "it is from 0 to 1"),
         ("export.formats=[float,int4]", "it is float, fp16, int8, pt2 or page"),
+        ("export.formats=float,int4", "it is float, fp16, int8, pt2 or page"),
+        ("generate.pairs=-3", "it is 1 or more"),
+        ("generate.pairs_per_shard=0", "it is 1 or more"),
+        ("guidance.scale=nan", "guidance.scale=nan: it is a finite number"),
+        ("direction.strength=-inf", "it is a finite number"),
+        ("direction.files={d.pt: nan}", "it is a finite number"),
+        ("direction.files={d.pt:1}", "a space follows the colon"),
+        ("distill.lr=nan", "it is 0 or more"),
     ],
 )
 def test_a_value_beyond_its_limits_is_refused_at_once(argument, says):

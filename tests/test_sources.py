@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from configs.errors import UserError
+from configs.loader import load
 from configs.schema import Source, Task
 from generate.shards import KEY
 from generate.sources import Unreadable, open_source, photo_key, read_square
+from models.miniature.scenes import Look, render, scene
 
 TASK = Task(name="t", source="tree", caption="a photo of a {source}", scene_input={"season": "summer"})
 RED = (255, 0, 0)
@@ -206,3 +208,51 @@ def test_a_list_of_images(tmp_path):
     source = open_source(Source(images=str(tmp_path / "list.txt")), TASK, 16, 100)
     assert list(source.names) == ["deep/b.png", "deep/a.png"]
     assert tuple(source.load(0).image[0, 0]) == RED
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "looks"),
+    [
+        (
+            "pine tree",
+            "oak tree",
+            ({"season": "summer", "species": "pine"}, {"season": "summer", "species": "oak"}),
+        ),
+        ("trees in autumn", "Snowy trees", ({"season": "autumn"}, {"season": "winter"})),
+        (
+            "photo",
+            "pencil sketch",
+            ({"season": "summer", "style": "photo"}, {"season": "summer", "style": "sketch"}),
+        ),
+        ("tree", "golden birch", ({"season": "summer"}, {"season": "autumn", "species": "birch"})),
+    ],
+)
+def test_two_words_that_the_world_knows_find_their_scenes(source, target, looks):
+    config = load(["task=custom", f"task.source={source}", f"task.target={target}"])
+    assert (config.task.scene_input, config.task.scene_truth) == looks
+    images = [
+        open_source(config.source, config.task, 128, 1).load(0).image,
+        np.asarray(render(scene(config.source.first_seed), Look(**looks[0]))),
+    ]
+    assert np.array_equal(*images)
+
+
+def test_words_that_it_does_not_know_say_what_it_holds():
+    config = load(["task=custom", "task.source=tree", "task.target=cherry blossom tree"])
+    with pytest.raises(UserError, match="Its own world holds summer, autumn and winter; oaks") as error:
+        open_source(config.source, config.task, 128, 1)
+    assert "source.images=FOLDER" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "task.scene_input={season: spring}",
+        "task.scene_input={seson: winter}",
+        "task.scene_truth={style: oil}",
+    ],
+)
+def test_a_look_that_there_is_not_names_those_that_there_are(argument):
+    config = load([argument])
+    with pytest.raises(UserError, match=r"summer, autumn, winter or any.*oak, birch, pine.*photo, sketch"):
+        open_source(config.source, config.task, 128, 1)
