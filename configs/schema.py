@@ -238,7 +238,9 @@ class Filter:
         "empty: no such score",
     )
     select: list[str] = option(
-        [], "instead of the task's thresholds, as --select: [overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain]"
+        [],
+        "instead of the task's thresholds, as --select: "
+        "[overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain,veto=FILE]",
     )
     reject: list[str] = option(
         ["blank"],
