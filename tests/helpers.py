@@ -1,11 +1,13 @@
 """What several test files use: pairs, tiny networks, arguments of tiny runs, readers of tables and pages."""
 
+import contextlib
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -178,6 +180,30 @@ def browse(path: Path, actions: str = "", *options: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout
+
+
+@contextlib.contextmanager
+def opened_page(*options: str, **context: Any) -> Iterator[Any]:
+    """A page of playwright's in a headless Chromium, which is skipped without; errors of its scripts fail.
+
+    options: the browser's. context: of browser.new_context, as a viewport. page.requests_made: the
+    addresses of all its requests.
+    """
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
+    )
+    if BROWSER is None:
+        pytest.skip("no chromium or google-chrome on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *options])
+        page = browser.new_context(**context).new_page()
+        errors: list[str] = []
+        page.requests_made = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: page.requests_made.append(request.url))
+        yield page
+        browser.close()
+        assert not errors
 
 
 def export_tiny(folder: Path, formats: Sequence[str] = (), side: int = 16, **named: str) -> None:

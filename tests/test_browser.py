@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import shutil
 import threading
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 from configs.errors import UserError
 from distill import browser
 from models.translator import Translator
-from tests.helpers import export_tiny
+from tests.helpers import export_tiny, opened_page
 
 SIDE = 32
 PIXELS = "name => Array.from(document.getElementById(name).getContext('2d').getImageData(0, 0, 32, 32).data)"
@@ -39,28 +38,14 @@ def export(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(export):
-    """The page in a headless Chromium, served as `python -m http.server` does.
-
-    page.requests_made: the addresses of all its requests.
-    """
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
-    )
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no chromium or google-chrome on this machine")
+    """The page in a headless Chromium, served as `python -m http.server` does."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(export))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        page = driver.chromium.launch(executable_path=chromium, args=arguments).new_page()
-        page.requests_made = []
-        page.on("request", lambda request: page.requests_made.append(request.url))
+    with opened_page("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as page:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         page.wait_for_selector("body[data-ready]", timeout=60_000)
         yield page
-        page.context.browser.close()
     server.shutdown()
 
 
