@@ -80,7 +80,7 @@ def export(config: Config) -> Path:
         checks = check_files(temporary, files, trained)
         refuse_differences(checks, folder)
         if "page" in config.export.formats:
-            write_page(temporary, trained.held_out_BHWC[0])
+            write_page(temporary, trained.held_out_BHWC)
         shutil.copyfile(TRANSLATOR, temporary / TRANSLATOR.name)
         keep(temporary, folder, [file.name for file in files])
         write_json(folder / "config.json", trained.metadata)

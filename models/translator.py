@@ -8,7 +8,8 @@ This file stands alone: it needs numpy, Pillow and onnxruntime (or PyTorch, for 
 distill/export.py puts a copy of it beside the files that it writes.
 
 The generator knows squares of one side only. A picture is turned upright, its colours are made
-sRGB's, and it is resized so that its shorter side is that. Along the longer one, squares that overlap are edited and blended.
+sRGB's, and it is resized so that its shorter side is that. Along the longer one, squares that
+overlap are edited and blended.
 
 Shapes: B batch, H W pixels, C the three colours.
 """
