@@ -113,7 +113,10 @@ def test_both_pictures_are_shown_smooth_in_the_screens_pixels(page):
         context.fillRect(16, 0, 16, 32);
     }""")
     page.set_viewport_size({"width": 500, "height": 800})  # drawn anew
-    page.wait_for_function("document.getElementById('after-shown').width < 460")
+    for _ in range(100):  # the page's policy forbids what wait_for_function does
+        if page.evaluate("document.getElementById('after-shown').width") < 460:
+            break
+        page.wait_for_timeout(50)
     row = np.array(
         page.evaluate("""() => {
         const canvas = document.getElementById("after-shown");
