@@ -249,7 +249,8 @@ class Filter:
     )
     select: list[str] = option(
         [],
-        "instead of the task's thresholds, as --select: [overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain]",
+        "instead of the task's thresholds, as --select: "
+        "[overlap=0.7,clip_gain=0.1,keep=0.6,by=clip_gain,veto=FILE]",
         first=True,
     )
     reject: list[str] = option(

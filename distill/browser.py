@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 import os
-import shutil
 import tarfile
 import urllib.request
 from pathlib import Path
@@ -36,11 +35,12 @@ FILES = (
     "ort-wasm-simd-threaded.mjs",
     "ort-wasm-simd-threaded.wasm",
 )
+EXAMPLES = 3  # pictures to try
 TIMEOUT_S = 60  # without a byte from the registry
 
 
-def write_page(folder: Path, example_HWC: np.ndarray) -> None:
-    """Write index.html, an example to start with (uint8) and onnxruntime-web's files.
+def write_page(folder: Path, examples_BHWC: np.ndarray) -> None:
+    """Write index.html, examples to start with (uint8; EXAMPLES of them) and onnxruntime-web's files.
 
     generator.onnx and config.json belong beside them. UserError where the package cannot be had or
     is not the one that was published.
@@ -50,8 +50,16 @@ def write_page(folder: Path, example_HWC: np.ndarray) -> None:
             member = tar.extractfile(f"package/dist/{name}")
             assert member is not None  # the package is the one we know
             (folder / name).write_bytes(member.read())
-    shutil.copy(Path(__file__).with_name("browser.html"), folder / "index.html")
-    Image.fromarray(example_HWC).save(folder / "example.png")
+    buttons = []
+    for number, example_HWC in enumerate(examples_BHWC[:EXAMPLES], 1):
+        name = f"example-{number}.png"
+        Image.fromarray(example_HWC).save(folder / name)
+        buttons.append(
+            f'<button disabled aria-pressed="false"><img src="{name}" alt="example {number}"></button>'
+        )
+    page = Path(__file__).with_name("browser.html").read_text(encoding="utf-8")
+    page = page.replace("__EXAMPLES__", "\n      ".join(buttons))
+    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
 def npm_package() -> bytes:

@@ -83,7 +83,7 @@ def export(config: Config) -> Path:
         checks = check_files(temporary, files, trained)
         refuse_differences(checks, folder)
         if "page" in config.export.formats:
-            write_page(temporary, trained.held_out_BHWC[0])
+            write_page(temporary, trained.held_out_BHWC)
         shutil.copyfile(TRANSLATOR, temporary / TRANSLATOR.name)
         write_card(temporary, run_dir(config) / "train", trained.metadata, checks)
         keep(temporary, folder, [file.name for file in files])

@@ -1,10 +1,14 @@
 "use strict";
 // Histograms and line charts as SVG, without a library, for the pages of filter/report.py and scripts/report.py.
 //
-//   drawHistogram(figure, {title, values, low, high, xLabel})
-//       bars of values beyond the bounds are faint; null or left out: no bound
+//   drawHistogram(figure, {title, values, low, high, range, grips, xLabel})
+//       bars of values beyond the bounds are faint; null or left out: no bound. range: [least, most] of the axis,
+//       else that of the values. grips: {low, high} as {at, isSet}, where to draw what a bound can be dragged
+//       by, pale where there is none; they are of class "grip" and say which in data-bound. Gives the chart:
+//       chart.at(clientX) is the value there, as long as it stands in the page
 //   drawLines(figure, {title, lines, xLabel, yLabel, fromZero, marker})
 //       lines: [{name, points: [[x, y], ...], style, opacity}], one at least with points; marker: {at, text}
+//   a chart of fewer than FEW values or points says how many they are
 //   yieldLine(values, total, name)
 //       a line: what share of `total` pairs, in %, has at least each value
 //
@@ -23,6 +27,8 @@ const BINS = 24;
 const HEADROOM = 1.15; // of a histogram's highest bar, so that the bound's text stands free
 const LOWEST_TOP = 4; // pairs: the y axis of a histogram goes at least so far
 const YIELD_POINTS = 200; // of a yield line: more would not be seen
+const FEW = 30; // values or points: fewer are told, as their shape says little
+const GRIP = {reach: 13, width: 9, height: 26}; // of a grip: half the width that takes a finger, and what is seen
 
 function addElement(parent, tag, attributes = {}, text = "") {
   const isSvg = parent.namespaceURI === "http://www.w3.org/2000/svg" || tag === "svg";
@@ -39,13 +45,15 @@ function addElement(parent, tag, attributes = {}, text = "") {
 
 // Charts
 
-function drawHistogram(figure, {title, values, low = null, high = null, xLabel = ""}) {
+function drawHistogram(figure, {title, values, low, high, range = null, grips = null, xLabel = ""}) {
   const bounds = [low, high].filter(isNumber);
-  const xRange = widened(rangeOf([...values, ...bounds]));
+  const xRange = range ?? widened(rangeOf([...values, ...bounds]));
   const bars = countBars(values, xRange, low, high);
   const most = Math.max(...bars.map(bar => bar.inside + bar.outside));
   const yRange = [0, Math.max(HEADROOM * most, LOWEST_TOP)];
-  const plot = addPlot(figure, title, [bars[0].left, bars.at(-1).right], yRange, xLabel, "pairs");
+  const step = (xRange[1] - xRange[0]) / BINS; // by so much the bars reach out at most, wherever the bound is
+  const plot = addPlot(figure, title, [xRange[0] - step, xRange[1] + step], yRange, xLabel, "pairs");
+  addCount(plot, values.length);
   for (const bar of bars) {
     addBar(plot, bar, 0, bar.inside, "bar");
     addBar(plot, bar, bar.inside, bar.inside + bar.outside, "bar out");
@@ -56,6 +64,10 @@ function drawHistogram(figure, {title, values, low = null, high = null, xLabel =
   if (isNumber(high)) {
     addMarker(plot, high, `kept up to ${shortNumber(high)}`, isNumber(low) ? 1 : 0);
   }
+  for (const bound in grips) {
+    addGrip(plot, grips[bound].at, bound, grips[bound].isSet);
+  }
+  return plot;
 }
 
 // The bars {left, right, inside, outside}: how many values from left to right are within the bounds, and beyond.
@@ -92,6 +104,7 @@ function drawLines(figure, {title, lines, xLabel, yLabel, fromZero = true, marke
     ys.push(0);
   }
   const plot = addPlot(figure, title, widened(rangeOf(xs)), widened(rangeOf(ys)), xLabel, yLabel, drawn);
+  addCount(plot, Math.max(...drawn.map(line => line.points.length)));
   drawn.forEach(line => addLine(plot, line));
   if (marker) {
     addMarker(plot, marker.at, marker.text, 0);
@@ -112,7 +125,7 @@ function yieldLine(values, total, name = "") {
 // Parts of a chart
 
 // The chart without its content: the legend of several lines, axes, ticks and labels.
-// Gives the svg element, and the functions x and y that place values in it.
+// Gives the svg element, the functions x and y that place values in it, and at: the value below a pointer.
 function addPlot(figure, title, xRange, yRange, xLabel, yLabel, lines = []) {
   figure.querySelectorAll(":scope > svg, :scope > .legend").forEach(element => element.remove());
   const height = xLabel ? HEIGHT : HEIGHT - 18; // without the label's line
@@ -135,7 +148,12 @@ function addPlot(figure, title, xRange, yRange, xLabel, yLabel, lines = []) {
   addElement(svg, "line", {class: "axis", x1: LEFT, x2: RIGHT, y1: BOTTOM, y2: BOTTOM});
   addText(svg, "label", WIDTH / 2, HEIGHT - 6, "middle", xLabel);
   addText(svg, "label", LEFT - 36, TOP - 12, "start", yLabel);
-  return {svg, x, y};
+  const at = clientX => {
+    const box = svg.getBoundingClientRect();
+    const across = (clientX - box.left) / box.width * WIDTH;
+    return xRange[0] + (across - LEFT) / (RIGHT - LEFT) * (xRange[1] - xRange[0]);
+  };
+  return {svg, x, y, at};
 }
 
 function legendOf(lines) {
@@ -176,6 +194,23 @@ function addLine({svg, x, y}, {points, style, opacity = 1}) {
       addElement(svg, "circle", {class: `dot ${style}`, ...place, r: 2.6});
     }
   }
+}
+
+function addCount({svg}, count) {
+  if (count < FEW) {
+    addText(svg, "label", RIGHT, TOP - 12, "end", `n = ${count}`);
+  }
+}
+
+// What a bound is dragged by: a broad strip that cannot be seen, and a knob at half its height.
+function addGrip({svg, x}, value, bound, isSet) {
+  const grip = addElement(svg, "g", {class: isSet ? "grip" : "grip pale", "data-bound": bound});
+  const at = x(value);
+  const {reach, width, height} = GRIP;
+  const strip = {x: tenth(at - reach), y: TOP - 6, width: 2 * reach, height: BOTTOM - TOP + 12};
+  addElement(grip, "rect", {class: "reach", ...strip});
+  const knob = {x: tenth(at - width / 2), y: (TOP + BOTTOM - height) / 2, width, height, rx: width / 2};
+  addElement(grip, "rect", {class: "knob", ...knob});
 }
 
 // A dashed upright line and its text, in a row of its own where several have one.

@@ -1,7 +1,7 @@
-"""<run>/filter.html: every score's histogram with its bounds, the yield, and pairs to look at.
+"""<run>/filter.html: the scores' histograms with pairs beside them, the yield, and pairs to look at.
 
 One file that opens offline. Its script (page.js, which draws with charts.js) makes everything from
-the scores inside it, so that bounds can be moved in the page.
+the scores inside it, so that the selection can be changed in the page.
 """
 
 import base64
@@ -25,10 +25,14 @@ from generate.shards import finished_shards, locate, read_pair
 HERE = Path(__file__).parent
 CHARTS_SCRIPT = (HERE / "charts.js").read_text()
 CHARTS_STYLE = (HERE / "charts.css").read_text()
-PICTURED_PAIRS = 120  # bring their pictures, about 12 kB each
-SIDE = 160  # pixels of a picture, at most
+PICTURED_PAIRS = 120  # bring their pictures, about 15 kB each; those of MAIN_SCORES and vetoes beside
+SIDE = 256  # pixels of a picture, at most: enlarged it fills a screen's height
 QUALITY = 80  # of the JPEG
 NEAR_SHARE = 1 / 3  # of the pairs shown are those nearest to the bounds
+# Which scores matter first, by docs/filter.md: the first so many that there are, with pairs beside them.
+MAIN_SCORES = ("clip_gain", "lpips_generator", "overlap_iou", "lpips_input_edit", "clip_directional")
+MAIN_COUNT = 3
+EXTREMES = 4  # of the lowest and of the highest of each main score bring their pictures
 
 
 def write_page(config: Config, rows: Sequence[Row], criteria: Criteria) -> Path:
@@ -49,7 +53,11 @@ def write_page(config: Config, rows: Sequence[Row], criteria: Criteria) -> Path:
 def page_data(config: Config, rows: Sequence[Row], criteria: Criteria) -> dict[str, Any]:
     """What page.js reads."""
     at_least, at_most = bounds_of(rows, criteria)
-    pictured = choose(rows, at_least, at_most, PICTURED_PAIRS)
+    main = main_scores(rows, criteria)
+    vetoed = [place for place, row in enumerate(rows) if row["key"] in set(criteria.veto)]
+    pictured = {*choose(rows, at_least, at_most, PICTURED_PAIRS), *vetoed[:PICTURED_PAIRS]}
+    for name in main:
+        pictured |= extremes(rows, name, EXTREMES)
     task = config.task
     made_by = f"Task {task.name}, teacher {config.teacher.name}, scorer {config.scorer.model}"
     table = []
@@ -60,15 +68,37 @@ def page_data(config: Config, rows: Sequence[Row], criteria: Criteria) -> dict[s
         "title": f"{task.source} \N{RIGHTWARDS ARROW} {task.target}",
         "about": f"{made_by}. Selected: {criteria}.",
         "command": command("filter", run_dir(config)),
+        "task": task.name,
         "scores": list(SCORES),
+        "main": main,
         "meanings": SCORES,
         "rows": table,
-        "at_least": at_least,
-        "at_most": at_most,
+        "at_least": {name: rounded(low) for name, low in criteria.at_least.items()},
+        "at_most": {name: rounded(high) for name, high in criteria.at_most.items()},
+        "keep": criteria.keep,
+        "by": criteria.by,
         "reject": list(criteria.reject),
+        "veto": [rows[place]["key"] for place in vetoed],
+        "veto_file": criteria.veto_file,
         "flags": list(FLAGS),
         "pictures": _pictures(config, {rows[place]["key"]: place for place in pictured}),
     }
+
+
+def main_scores(rows: Sequence[Row], criteria: Criteria) -> list[str]:
+    """The scores that the page shows first: the first of MAIN_SCORES there are, and those selected by."""
+    selected = [*criteria.at_least, *criteria.at_most]
+    if criteria.keep is not None:
+        selected.append(criteria.by_score)
+    known = [name for name in MAIN_SCORES if any(row[name] is not None for row in rows)]
+    return list(dict.fromkeys([*known[:MAIN_COUNT], *selected]))
+
+
+def extremes(rows: Sequence[Row], name: str, count: int) -> set[int]:
+    """Places of the `count` rows with the lowest of a score, and of those with the highest."""
+    places = [place for place, row in enumerate(rows) if row[name] is not None]
+    places.sort(key=lambda place: rows[place][name])
+    return {*places[:count], *places[-count:]}
 
 
 def bounds_of(rows: Sequence[Row], criteria: Criteria) -> tuple[dict[str, float], dict[str, float]]:

@@ -2,7 +2,7 @@
 
     zero2gan filter RUN                                          # RUN: the folder that generate named
     zero2gan filter RUN --select overlap=0.7 clip_gain=0.1       # of stored scores: at once
-    zero2gan filter RUN --select keep=0.6 by=clip_gain lpips_input_edit=0.1:0.6
+    zero2gan filter RUN --select keep=0.6 by=clip_gain lpips_input_edit=0.1:0.6 veto=veto.txt
     accelerate launch filter/run.py run=RUN                      # the processes share the shards
 
 Reads <run>/pairs; writes <run>/scores/*.parquet (all raw scores), <run>/selection.json and
@@ -11,7 +11,8 @@ scorer or the segmenter have changed.
 
 --select takes the place of the task's own thresholds (task.clip_gain, task.overlap) and never runs
 a network. SCORE=LOW or SCORE=LOW:HIGH or SCORE=:HIGH bounds any raw score; keep=SHARE by=SCORE
-keeps the best share of all pairs, by=-SCORE the lowest. The same in one command with the scoring:
+keeps the best share of all pairs, by=-SCORE the lowest. veto=FILE drops the pairs whose keys a text
+file names, as filter.html saves it. The same in one command with the scoring:
 filter.select=[overlap=0.7,clip_gain=0.1].
 """
 
@@ -35,7 +36,7 @@ from configs.runs import command, pairs_dir, remember, run_dir
 from configs.schema import Config
 from filter.report import write_page
 from filter.score_table import SCORES, read_scores, scores_path, stale_shards, write_scores
-from filter.selection import criteria, selection_of
+from filter.selection import criteria, selection_of, unknown_veto
 from generate.shards import Pair, finished_shards, locate, read_manifest, read_pair, verify
 from models.devices import pick_device, process_group
 from models.published import SAM_FILES, sam_checkpoint
@@ -145,6 +146,10 @@ def score_and_select(config: Config, score: bool = True) -> dict[str, Any]:
     if stale and not score:
         what = "were made with other models or texts than this configuration's"
         print(f"note: the scores of {len(stale)} shards {what}")
+    unknown = unknown_veto(rows, chosen)
+    if unknown:
+        few = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        print(f"note: {chosen.veto_file} names {len(unknown)} keys that no pair has ({few})")
     selection = selection_of(rows, chosen)
     write_json(run_dir(config) / "selection.json", selection)
     page = write_page(config, rows, chosen)

@@ -6,16 +6,19 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from configs.files import find_file
 from configs.loader import nearest
 from configs.schema import Config
 from filter.score_table import FLAGS, GENERATOR_SCORES, OVERLAP_SCORES, SCORES
 
 Row = Mapping[str, Any]  # 'key', the scores, and 'flags' where there are any
 ALIASES = {"overlap": "overlap_iou"}
-SYNTAX = "SCORE=LOW, SCORE=LOW:HIGH, SCORE=:HIGH, keep=SHARE or by=SCORE"
+VETOED = "vetoed"  # the reason why such a pair is dropped
+SYNTAX = "SCORE=LOW, SCORE=LOW:HIGH, SCORE=:HIGH, keep=SHARE, by=SCORE or veto=FILE"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Criteria:
     keep: float | None = None
     by: str = "clip_gain"
     reject: Sequence[str] = ()
+    veto: Sequence[str] = ()
+    veto_file: str = ""
 
     @property
     def by_score(self) -> str:
@@ -53,6 +58,8 @@ class Criteria:
             parts.append(f"the best {100 * self.keep:g}% by {self.by}")
         for flag in self.reject:
             parts.append(f"not {flag}")
+        if self.veto:
+            parts.append(f"not the {len(self.veto)} of {self.veto_file}")
         return ", ".join(parts) or "everything"
 
 
@@ -96,6 +103,7 @@ def parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
     at_most: dict[str, float] = {}
     keep = None
     by = ""
+    veto_file = ""
     for item in items:
         name, _, value = item.partition("=")
         if name == "keep":
@@ -103,6 +111,8 @@ def parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
         elif name == "by":
             sign = "-" if value.startswith("-") else ""
             by = sign + _score(value.removeprefix("-"))
+        elif name == "veto" and value:
+            veto_file = value
         elif value.strip(":"):
             low, _, high = value.partition(":")
             if low:
@@ -115,7 +125,37 @@ def parse(items: Sequence[str], reject: Sequence[str]) -> Criteria:
             raise UserError(f"--select {item}: it is {SYNTAX}")
     if by and keep is None:
         raise UserError(f"--select by={by} says by what, but not how many: add keep=0.6")
-    return Criteria(at_least, at_most, keep, by or "clip_gain", reject)
+    veto = read_veto(veto_file) if veto_file else []
+    return Criteria(at_least, at_most, keep, by or "clip_gain", reject, veto, veto_file)
+
+
+def read_veto(name: str) -> list[str]:
+    """The keys in a text file, one a line; empty lines and those that begin with # count for nothing.
+
+    UserError where the file cannot be read or holds no text.
+    """
+    path = Path(find_file(str(Path(name).expanduser())))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:  # a ValueError: the bytes are no text
+        raise UserError(
+            f"--select veto={name} cannot be read ({error}): it is a text file with a pair's key a line,"
+            " as filter.html saves it"
+        ) from error
+    keys = [line.strip() for line in lines]
+    return list(dict.fromkeys(key for key in keys if key and not key.startswith("#")))
+
+
+def unknown_veto(table: Sequence[Row], criteria: Criteria) -> list[str]:
+    """The vetoed keys that no row has. UserError where that is all of them: it is another run's file."""
+    known = {row["key"] for row in table}
+    unknown = [key for key in criteria.veto if key not in known]
+    if unknown and len(unknown) == len(criteria.veto):
+        raise UserError(
+            f"--select veto={criteria.veto_file} names no pair of this run ('{unknown[0]}', ...): it holds a"
+            " pair's key a line, as this run's filter.html saves it"
+        )
+    return unknown
 
 
 def _share(item: str, text: str) -> float:
@@ -151,10 +191,11 @@ def select(table: Sequence[Row], criteria: Criteria) -> tuple[list[str], dict[st
     A score that is null or NaN is within no bound and in no share.
     """
     best = {row["key"] for row in _best(table, criteria)}
+    vetoed = frozenset(criteria.veto)
     kept = []
     dropped = {}
     for row in table:
-        reason = _reason(row, criteria, best)
+        reason = VETOED if row["key"] in vetoed else _reason(row, criteria, best)
         if reason:
             dropped[row["key"]] = reason
         else:
@@ -215,8 +256,8 @@ def selection_of(table: Sequence[Row], criteria: Criteria) -> dict[str, Any]:
 
     'thresholds': lower bounds, 'clip_gain' and 'overlap' always there. 'at_most': upper bounds.
     'keep': the share asked for, by which score, and the score of its last pair; or None. 'reject':
-    flags. 'kept': keys. 'dropped': key to reason. 'total': of all pairs. 'yield': the share kept,
-    0 of an empty table. 'flags': how many pairs have each.
+    flags. 'veto': the vetoed keys of the table. 'kept': keys. 'dropped': key to reason. 'total': of
+    all pairs. 'yield': the share kept, 0 of an empty table. 'flags': how many pairs have each.
     """
     kept, dropped = select(table, criteria)
     thresholds: dict[str, float | None] = {"clip_gain": None, "overlap": None}
@@ -234,6 +275,7 @@ def selection_of(table: Sequence[Row], criteria: Criteria) -> dict[str, Any]:
         "at_most": criteria.at_most,
         "keep": keep,
         "reject": criteria.reject,
+        "veto": [key for key, reason in dropped.items() if reason == VETOED],
         "kept": kept,
         "dropped": dropped,
         "total": len(table),

@@ -5,7 +5,7 @@ timings, configuration.
 
 Reads what the stages wrote below <run> (pairs, scores, selection.json, train/metrics.jsonl) and
 writes <run>/report.html. What a stage has not written yet is left out, and the page says so.
-scripts/demo.py adds held-out scenes and timings.
+scripts/demo.py adds held-out scenes and timings, which later reports show too.
 """
 
 import json
@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from configs.cli import entry
 from configs.errors import UserError
 from configs.files import whole_file
-from configs.loader import to_yaml
+from configs.loader import RUN_FILE, to_yaml
 from configs.runs import pairs_dir, run_dir
 from configs.schema import Config
 from distill.runlog import read_metrics
@@ -30,6 +31,8 @@ from filter.report import CHARTS_SCRIPT, CHARTS_STYLE, content_hash, data_url, i
 from filter.score_table import SCORES, read_scores
 from filter.selection import Row
 from generate.shards import Pair, read_pair
+from scripts import held_out
+from scripts.held_out import HeldOut
 
 SECTIONS = ("task", "generate", "scorer")
 COLUMNS = {
@@ -39,6 +42,7 @@ COLUMNS = {
     "generator": "Generator",
     "truth": "Truth",
 }
+ROWS_SHOWN = 4  # of the sheet of samples; the others are folded away
 PAIRS_SHOWN = 24  # of the accepted and of the rejected: enough to judge by, in a few megabytes
 FIRST_CHARTS = (
     "clip_gain",
@@ -50,6 +54,10 @@ TRAINING_CHARTS = {  # name in metrics.jsonl -> title, unit
     "l1": ("L1 to the teacher's edit", "mean absolute difference, values in [\N{MINUS SIGN}1, 1]"),
     "lpips": ("LPIPS to the teacher's edit", "LPIPS (VGG16)"),
     "psnr": ("Validation PSNR", "dB"),
+}
+LINKS = {  # beside the report -> what it is
+    "filter.html": "The filter: scores and pairs, to choose another selection",
+    "export/index.html": "The generator in a browser",
 }
 SMOOTHED_SHARE = 0.04  # of the points that a moving average takes in
 TEMPLATES = Environment(  # every text that enters them is escaped
@@ -102,21 +110,32 @@ def write_report(
 
     rows: held-out scenes {'title': str, 'images': {name: RGB uint8 H x W x 3}} with the names of
     COLUMNS. distances: what was compared, its PSNR in dB and its LPIPS. timings: seconds of each
-    stage. *_seconds: of one image; 0 where it was not timed.
+    stage. *_seconds: of one image; 0 where it was not timed. They are kept in the run; where there
+    are no rows, those that are kept there are shown.
     """
     run = run_dir(config)
     if not run.is_dir():
         raise UserError(f"{run}: no such run; make its pairs with `zero2gan generate`")
+    if rows:
+        seen = held_out.images_seen(run)
+        results = HeldOut(rows, distances, timings or {}, teacher_seconds, generator_seconds, seen)
+        held_out.keep(run, results)
+    else:
+        results = held_out.kept(run)
+    remembered = run / RUN_FILE
     page = TEMPLATES.get_template("report.html").render(
         task=config.task,
         teacher=config.teacher,
-        yaml=to_yaml(config),
-        teacher_seconds=teacher_seconds,
-        generator_seconds=generator_seconds,
-        columns=_columns(rows),
-        rows=rows,
-        distances=[(what, f"{psnr:.4g}", f"{lpips:.4g}") for what, psnr, lpips in distances],
-        timings=[(name, duration(seconds)) for name, seconds in (timings or {}).items()],
+        yaml=remembered.read_text() if remembered.is_file() else to_yaml(config),
+        links={text: path for path, text in LINKS.items() if (run / path).exists()},
+        teacher_seconds=results.teacher_seconds,
+        generator_seconds=results.generator_seconds,
+        columns=_columns(results.rows),
+        rows=results.rows,
+        made_with=results.images_seen,
+        exported=held_out.images_seen(run),
+        distances=[(what, f"{psnr:.4g}", f"{lpips:.4g}") for what, psnr, lpips in results.distances],
+        timings=[(name, duration(seconds)) for name, seconds in results.timings.items()],
         **_training(run),
         **_selection(config),
         **_page_parts(),
@@ -139,10 +158,43 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _training(run: Path) -> dict[str, Any]:
     """What the template shows of the training."""
     metrics = read_metrics(run / "train" / "metrics.jsonl")
+    charts = training_charts(metrics)
     return {
         "images_shown": max((line["images"] for line in metrics), default=0),
-        "training": training_charts(metrics),
+        "training": charts,
+        "is_above": any(ends_above_validation(chart) for chart in charts),
+        "validation": headline_validation(metrics, held_out.images_seen(run)),
+        "sheet": sample_sheet(run / "train" / "samples"),
     }
+
+
+def headline_validation(
+    metrics: Sequence[Mapping[str, Any]], exported: int | None
+) -> Mapping[str, Any] | None:
+    """The validation of the exported generator, else the newest; None without an LPIPS."""
+    validations = [line for line in metrics if line["kind"] == "validation" and "lpips" in line]
+    of_export = [line for line in validations if line["images"] == exported]
+    return next(reversed(of_export or validations), None)
+
+
+def sample_sheet(folder: Path) -> dict[str, Any]:
+    """The newest sheet of samples: 'images', as many as training had shown then, and 'rows' of one pair each
+    with the names of COLUMNS; no rows where there is none.
+    """
+    paths = sorted(folder.glob("*.png"))
+    if not paths:
+        return {"images": 0, "rows": []}
+    with Image.open(paths[-1]) as sheet:
+        sheet_HWC = np.asarray(sheet.convert("RGB"))
+    names = ("input", "edit", "generator")  # as distill/validation.py lays them out
+    side = sheet_HWC.shape[1] // len(names)
+    rows = []
+    for top in range(0, sheet_HWC.shape[0] - side + 1, side):
+        pictures = {}
+        for place, name in enumerate(names):
+            pictures[name] = sheet_HWC[top : top + side, place * side : (place + 1) * side]
+        rows.append({"title": "", "images": pictures})
+    return {"images": int(paths[-1].stem), "rows": rows}
 
 
 def _selection(config: Config) -> dict[str, Any]:
@@ -165,6 +217,8 @@ def _page_parts() -> dict[str, Any]:
     return {
         "data_url": partial(data_url, optimize=True),
         "figure": figure,
+        "COLUMNS": COLUMNS,
+        "ROWS_SHOWN": ROWS_SHOWN,
         "duration": duration,
         "inline_json": inline_json,
         "content_hash": content_hash,
@@ -252,6 +306,12 @@ def training_charts(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
             }
         )
     return charts
+
+
+def ends_above_validation(chart: Mapping[str, Any]) -> bool:
+    """Whether a chart of a loss ends with a training that lies above the validation."""
+    _, trained, validated = (line["points"] for line in chart["lines"])
+    return bool(trained and validated and trained[-1][1] > validated[-1][1])
 
 
 def metric_points(metrics: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[tuple[float, float]]:

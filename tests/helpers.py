@@ -1,11 +1,14 @@
 """What several test files use: pairs, tiny networks, arguments of tiny runs, readers of tables and pages."""
 
+import contextlib
 import json
 import re
 import shutil
+import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -155,6 +158,45 @@ def mean(cell):
     return float(cell.split()[0])
 
 
+# Display P3's primaries as a profile has them, X Y Z under D50, and the curve that it shares with sRGB.
+P3_PRIMARIES = ((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407))
+SRGB_PRIMARIES = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141))
+SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+
+
+def colour_profile(space: bytes = b"RGB ") -> bytes:
+    """The ICC profile of Display P3, or of grey levels (b"GRAY") with a gamma of 1.2."""
+    if space == b"RGB ":
+        curve = struct.pack(">4s4xHxx5i", b"para", 3, *(round(number * 65536) for number in SRGB_CURVE))
+        tags = {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+        for name, primary in zip((b"rXYZ", b"gXYZ", b"bXYZ"), P3_PRIMARIES, strict=True):
+            tags[name] = struct.pack(">4s4x3i", b"XYZ ", *(round(number * 65536) for number in primary))
+    else:
+        tags = {b"kTRC": struct.pack(">4s4xHxxi", b"para", 0, round(1.2 * 65536))}
+    tags[b"wtpt"] = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)  # D50
+    for name in (b"desc", b"cprt"):
+        tags[name] = (
+            struct.pack(">4s4x4I", b"mluc", 1, 12, 0x656E5553, 2) + struct.pack(">I", 28) + b"\0x\0\0"
+        )
+    table = b""
+    content = b""
+    for name, data in tags.items():
+        table += struct.pack(">4s2I", name, 132 + 12 * len(tags) + len(content), len(data))
+        content += data + bytes(-len(data) % 4)
+    body = struct.pack(">I", len(tags)) + table + content
+    header = struct.pack(">I4sI4s4s4s", 128 + len(body), b"none", 0x04000000, b"mntr", space, b"XYZ ")
+    header += struct.pack(">12x4s24x4x3i", b"acsp", 63190, 65536, 54061)
+    return header + bytes(128 - len(header)) + body
+
+
+def p3_as_srgb(levels: np.ndarray) -> np.ndarray:
+    """The sRGB levels of Display P3's (last axis: colours), in float64 by the curves and primaries."""
+    part = levels / 255
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    light = np.clip(linear @ np.array(P3_PRIMARIES) @ np.linalg.inv(SRGB_PRIMARIES), 0, 1)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this machine")
 
@@ -178,6 +220,30 @@ def browse(path: Path, actions: str = "", *options: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout
+
+
+@contextlib.contextmanager
+def opened_page(*options: str, **context: Any) -> Iterator[Any]:
+    """A page of playwright's in a headless Chromium, which is skipped without; errors of its scripts fail.
+
+    options: the browser's. context: of browser.new_context, as a viewport. page.requests_made: the
+    addresses of all its requests.
+    """
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
+    )
+    if BROWSER is None:
+        pytest.skip("no chromium or google-chrome on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *options])
+        page = browser.new_context(**context).new_page()
+        errors: list[str] = []
+        page.requests_made = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: page.requests_made.append(request.url))
+        yield page
+        browser.close()
+        assert not errors
 
 
 def export_tiny(folder: Path, formats: Sequence[str] = (), side: int = 16, **named: str) -> None:

@@ -2,6 +2,8 @@
 
 import functools
 import http.server
+import re
+import shlex
 import shutil
 import threading
 
@@ -11,8 +13,8 @@ from PIL import Image
 
 from configs.errors import UserError
 from distill import browser
-from models.translator import Translator
-from tests.helpers import export_tiny
+from models.translator import Translator, open_picture
+from tests.helpers import colour_profile, export_tiny, opened_page
 
 SIDE = 32
 PIXELS = "name => Array.from(document.getElementById(name).getContext('2d').getImageData(0, 0, 32, 32).data)"
@@ -33,34 +35,20 @@ def export(tmp_path_factory):
         pytest.skip(f"onnxruntime-web is not to be had: {error}")
     folder = tmp_path_factory.mktemp("export")
     export_tiny(folder, side=SIDE, source="a <b>cat", target="a dog")
-    browser.write_page(folder, blocks(0, SIDE))
+    browser.write_page(folder, np.stack([blocks(seed, SIDE) for seed in (0, 10, 11, 12)]))
     return folder
 
 
 @pytest.fixture(scope="module")
 def page(export):
-    """The page in a headless Chromium, served as `python -m http.server` does.
-
-    page.requests_made: the addresses of all its requests.
-    """
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
-    )
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no chromium or google-chrome on this machine")
+    """The page in a headless Chromium, served as `python -m http.server` does."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(export))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        page = driver.chromium.launch(executable_path=chromium, args=arguments).new_page()
-        page.requests_made = []
-        page.on("request", lambda request: page.requests_made.append(request.url))
+    with opened_page("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as page:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         page.wait_for_selector("body[data-ready]", timeout=60_000)
         yield page
-        page.context.browser.close()
     server.shutdown()
 
 
@@ -70,7 +58,7 @@ def pixels(page, canvas):
 
 def test_the_page_edits_as_python_does(page, export, tmp_path):
     translator = Translator(export)
-    expected = translator(np.asarray(Image.open(export / "example.png"))).astype(int)
+    expected = translator(np.asarray(Image.open(export / "example-1.png"))).astype(int)
     assert np.abs(pixels(page, "after") - expected).max() <= 2
     assert page.inner_text("#title") == "a <b>cat \u2192 a dog"
 
@@ -84,6 +72,17 @@ def test_the_page_edits_as_python_does(page, export, tmp_path):
     edit = pixels(page, "after")
     assert np.abs(edit - translator(centre).astype(int)).max() <= 2 and np.abs(edit - expected).max() > 20
 
+    button = page.locator("#examples button").nth(2)  # of three: the fourth picture is left out
+    page.evaluate("document.getElementById('time').textContent = ''")
+    button.click()
+    page.locator("#time", has_text=" ms in the generator").wait_for()
+    page.locator("#examples [aria-pressed=true] [alt='example 3']").wait_for()
+    assert (
+        np.array_equal(pixels(page, "before"), blocks(11, SIDE))
+        and page.locator("#examples img").count() == 3
+    )
+    assert page.inner_text("#status").startswith("WebAssembly, 32")
+
     (tmp_path / "text.png").write_text("no picture")
     page.set_input_files("#file", str(tmp_path / "text.png"))
     page.locator("#status", has_text="no picture").wait_for()
@@ -92,6 +91,71 @@ def test_the_page_edits_as_python_does(page, export, tmp_path):
         all(url.startswith((address, "data:", "blob:")) for url in page.requests_made)
         and len(page.requests_made) >= 5
     )
+
+
+def test_a_display_p3_picture_has_the_colours_that_python_reads(page, tmp_path):
+    Image.fromarray(blocks(2, SIDE)).save(tmp_path / "p3.png", icc_profile=colour_profile())
+    page.evaluate("document.getElementById('time').textContent = ''")
+    page.set_input_files("#file", str(tmp_path / "p3.png"))
+    page.locator("#time", has_text=" ms").wait_for()
+    python = np.asarray(open_picture(tmp_path / "p3.png", SIDE)).astype(int)
+    assert np.abs(pixels(page, "before") - python).max() <= 2
+    assert np.abs(python - blocks(2, SIDE)).max() > 50
+
+
+def test_both_pictures_are_shown_smooth_in_the_screens_pixels(page):
+    """White left, black right: the enlarged edge is no step."""
+    page.evaluate("""() => {
+        const context = document.getElementById("after").getContext("2d");
+        context.fillStyle = "white";
+        context.fillRect(0, 0, 32, 32);
+        context.fillStyle = "black";
+        context.fillRect(16, 0, 16, 32);
+    }""")
+    page.set_viewport_size({"width": 500, "height": 800})  # drawn anew
+    for _ in range(100):  # the page's policy forbids what wait_for_function does
+        if page.evaluate("document.getElementById('after-shown').width") < 460:
+            break
+        page.wait_for_timeout(50)
+    row = np.array(
+        page.evaluate("""() => {
+        const canvas = document.getElementById("after-shown");
+        return Array.from(canvas.getContext("2d").getImageData(0, canvas.height / 2, canvas.width, 1).data);
+    }""")
+    ).reshape(-1, 4)[:, 0]
+    assert len(row) > 300 and row[len(row) // 4] == 255 and row[3 * len(row) // 4] == 0
+    between = (row > 20) & (row < 235)
+    assert between.sum() >= 5  # of the 13 pixels from the middle of one to that of the next
+    page.set_viewport_size({"width": 1280, "height": 720})
+
+
+def test_what_is_loaded_is_told_while_it_comes(page):
+    told = page.context.new_page()
+    told.context.new_cdp_session(told).send(
+        "Network.emulateNetworkConditions",
+        {"offline": False, "latency": 0, "downloadThroughput": 8e6, "uploadThroughput": 8e6},
+    )
+    told.goto(page.url, wait_until="commit")
+    told.wait_for_selector("#progress:not([hidden])")
+    text = told.inner_text("#status")
+    received, total = re.fullmatch(r"Loading the generator: ([\d.]+) of ([\d.]+) MB", text).groups()
+    assert 0 < float(received) <= float(total)
+    assert float(total) == pytest.approx(14.3, abs=0.3)  # onnxruntime-web's binary, and a tiny generator
+    told.close()
+
+
+def test_the_page_as_a_file_says_how_to_serve_it(page, export):
+    for folder in (export, export.parent / "it's an export"):
+        if folder != export:
+            folder.mkdir()
+            shutil.copy(export / "index.html", folder)
+        file = page.context.new_page()
+        file.goto((folder / "index.html").as_uri())
+        file.wait_for_timeout(500)  # a module's error would come later
+        command = file.inner_text("#status code")
+        assert shlex.split(command) == ["python", "-m", "http.server", "-d", str(folder)]
+        assert "http://localhost:8000" in file.inner_text("#status")
+        file.close()
 
 
 def test_the_slider_uncovers_the_edit_and_the_camera_runs(page, tmp_path):

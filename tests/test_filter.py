@@ -19,7 +19,7 @@ from configs.errors import UserError
 from configs.loader import known_keys, load
 from filter.score_table import FLAGS, FREE, GENERATOR_SCORES, OVERLAP_SCORES, SCORES, flags_of, made_with
 from filter.scores import clip_scores, generator_scores, open_generator, overlap_scores, picture_scores
-from filter.selection import Criteria, criteria, select, selection_of
+from filter.selection import Criteria, criteria, parse, select, selection_of, unknown_veto
 from models.perceptual import perceptual_loss
 from tests.helpers import laplacian_variance
 
@@ -243,6 +243,7 @@ MASKED = ["task.source_noun=tree", "task.target_noun=tree"]
         (Criteria(keep=1.0), "abcde"),  # f and g have no gain
         (Criteria(keep=0.3, by="-lpips_input_edit"), "bc"),
         (Criteria({"overlap_iou": 0.6}, keep=0.3), "a"),  # the best of all pairs, whatever the bounds
+        (Criteria(keep=0.3, veto=["a", "x"]), "c"),  # no other takes its place
     ],
 )
 def test_select(wanted: Criteria, kept: str) -> None:
@@ -278,6 +279,37 @@ def test_selection_counts() -> None:
     empty = selection_of([], Criteria(keep=0.5))
     assert empty["yield"] == 0
     assert empty["keep"]["down_to"] is None
+
+
+def test_a_veto_file_drops_single_pairs(tmp_path: Path) -> None:
+    (tmp_path / "veto.txt").write_bytes("# not these\r\n\r\n  c \nz\nc\n# größer\n".encode())
+    items = [f"veto={tmp_path}/veto.txt", "clip_gain=0.1"]
+    chosen = parse(items, [])
+    assert chosen.veto == ["c", "z"] and chosen.at_least == {"clip_gain": 0.1}
+    assert unknown_veto(ROWS, chosen) == ["z"]
+    selection = selection_of(ROWS, chosen)
+    assert selection["kept"] == list("ade")
+    assert selection["veto"] == ["c"] and selection["dropped"]["c"] == "vetoed"
+    assert str(chosen) == f"clip_gain >= 0.1, not the 2 of {tmp_path}/veto.txt"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "veto=.*veto.txt cannot be read .*No such file.*a pair's key a line"),
+        (b"\x89PNG\xff\xfe", "veto=.*veto.txt cannot be read .*a pair's key a line"),
+        (b"y\nz\n", "veto=.*veto.txt names no pair of this run .'y'"),
+    ],
+)
+def test_a_wrong_veto_file_is_told(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "veto.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        unknown_veto(ROWS, parse([f"veto={path}"], []))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="--select veto=: it is SCORE=LOW"):
+        parse(["veto="], [])
 
 
 def test_the_tasks_thresholds_are_in_the_papers_unit() -> None:

@@ -159,6 +159,21 @@ def test_select_alone_loads_no_network(arguments: list[str], run: Path) -> None:
     assert selection["thresholds"] == {"clip_gain": -2.0, "overlap": None, "lpips_input_edit": 0.0}
 
 
+def test_a_veto_drops_single_pairs_and_is_written_down(
+    arguments: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stage.main(arguments) == 0
+    (tmp_path / "veto.txt").write_text("s0_1\ngone\n")
+    assert stage.main([*arguments, "--select", "clip_gain=-2", f"veto={tmp_path}/veto.txt"]) == 0
+    selection = json.loads((run / "selection.json").read_text())
+    assert selection["veto"] == ["s0_1"] and len(selection["kept"]) == 7
+    assert "veto.txt names 1 keys that no pair has (gone)" in capsys.readouterr().out
+    (tmp_path / "veto.txt").write_text("gone\n")
+    assert stage.main([*arguments, "--select", f"veto={tmp_path}/veto.txt"]) == 2
+    assert "names no pair of this run" in capsys.readouterr().err
+    assert json.loads((run / "selection.json").read_text()) == selection
+
+
 def test_select_needs_scores_of_these_pairs(
     arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

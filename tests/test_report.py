@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from configs.errors import UserError
@@ -20,6 +21,7 @@ from configs.loader import load
 from configs.runs import run_dir
 from configs.schema import Config
 from distill.runlog import read_metrics
+from distill.validation import Validation
 from filter.report import CHARTS_SCRIPT
 from filter.score_table import SCORES, read_scores, scores_path, write_scores
 from filter.selection import Criteria, selection_of
@@ -144,6 +146,90 @@ def test_every_section_is_there_and_nothing_is_foreign(tmp_path: Path) -> None:
     assert tags.tags.count("img") == 3 + 2 * (24 + 24)
     assert page.count('<figure class="chart">') == len(TRAINING_CHARTS) + 1 + len(SCORES)
     assert tags.tags.count("noscript") == 2  # where there are charts
+
+
+def test_a_later_report_keeps_what_the_demo_measured(tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+    run = run_dir(config)
+    exported = run / "export/config.json"
+    exported.parent.mkdir()
+    write_json(exported, {"images_seen": 400})
+    before = write_report(config, **extra()).read_text()
+    page = write_report(config).read_text()
+    assert page == before and "<b>400×</b>" in page and "<td>2.2 min<" in page
+
+    write_json(exported, {"images_seen": 12_345})
+    told = "after 400 training images; the exported one has seen\n12,345: run scripts/demo.py again"
+    assert told in write_report(config).read_text() and told not in page
+    first = next((run / "demo").glob("*-generator.png"))
+    first.write_bytes(b"no picture")
+    with pytest.raises(
+        UserError, match="results.json cannot be read .*delete .*demo, or run scripts/demo.py"
+    ):
+        write_report(config)
+    assert "12,345: run" not in write_report(config, **extra()).read_text()
+
+
+def test_the_newest_samples_are_shown_row_by_row(tmp_path: Path) -> None:
+    config = make_run(tmp_path, count=2)
+    pictures = np.random.default_rng(3).integers(0, 256, (5, 3, 8, 8, 3), dtype=np.uint8)
+    sheet_BCHW = torch.from_numpy(pictures.reshape(15, 8, 8, 3)).permute(0, 3, 1, 2) / 127.5 - 1
+    folder = run_dir(config) / "train/samples"
+    Validation({}, 5, sheet_BCHW.flip(0)).save_sheet(folder / "000000400.png")
+    Validation({}, 5, sheet_BCHW).save_sheet(folder / "000000800.png")
+    path = write_report(config)
+    page, tags = path.read_text(), parsed(path)
+    assert tags.headings[:2] == ["Held-out pairs", "Scenes that training never saw"]
+    assert "the generator after 800 training images" in page and "Show 1 more" in page
+    shown = []
+    for address in tags.addresses[:15]:
+        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
+            shown.append(np.asarray(image))
+    np.testing.assert_array_equal(shown, pictures.reshape(15, 8, 8, 3))
+
+
+def test_the_validation_of_what_was_exported_is_the_headline(tmp_path: Path) -> None:
+    config = make_run(tmp_path, count=2)
+    headline = '<b>{}</b>\n  <span class="hint">to the teacher&#39;s edits, after {} images'
+    assert headline.format("0.500", 800) in write_report(config).read_text()
+    run = run_dir(config)
+    (run / "export").mkdir()
+    write_json(run / "export/config.json", {"images_seen": 400})
+    assert headline.format("1.000", 400) in write_report(config).read_text()
+
+
+def test_the_other_pages_are_linked_where_they_are(tmp_path: Path) -> None:
+    config = make_run(tmp_path, count=2)
+    run = run_dir(config)
+    links = {"filter.html", "export/index.html"}
+    assert not links & set(parsed(write_report(config)).addresses)
+    for link in links:
+        (run / link).parent.mkdir(exist_ok=True)
+        (run / link).write_text("a page")
+    assert links <= set(parsed(write_report(config)).addresses)
+
+
+@pytest.mark.parametrize("validation, is_told", [(0.2, True), (0.4, False)])
+def test_a_training_above_its_validation_is_explained(
+    tmp_path: Path, validation: float, is_told: bool
+) -> None:
+    config = make_run(tmp_path, count=2)
+    lines = [
+        {"images": 10, "kind": "train", "l1": 0.3},
+        {"images": 10, "kind": "validation", "l1": validation, "psnr": 20.0},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run_dir(config) / "train/metrics.jsonl").write_text(text)
+    page = write_report(config).read_text()
+    assert ("augmented pictures, with dropout" in page) == is_told
+
+
+@in_browser
+def test_a_chart_of_few_values_says_how_many(tmp_path: Path) -> None:
+    for count, is_told in ((3, True), (29, True), (30, False)):
+        values = json.dumps(list(range(count)))
+        document = draw_alone(tmp_path, f"drawHistogram(figure, {{title: 't', values: {values}}})")
+        assert (f">n = {count}<" in document) == is_told
 
 
 def test_pictures_come_back_as_they_were(tmp_path: Path) -> None:

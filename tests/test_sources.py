@@ -12,6 +12,8 @@ from configs.schema import Source, Task
 from generate.shards import KEY
 from generate.sources import Unreadable, open_source, photo_key, read_square
 from models.miniature.scenes import Look, render, scene
+from models.translator import open_picture
+from tests.helpers import colour_profile, p3_as_srgb
 
 TASK = Task(name="t", source="tree", caption="a photo of a {source}", scene_input={"season": "summer"})
 RED = (255, 0, 0)
@@ -57,6 +59,14 @@ def test_every_mode_becomes_rgb(tmp_path, image, suffix, expected):
     square = read_square(save(image, tmp_path / f"a.{suffix}", **options), 16)
     assert square.shape == (16, 16, 3) and square.dtype == np.uint8
     assert np.abs(square.astype(int) - expected).max() <= 2
+
+
+def test_an_embedded_colour_profile_is_followed(tmp_path):
+    path = save(Image.new("RGB", (40, 40), (120, 200, 60)), tmp_path / "a.jpg", icc_profile=colour_profile())
+    expected = p3_as_srgb(np.array([120, 200, 60]))
+    assert np.abs(expected - (120, 200, 60)).max() > 20
+    assert np.abs(read_square(path, 8) - expected).max() <= 3  # JPEG of quality 75
+    assert np.abs(np.asarray(open_picture(path, 8)) - expected).max() <= 3
 
 
 def test_what_is_not_an_image_is_unreadable(tmp_path):

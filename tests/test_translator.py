@@ -1,16 +1,26 @@
 """models/translator.py, distill/translate.py and distill/video.py: an exported generator edits pictures."""
 
+import io
 import itertools
 import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from distill import translate, video
-from models.translator import OnnxModel, TranslateError, Translator, blend, fit, open_picture, starts
-from tests.helpers import export_tiny
+from models.translator import (
+    OnnxModel,
+    TranslateError,
+    Translator,
+    blend,
+    fit,
+    open_picture,
+    starts,
+    upright_rgb,
+)
+from tests.helpers import colour_profile, export_tiny, p3_as_srgb
 
 NO_PYAV = "PyAV is not installed: pip install -e .[video]"
 
@@ -67,6 +77,65 @@ def test_16_bits_are_scaled_and_transparency_is_laid_over_white():
     np.testing.assert_array_equal(np.asarray(deep)[..., 1].ravel(), levels // 257)
     clear = fit(Image.new("RGBA", (16, 16), (0, 0, 0, 0)), 16)
     assert clear.getpixel((0, 0)) == (255, 255, 255)
+
+
+def with_profile(image, profile, kind="PNG", **options):
+    """The image as a file of this kind that embeds the profile gives it."""
+    stream = io.BytesIO()
+    image.save(stream, kind, icc_profile=profile, **options)
+    return Image.open(stream)
+
+
+def far(image, levels):
+    """The largest difference between an image and levels H x W x 3."""
+    assert image.mode == "RGB"
+    return np.abs(np.asarray(image) - np.asarray(levels, np.float64)).max()
+
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def test_a_display_p3_picture_becomes_srgb():
+    image = Image.fromarray(COLOURS)
+    expected = p3_as_srgb(COLOURS)
+    assert np.abs(expected - COLOURS).max() > 50
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        picture = with_profile(image, colour_profile(), kind, **options)
+        once = upright_rgb(picture)
+        assert far(once, expected) <= 1
+        assert far(upright_rgb(once), np.asarray(once)) == 0  # not followed twice
+        assert picture.info["icc_profile"] == colour_profile()  # the caller's image is as it was
+    jpeg = with_profile(image, colour_profile(), "JPEG")
+    assert far(upright_rgb(jpeg), p3_as_srgb(np.asarray(jpeg))) <= 1
+
+    alpha = np.random.default_rng(1).integers(0, 256, (8, 8, 1))
+    see_through = Image.fromarray(np.dstack([COLOURS, alpha.astype(np.uint8)]))
+    over_white = alpha / 255 * expected + 255 - alpha
+    assert far(upright_rgb(with_profile(see_through, colour_profile())), over_white) <= 2
+    palette = image.quantize(16)
+    expected = p3_as_srgb(np.asarray(palette.convert("RGB")))
+    assert far(upright_rgb(with_profile(palette, colour_profile())), expected) <= 1
+
+
+def test_grey_levels_become_those_of_srgb():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    light = (levels / 255) ** 1.2
+    curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    expected = (255 * curve)[..., None].repeat(3, -1)
+    grey = colour_profile(b"GRAY")
+    images = [Image.fromarray(levels), Image.fromarray(levels.astype(np.uint16) * 257)]
+    images.append(Image.merge("LA", [images[0], Image.new("L", (16, 16), 255)]))
+    for image in images:
+        assert far(upright_rgb(with_profile(image, grey)), expected) <= 4  # 12.92 levels to a level there
+
+
+def test_what_is_no_profile_of_a_pictures_channels_is_ignored():
+    image = Image.fromarray(COLOURS)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()  # nothing is to be done
+    for profile in (colour_profile()[:200], b"no profile", colour_profile(b"GRAY"), srgb):
+        assert far(upright_rgb(with_profile(image, profile)), COLOURS) == 0
+    grey = image.convert("L")
+    assert far(upright_rgb(with_profile(grey, colour_profile())), np.asarray(grey.convert("RGB"))) == 0
 
 
 def test_a_line_of_pixels_is_refused_before_it_is_enlarged(tmp_path):
