@@ -16,7 +16,18 @@ from configs.loader import known_keys
 from configs.schema import Config, Scorer
 
 # What changes nothing that any stage makes: where it is made, and the commands that only use it.
-FREE_FOR_ALL = ("runs_dir", "device", "json", "force", "export", "evaluate", "compare", "benchmark", "demo")
+FREE_FOR_ALL = (
+    "runs_dir",
+    "device",
+    "json",
+    "force",
+    "export",
+    "evaluate",
+    "compare",
+    "benchmark",
+    "demo",
+    "studio",
+)
 
 
 def run_dir(config: Config) -> Path:

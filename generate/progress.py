@@ -1,16 +1,54 @@
-"""What a long run prints: a line for every batch, and within a batch one every few seconds."""
+"""What a long run prints: a line for every batch, and within a batch one every few seconds.
+
+Whoever edits for a screen watches instead: `watching` gets every step, and what each step predicts.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEPS_EVERY_S = 10.0  # a batch that is done sooner prints nothing of its steps
 
 Item = TypeVar("Item")
+
+
+class Watcher(Protocol):
+    """Who follows the edits of a `watching` block. What it raises ends the edit."""
+
+    def stepped(self, name: str, done: int, total: int) -> None:
+        """So many steps of the pass `name`, 'inversion' or 'edit', are done."""
+
+    def predicted(self, latent_BCHW: Tensor, noise_BCHW: Tensor, alpha: float) -> None:
+        """The edit's latent at alpha_bar `alpha`, and the noise that is predicted in it."""
+
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Tell the watcher of every step of the edits that this thread makes inside the block."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def tell_prediction(latent_BCHW: Tensor, noise_BCHW: Tensor, alpha: float) -> None:
+    """Give the watcher, where there is one, what the edit's step predicts."""
+    watcher = _watcher.get()
+    if watcher:
+        watcher.predicted(latent_BCHW, noise_BCHW, alpha)
 
 
 class Progress:
@@ -42,8 +80,11 @@ def told(name: str, steps: Sequence[Item]) -> Iterator[Item]:
     """
     began = time.monotonic()
     last = began
+    watcher = _watcher.get()
     for count, step in enumerate(steps, start=1):
         yield step
+        if watcher:
+            watcher.stepped(name, count, len(steps))
         now = time.monotonic()
         if now - last >= STEPS_EVERY_S and os.environ.get("RANK", "0") == "0":
             last = now

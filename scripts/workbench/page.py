@@ -1,0 +1,233 @@
+"""The page of the studio: its layout. handlers.py says what happens on a click."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from scripts.workbench.engine import Studio
+from scripts.workbench.handlers import Handlers, status_html
+from scripts.workbench.settings import OWN_WORDS, SLIDERS, CommandLine
+
+OWN_WORDS_LABEL = "two words of my own"
+PLACES = {  # of the pictures: name -> label
+    "edit": "The teacher's edit",
+    "reconstruction": "Reconstruction: the input, through noise and back",
+    "generator": "A distilled generator's edit",
+    "truth": "The true edit: the same scene, rendered",
+}
+HELP = {  # of the sliders: label, what it does
+    "strength": (
+        "Direction strength",
+        "Nothing happens? Raise this first, to 1.5 or 2 times. Artefacts? Lower it.",
+    ),
+    "amount": ("Guidance amount", "Holds the layout. The scene changes shape? Raise. Still too weak? Lower."),
+    "scale": (
+        "Classifier-free scale",
+        "How far each step leads away from the input's words. Colours burn? Lower.",
+    ),
+    "steps": ("Steps", "Few are a quick look; take the task's own number before judging."),
+    "keep": ("Keep what is unchanged", "Takes back the input where little changed. 0: off, for styles."),
+}
+CSS = """
+.gradio-container { max-width: 1320px !important; margin: 0 auto; }
+.gradio-container img { object-fit: contain !important; }
+#headline h1 { font-size: 30px; letter-spacing: -0.02em; margin: 6px 0 0; }
+#headline p { margin: 2px 0 6px; opacity: .75; }
+.status { border-radius: 10px; padding: 10px 14px; background: var(--block-background-fill); min-height: 46px;
+  border: 1px solid var(--border-color-primary); }
+.status.bad { background: #fdecea; color: #8c1d13; border-color: #f3b8b1; }
+.status .bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); margin-top: 8px; }
+.status .bar i { display: block; height: 6px; border-radius: 3px; background: var(--color-accent); }
+.scores { border-collapse: collapse; width: 100%; font-size: 14px; }
+.scores td { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--border-color-primary); vertical-align: top; }
+.scores td:nth-child(2) { text-align: right; font-variant-numeric: tabular-nums; font-weight: 600;
+  white-space: nowrap; }
+.scores td:nth-child(3) { opacity: .75; }
+.chip { display: inline-block; border-radius: 99px; padding: 2px 12px; font-weight: 600; font-size: 14px;
+  background: #e8e8ec; color: #333; }
+.chip.good { background: #dcf3e3; color: #14612e; } .chip.bad { background: #fde8d7; color: #8a3d06; }
+.advice { margin: 8px 0; }
+"""
+
+
+def theme() -> gr.Theme:
+    """The look of the page, with fonts that are here."""
+    return gr.themes.Soft(
+        primary_hue="teal",
+        secondary_hue="teal",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"],
+        font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"],
+    )
+
+
+class Picture(gr.Image):
+    """An image whose file is handed on as it was uploaded: generate/sources.py reads and refuses it."""
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The path of the file."""
+        return payload.path if payload else None
+
+    def get_block_name(self) -> str:
+        """The component that the browser draws."""
+        return "image"
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What one sets."""
+
+    picture: Picture
+    examples: gr.Gallery
+    task: gr.Dropdown
+    source: gr.Textbox
+    target: gr.Textbox
+    caption: gr.Textbox
+    sliders: dict[str, gr.Slider]
+    edit: gr.Button
+    stop: gr.Button
+    reset: gr.Button
+
+    def settings(self) -> list[Any]:
+        """The components of Settings, in its order."""
+        return [self.task, self.source, self.target, *self.sliders.values()]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one sees."""
+
+    status: gr.HTML
+    pictures: dict[str, gr.Image]
+    scores: gr.HTML
+    history: gr.Gallery
+    name: gr.Textbox
+    use: gr.Button
+    used: gr.HTML
+    command: gr.Textbox
+
+
+def open_page(line: CommandLine, studio: Studio, photographs: Path | None) -> gr.Blocks:
+    """The page. photographs: a folder of more examples; None without."""
+    with gr.Blocks(title="zero2gan studio", analytics_enabled=False) as page:
+        gr.Markdown(
+            "# zero2gan studio\nFind an edit's settings on one picture, before they make thousands of pairs.",
+            elem_id="headline",
+        )
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=340):
+                controls = lay_out_controls(line)
+            with gr.Column(scale=7, min_width=480):
+                results = lay_out_results()
+        states = [gr.State([]), gr.State(None), gr.State([])]
+        Handlers(line, studio, photographs, controls, results, *states).connect(page)
+    return page
+
+
+def lay_out_controls(line: CommandLine) -> Controls:
+    """The left column: picture, edit, sliders."""
+    start = line.defaults(line.start_task)
+    own = start.task == OWN_WORDS
+    picture = Picture(
+        label="1  Picture: drop one, or pick one below",
+        type="filepath",
+        image_mode=None,
+        format="png",
+        sources=["upload", "clipboard"],
+        height=230,
+        elem_id="picture",
+        buttons=[],
+    )
+    examples = gr.Gallery(
+        label="Examples",
+        columns=6,
+        height=150,
+        format="png",
+        allow_preview=False,
+        show_label=False,
+        interactive=False,
+        elem_id="examples",
+        buttons=[],
+    )
+    task = gr.Dropdown(
+        [*line.tasks(), (OWN_WORDS_LABEL, OWN_WORDS)], value=start.task, label="2  Edit", elem_id="task"
+    )
+    with gr.Row():
+        source = gr.Textbox(start.source, label="from", interactive=own, max_length=200, elem_id="source")
+        target = gr.Textbox(start.target, label="to", interactive=own, max_length=200, elem_id="target")
+    with gr.Accordion("Caption of the picture", open=False):
+        caption = gr.Textbox(
+            "", show_label=False, max_length=400, info="Empty: the scene's own, or the task's template."
+        )
+    with gr.Row():
+        edit = gr.Button("Edit", variant="primary", elem_id="edit", scale=3)
+        stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
+    sliders = {}
+    for name in SLIDERS:
+        label, text = HELP[name]
+        low, high, step = slider_range(name, getattr(start, name))
+        sliders[name] = gr.Slider(
+            low, high, getattr(start, name), step=step, label=label, info=text, elem_id=name, buttons=[]
+        )
+    reset = gr.Button("Back to the task's own settings", size="sm", elem_id="reset")
+    return Controls(picture, examples, task, source, target, caption, sliders, edit, stop, reset)
+
+
+def slider_range(name: str, value: float) -> tuple[float, float, float]:
+    """Lowest, highest and step of a slider that holds a task's own value: all three belong to the teacher."""
+    if name == "steps":
+        return 2, max(100, int(value)), 1
+    if name == "amount":
+        return 0, max(3 * value, 0.3), 0.05 if value >= 1 else 0.01
+    if name == "scale":
+        return 1, max(15.0, value), 0.5
+    return (0, max(4.0, 2 * value), 0.1) if name == "strength" else (0, max(2.0, value), 0.1)
+
+
+def lay_out_results() -> Results:
+    """The right column: pictures, scores, tries, and what to do with them."""
+    status = gr.HTML(status_html("Pick a picture and press Edit."), elem_id="status")
+    pictures = {}
+    for names in (("edit", "reconstruction"), ("generator", "truth")):
+        with gr.Row():
+            for name in names:
+                pictures[name] = gr.Image(
+                    label=PLACES[name],
+                    format="png",
+                    interactive=False,
+                    height=300 if name in ("edit", "reconstruction") else 230,
+                    visible=name in ("edit", "reconstruction"),
+                    elem_id=f"shown-{name}",
+                    buttons=["download", "fullscreen"],
+                )
+    scores = gr.HTML(elem_id="scores")
+    history = gr.Gallery(
+        label="Tries: click one to have its settings back",
+        columns=4,
+        height=260,
+        format="png",
+        allow_preview=False,
+        interactive=False,
+        visible=False,
+        elem_id="history",
+        buttons=[],
+    )
+    with gr.Group():
+        with gr.Row():
+            name = gr.Textbox(
+                "my-edit", label="3  Keep these settings as the task", max_length=60, elem_id="name"
+            )
+            use = gr.Button("Use these settings", elem_id="use", min_width=160)
+        used = gr.HTML(elem_id="used")
+        command = gr.Textbox(
+            label="The command that makes the pairs",
+            interactive=False,
+            lines=2,
+            visible=False,
+            buttons=["copy"],
+            elem_id="command",
+        )
+    return Results(status, pictures, scores, history, name, use, used, command)
