@@ -40,7 +40,7 @@ from models.devices import pick_device
 from models.pictures import batch_of, edit_of, images_of, resized
 from models.segmenter import NounSegmenter, open_segmenter
 from models.teacher import Teacher
-from models.translator import TranslateError, Translator
+from models.translator import OnnxModel, TranslateError, Translator
 from scripts.measure.timing import medians
 from scripts.measure.truth import held_out_scenes, true_edit
 from scripts.workbench.settings import CommandLine, Settings
@@ -111,8 +111,8 @@ class Studio:
 
     # ---- pictures ----
 
-    def examples(self, settings: Settings, photographs: Path | None) -> list[tuple[np.ndarray, str]]:
-        """Pictures to try, each with its name: source.images, or held-out scenes; then those of a folder."""
+    def examples(self, settings: Settings, photographs: Path | None) -> list[np.ndarray]:
+        """Pictures to try: of source.images, or held-out scenes; then those of a folder."""
         config = self.line.config(settings)
         sources = []
         if config.source.images or config.source.scenes:
@@ -122,10 +122,10 @@ class Studio:
         pictures = []
         for origin in sources:
             source = open_source(origin, config.task, self.teacher.resolution, EXAMPLES)
-            for index, name in enumerate(source.names):
+            for index in range(len(source.names)):
                 item = source.load(index)
                 self._examples[_hash(item.image)] = (item, dict(config.task.scene_input))
-                pictures.append((item.image, name))
+                pictures.append(item.image)
         return pictures
 
     def _input(self, image_HWC: np.ndarray, config: Config, caption: str) -> tuple[InputImage, bool]:
@@ -292,9 +292,11 @@ def fitting_generator(config: Config) -> Translator | None:
             continue
         try:
             generator = Translator(path, torch.get_num_threads())
-            words = generator.model.session.get_modelmeta().custom_metadata_map
-        except (TranslateError, AttributeError):
+        except TranslateError:
             continue
+        if not isinstance(generator.model, OnnxModel):
+            continue
+        words = generator.model.session.get_modelmeta().custom_metadata_map
         if (words.get("source"), words.get("target")) == (config.task.source, config.task.target):
             return generator
     return None

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 MOST_TRIES = 24  # that the page keeps to compare
 INVERSION_SHARE = 0.2  # of an edit's time: a step of it asks the network once, a step of the edit four times
 WEAK = (
-    "<b>Too weak for the filter.</b> Raise <i>direction strength</i> first, to 1.5 or 2 times. Then lower "
-    "<i>guidance amount</i>, which holds the layout, and <i>keep</i>, which takes back small changes; then "
-    "raise the <i>classifier-free scale</i>."
+    "<b>Too far from the target's words.</b> If the picture hardly changed, raise <i>direction strength</i> "
+    "first, to 1.5 or 2 times; then lower <i>guidance amount</i> and <i>keep</i>, which hold what is there; "
+    "then raise the <i>classifier-free scale</i>. If it changed much but wrongly (LPIPS to the input is "
+    "high), raise <i>guidance amount</i>, lower <i>direction strength</i>, or take more <i>steps</i>."
 )
 FEW_STEPS = 10  # below so many an edit is a sketch of itself
 
@@ -83,7 +84,7 @@ class Handlers:
             pictures = self.studio.examples(words, self.photographs)
         except UserError as error:
             return {self.results.status: status_html(str(error), bad=True)}
-        return {self.controls.examples: pictures, self.shown: [picture for picture, _ in pictures]}
+        return {self.controls.examples: pictures, self.shown: pictures}
 
     def example_chosen(self, shown: Sequence[np.ndarray], event: gr.SelectData) -> np.ndarray:
         """The example as the picture to edit."""
@@ -117,7 +118,11 @@ class Handlers:
         if not path:
             yield {see.status: status_html("Pick a picture first: drop one, or click an example.", bad=True)}
             return
-        yield {see.status: status_html("The edit direction of these words …", 0.0)}
+        yield {
+            **dict.fromkeys(see.pictures.values()),  # None: what was shown before is not of this edit
+            see.scores: "",
+            see.status: status_html("The edit direction of these words …", 0.0),
+        }
         try:
             image_HWC = read_square(Path(path), self.studio.teacher.resolution)
             for item in self.studio.follow(image_HWC, Settings(*values), caption):
@@ -145,7 +150,8 @@ class Handlers:
             "edit": ("2 of 2  The noise becomes the edit", INVERSION_SHARE + (1 - INVERSION_SHARE) * share),
         }
         text, done = passes[moment.name]
-        changes = {self.results.status: status_html(f"{text}: step {moment.done} of {moment.total}", done)}
+        line = status_html(f"{text}: step {moment.done} of {moment.total}", done)
+        changes: dict[Any, Any] = {self.results.status: line}
         if moment.picture is not None:
             changes[self.results.pictures["edit"]] = moment.picture
         return changes
@@ -191,8 +197,8 @@ class Handlers:
         settings = current.settings if current else Settings(*values)
         on_scene = current.on_scene if current else self.line.start.source.scenes
         try:
-            command = self.line.command(settings, on_scene, name)
             path = self.line.task_file(settings, name)
+            command = self.line.command(settings, on_scene, path.stem)
         except UserError as error:
             return {see.used: status_html(str(error), bad=True), see.command: gr.update(visible=False)}
         text = f"{settings} are kept in {path}"
@@ -209,9 +215,9 @@ def status_html(text: str, done: float | None = None, bad: bool = False) -> str:
 
 
 def try_label(made: Try) -> str:
-    """A try in a few words, for the gallery."""
+    """A try in a few words, for the gallery: what was set, and on a line of its own what came of it."""
     gain = made.scores["clip_gain"]
-    scores = "" if gain is None else f" | gain {gain:.2f}, LPIPS {made.scores['lpips_input_edit']:.2f}"
+    scores = "" if gain is None else f"\ngain {gain:.2f}, LPIPS {made.scores['lpips_input_edit']:.2f}"
     return f"{made.settings}{scores}"
 
 
@@ -229,7 +235,8 @@ def _chip(made: Try) -> str:
         return '<span class="chip">the filter decides by comparing pairs</span>' if made.bounds else ""
     if made.verdict == "":
         return '<span class="chip good">the filter would keep this pair</span>'
-    return f'<span class="chip bad">the filter would drop it: {escape(made.verdict)}</span>'
+    reason = escape(made.verdict.replace("clip_gain", "CLIP gain").replace("overlap_iou", "overlap"))
+    return f'<span class="chip bad">the filter would drop it: {reason}</span>'
 
 
 def _advice(made: Try) -> list[str]:
@@ -261,6 +268,7 @@ def _rows(made: Try) -> list[tuple[str, str, str]]:
             table.append((name, f"{value:.3f}", meaning))
     speed = ""
     if made.generator_ms:
-        speed = f"the generator takes {made.generator_ms:.1f} ms: {1000 * made.seconds / made.generator_ms:,.0f} times faster"
+        factor = 1000 * made.seconds / made.generator_ms
+        speed = f"the generator takes {made.generator_ms:.1f} ms: {factor:,.0f} times faster"
     table.append(("Time of the teacher", f"{made.seconds:.1f} s", speed))
     return table

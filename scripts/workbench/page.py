@@ -12,12 +12,13 @@ from scripts.workbench.engine import Studio
 from scripts.workbench.handlers import Handlers, status_html
 from scripts.workbench.settings import OWN_WORDS, SLIDERS, CommandLine
 
+PICTURE_HEIGHT = 290  # of the edit and what stands beside it
 OWN_WORDS_LABEL = "two words of my own"
 PLACES = {  # of the pictures: name -> label
     "edit": "The teacher's edit",
-    "reconstruction": "Reconstruction: the input, through noise and back",
+    "reconstruction": "Its reconstruction of the input",
     "generator": "A distilled generator's edit",
-    "truth": "The true edit: the same scene, rendered",
+    "truth": "The true edit (rendered)",
 }
 HELP = {  # of the sliders: label, what it does
     "strength": (
@@ -33,54 +34,71 @@ HELP = {  # of the sliders: label, what it does
     "keep": ("Keep what is unchanged", "Takes back the input where little changed. 0: off, for styles."),
 }
 CSS = """
-.gradio-container { max-width: 1320px !important; margin: 0 auto; }
-.gradio-container img { object-fit: contain !important; }
+.gradio-container { max-width: 1280px !important; margin: 0 auto; }
 #headline h1 { font-size: 30px; letter-spacing: -0.02em; margin: 6px 0 0; }
-#headline p { margin: 2px 0 6px; opacity: .75; }
-.status { border-radius: 10px; padding: 10px 14px; background: var(--block-background-fill); min-height: 46px;
+#headline p { margin: 2px 0 0; opacity: .75; }
+/* Labels stand above their pictures, not on them. */
+label[data-testid="block-label"] { position: static !important; width: 100%; background: none !important;
+  border: none !important; box-shadow: none !important; padding: 6px 10px 4px; }
+label[data-testid="block-label"] > span { display: none; }
+.gradio-container img { object-fit: contain !important; }
+.shown { padding-bottom: 8px !important; }
+.shown .image-container { height: calc(100% - 34px); }
+.gradio-container .grid-wrap { min-height: 0 !important; height: auto !important; max-height: 430px;
+  padding: 4px 8px 8px; }
+.gradio-container .gallery-container { height: auto; }
+.gradio-container .grid-container { gap: 6px; padding: 0; align-items: start;
+  grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important;
+  grid-template-rows: none !important; grid-auto-rows: auto !important; }
+.gradio-container .thumbnail-item { display: block; width: 100% !important; height: auto !important;
+  aspect-ratio: auto !important; }
+.gradio-container .thumbnail-item img { width: 100%; height: auto; aspect-ratio: 1; }
+.gradio-container .caption-label { position: static !important; display: block; max-width: none !important;
+  white-space: pre-line !important; font-size: 11px; line-height: 1.4; padding: 5px 7px; text-align: left;
+  border: none; background: none; overflow: visible; }
+.status { border-radius: 10px; padding: 11px 14px; background: var(--block-background-fill);
   border: 1px solid var(--border-color-primary); }
 .status.bad { background: #fdecea; color: #8c1d13; border-color: #f3b8b1; }
 .status .bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); margin-top: 8px; }
 .status .bar i { display: block; height: 6px; border-radius: 3px; background: var(--color-accent); }
-.scores { border-collapse: collapse; width: 100%; font-size: 14px; }
-.scores td { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--border-color-primary); vertical-align: top; }
-.scores td:nth-child(2) { text-align: right; font-variant-numeric: tabular-nums; font-weight: 600;
+#scores table { border-collapse: collapse; width: 100%; font-size: 14px; border: none; margin: 8px 0 0; }
+#scores tr { border: none; }
+#scores td { padding: 5px 14px 5px 0; border: none; border-top: 1px solid var(--border-color-primary);
+  vertical-align: top; }
+#scores td:nth-child(1) { white-space: nowrap; }
+#scores td:nth-child(2) { text-align: right; font-variant-numeric: tabular-nums; font-weight: 600;
   white-space: nowrap; }
-.scores td:nth-child(3) { opacity: .75; }
+#scores td:nth-child(3) { opacity: .75; width: 100%; }
 .chip { display: inline-block; border-radius: 99px; padding: 2px 12px; font-weight: 600; font-size: 14px;
   background: #e8e8ec; color: #333; }
-.chip.good { background: #dcf3e3; color: #14612e; } .chip.bad { background: #fde8d7; color: #8a3d06; }
+.chip.good { background: #dcf3e3; color: #14612e; }
+.chip.bad { background: #fde8d7; color: #8a3d06; }
 .advice { margin: 8px 0; }
 """
 
 
 def theme() -> gr.Theme:
     """The look of the page, with fonts that are here."""
-    return gr.themes.Soft(
+    soft = gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"],
         font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"],
     )
-
-
-class Picture(gr.Image):
-    """An image whose file is handed on as it was uploaded: generate/sources.py reads and refuses it."""
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path of the file."""
-        return payload.path if payload else None
-
-    def get_block_name(self) -> str:
-        """The component that the browser draws."""
-        return "image"
+    plain = {}
+    for name in ("block_title", "block_label"):
+        plain[f"{name}_background_fill"] = "transparent"
+        plain[f"{name}_text_color"] = "*neutral_700"
+        plain[f"{name}_text_color_dark"] = "*neutral_200"
+        plain[f"{name}_background_fill_dark"] = "transparent"
+    return soft.set(**plain, block_title_padding="0")
 
 
 @dataclass(frozen=True)
 class Controls:
     """What one sets."""
 
-    picture: Picture
+    picture: gr.Image
     examples: gr.Gallery
     task: gr.Dropdown
     source: gr.Textbox
@@ -131,20 +149,19 @@ def lay_out_controls(line: CommandLine) -> Controls:
     """The left column: picture, edit, sliders."""
     start = line.defaults(line.start_task)
     own = start.task == OWN_WORDS
-    picture = Picture(
+    picture = gr.Image(
         label="1  Picture: drop one, or pick one below",
-        type="filepath",
-        image_mode=None,
         format="png",
         sources=["upload", "clipboard"],
-        height=230,
+        height=262,
         elem_id="picture",
         buttons=[],
     )
+    # Gradio would decode any file here, of any size: generate/sources.py reads it, and says what is wrong.
+    setattr(picture, "preprocess", uploaded_path)  # noqa: B010 - a subclass makes Gradio write a .pyi beside us
     examples = gr.Gallery(
         label="Examples",
         columns=6,
-        height=150,
         format="png",
         allow_preview=False,
         show_label=False,
@@ -176,6 +193,11 @@ def lay_out_controls(line: CommandLine) -> Controls:
     return Controls(picture, examples, task, source, target, caption, sliders, edit, stop, reset)
 
 
+def uploaded_path(payload: Any) -> str | None:
+    """The path of an uploaded file, which lies in the studio's own folder; None without a picture."""
+    return payload.path if payload else None
+
+
 def slider_range(name: str, value: float) -> tuple[float, float, float]:
     """Lowest, highest and step of a slider that holds a task's own value: all three belong to the teacher."""
     if name == "steps":
@@ -198,7 +220,8 @@ def lay_out_results() -> Results:
                     label=PLACES[name],
                     format="png",
                     interactive=False,
-                    height=300 if name in ("edit", "reconstruction") else 230,
+                    height=PICTURE_HEIGHT,
+                    elem_classes="shown",
                     visible=name in ("edit", "reconstruction"),
                     elem_id=f"shown-{name}",
                     buttons=["download", "fullscreen"],
@@ -206,8 +229,8 @@ def lay_out_results() -> Results:
     scores = gr.HTML(elem_id="scores")
     history = gr.Gallery(
         label="Tries: click one to have its settings back",
-        columns=4,
-        height=260,
+        columns=5,
+        fit_columns=False,
         format="png",
         allow_preview=False,
         interactive=False,
@@ -215,12 +238,11 @@ def lay_out_results() -> Results:
         elem_id="history",
         buttons=[],
     )
-    with gr.Group():
-        with gr.Row():
-            name = gr.Textbox(
-                "my-edit", label="3  Keep these settings as the task", max_length=60, elem_id="name"
-            )
-            use = gr.Button("Use these settings", elem_id="use", min_width=160)
+    with gr.Column(variant="panel"):
+        name = gr.Textbox(
+            "my-edit", label="3  Keep these settings as the task", max_length=60, elem_id="name"
+        )
+        use = gr.Button("Use these settings", elem_id="use")
         used = gr.HTML(elem_id="used")
         command = gr.Textbox(
             label="The command that makes the pairs",

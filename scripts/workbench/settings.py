@@ -90,7 +90,7 @@ class CommandLine:
             if task != OWN_WORDS:
                 words = [config.task.source, config.task.target]
         sliders = {field: attrgetter(key)(config) for field, key in SLIDERS.items()}
-        return Settings(task, *words, **sliders)
+        return Settings(task, words[0], words[1], **sliders)
 
     def arguments(self, settings: Settings) -> list[str]:
         """The arguments of a command that edits with these settings; what holds anyway is left out."""
@@ -137,13 +137,16 @@ class CommandLine:
     def task_file(self, settings: Settings, name: str) -> Path:
         """Write the settings as a task's yaml file, <runs_dir>/tasks/NAME.yaml.
 
-        In the form of configs/task/*.yaml: with the same teacher and preset it is the same edit. UserError
-        for a name that other settings have taken.
+        In the form of configs/task/*.yaml: with the same teacher and preset it is the same edit. Where other
+        settings have the name it becomes NAME-2, NAME-3, ...
         """
         text = self.task_text(settings)
-        path = Path(self.start.runs_dir) / "tasks" / f"{task_name(name)}.yaml"
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UserError(f"{path} is there with other settings: take another name, or remove it")
+        folder = Path(self.start.runs_dir) / "tasks"
+        path = folder / f"{task_name(name)}.yaml"
+        number = 1
+        while path.exists() and path.read_text(encoding="utf-8") != text:
+            number += 1
+            path = folder / f"{task_name(name)}-{number}.yaml"
         with whole_file(path) as stream:
             stream.write(text.encode())
         return path
