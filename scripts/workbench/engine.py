@@ -22,12 +22,12 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.files import find_file
 from configs.runs import run_dir
-from configs.schema import Config, Source, Task
+from configs.schema import Config, Source
 from filter.score_table import SCORES, flags_of
 from filter.scores import PairScorer
 from filter.selection import criteria, select
 from generate import run as generate_run
-from generate.captions import choose_caption
+from generate.captions import FROM_KEY, FROM_TEMPLATE, choose_caption
 from generate.directions import edit_direction
 from generate.editors import Editor
 from generate.inversion import ddim_step
@@ -103,6 +103,7 @@ class Studio:
         device = pick_device(config.device)
         self.teacher = Teacher(config.teacher, device, settings.dtype, checker=settings.safety_checker)
         self._examples: dict[str, tuple[InputImage, dict[str, str]]] = {}
+        self._shown: dict[str, list[np.ndarray]] = {}  # examples by the look of the scenes among them
         self._clip: ClipScorer | None = None
         self._segmenter: NounSegmenter | None = None
         self._pair_scorer: PairScorer | None = None
@@ -114,19 +115,22 @@ class Studio:
     def examples(self, settings: Settings, photographs: Path | None) -> list[np.ndarray]:
         """Pictures to try: of source.images, or held-out scenes; then those of a folder."""
         config = self.line.config(settings)
-        sources = []
-        if config.source.images or config.source.scenes:
-            sources.append(config.source if config.source.images else held_out_scenes(config))
-        if photographs is not None:
-            sources.append(Source(images=str(photographs)))
-        pictures = []
-        for origin in sources:
-            source = open_source(origin, config.task, self.teacher.resolution, EXAMPLES)
-            for index in range(len(source.names)):
-                item = source.load(index)
-                self._examples[_hash(item.image)] = (item, dict(config.task.scene_input))
-                pictures.append(item.image)
-        return pictures
+        look = dict(config.task.scene_input)
+        if repr(look) not in self._shown:
+            sources = []
+            if config.source.images or config.source.scenes:
+                sources.append(config.source if config.source.images else held_out_scenes(config))
+            if photographs is not None:
+                sources.append(Source(images=str(photographs)))
+            pictures = []
+            for origin in sources:
+                source = open_source(origin, config.task, self.teacher.resolution, EXAMPLES)
+                for index in range(min(len(source.names), EXAMPLES)):
+                    item = source.load(index)
+                    self._examples[_hash(item.image)] = (item, look)
+                    pictures.append(item.image)
+            self._shown[repr(look)] = pictures
+        return self._shown[repr(look)]
 
     def _input(self, image_HWC: np.ndarray, config: Config, caption: str) -> tuple[InputImage, bool]:
         """The picture with its caption, and whether it is a scene that the task's true edit belongs to."""
@@ -136,7 +140,8 @@ class Studio:
         look: dict[str, str] = {}
         if _hash(image_HWC) in self._examples:
             item, look = self._examples[_hash(image_HWC)]
-        own = {"scene": item.caption if "scene_seed" in item.source else ""}
+        has_own = item.caption_from not in (FROM_KEY, FROM_TEMPLATE)  # which follow the settings
+        own = {item.caption_from: item.caption} if has_own else {}
         words = replace(config.source, caption=caption or config.source.caption)
         text, origin = choose_caption(words, config.task, own)
         is_scene = "scene_seed" in item.source and look == config.task.scene_input
@@ -244,8 +249,8 @@ class Studio:
                 notes.append(f"no overlap of the foregrounds: {error}")
                 task = replace(task, source_noun="", target_noun="")
         if self._pair_scorer is None:
-            plain = replace(config, task=Task(), filter=replace(config.filter, generator=""))
-            self._pair_scorer = PairScorer(plain, device, self._clip)
+            without_foreground = replace(config, task=replace(task, source_noun="", target_noun=""))
+            self._pair_scorer = PairScorer(without_foreground, device, self._clip)
         self._pair_scorer.task = task
         self._pair_scorer.segmenter = self._segmenter if task.source_noun else None
         return self._pair_scorer
@@ -282,12 +287,10 @@ def fitting_generator(config: Config) -> Translator | None:
 
     None where there is none of these words.
     """
-    shipped = Path(find_file(config.distill.init)).with_name("generator.onnx")
-    for path in (
-        Path(find_file(config.filter.generator)),
-        run_dir(config) / "export" / "generator.onnx",
-        shipped,
-    ):
+    named = Path(find_file(config.filter.generator))
+    of_run = run_dir(config) / "export" / "generator.onnx"
+    shipped = Path(find_file(config.distill.init)).parent / "generator.onnx"
+    for path in (named, of_run, shipped):
         if not path.is_file():
             continue
         try:

@@ -145,11 +145,12 @@ class Handlers:
 
     def _moment(self, moment: Moment) -> dict[Any, Any]:
         share = moment.done / moment.total
-        passes = {
-            "inversion": ("1 of 2  The picture becomes noise", INVERSION_SHARE * share),
-            "edit": ("2 of 2  The noise becomes the edit", INVERSION_SHARE + (1 - INVERSION_SHARE) * share),
-        }
-        text, done = passes[moment.name]
+        if moment.name == "inversion":
+            text = "The picture becomes noise"
+            done = INVERSION_SHARE * share
+        else:
+            text = "The noise becomes the edit"
+            done = INVERSION_SHARE + (1 - INVERSION_SHARE) * share
         line = status_html(f"{text}: step {moment.done} of {moment.total}", done)
         changes: dict[Any, Any] = {self.results.status: line}
         if moment.picture is not None:
