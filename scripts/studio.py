@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SECTIONS = ("task", "teacher", "source", "direction", "edit", "guidance", "studio")
 HOST = "127.0.0.1"  # nobody else on the network reaches the page
 MAX_UPLOAD = "20mb"  # of a picture; generate/sources.py refuses more than 89 million pixels before it decodes
+SESSIONS = 8  # open pages whose tries are kept in memory
 # The page asks nobody but this server for anything.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -133,6 +134,7 @@ def launch(page: gradio.Blocks, port: int, **look: Any) -> None:
         footer_links=[],
         run_history=False,
         ssr_mode=False,
+        state_session_capacity=SESSIONS,
         enable_monitoring=False,
         app_kwargs={"middleware": [Middleware(WithPolicy)]},
         **look,

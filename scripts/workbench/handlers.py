@@ -18,11 +18,17 @@ import numpy as np
 from configs.errors import UserError
 from generate.sources import Unreadable, read_square
 from scripts.workbench.engine import Moment, Stopped, Studio, Try
-from scripts.workbench.settings import OWN_WORDS, SLIDERS, CommandLine, Settings
+from scripts.workbench.settings import OWN_WORDS, SLIDERS, CommandLine, Settings, slider_range
 
 if TYPE_CHECKING:
     from scripts.workbench.page import Controls, Results
 
+PLACES = {  # of the pictures: name -> label
+    "edit": "The teacher's edit",
+    "reconstruction": "Its reconstruction of the input",
+    "generator": "A distilled generator's edit",
+    "truth": "The true edit (rendered)",
+}
 MOST_TRIES = 24  # that the page keeps to compare
 INVERSION_SHARE = 0.2  # of an edit's time: a step of it asks the network once, a step of the edit four times
 WEAK = (
@@ -92,8 +98,6 @@ class Handlers:
 
     def task_chosen(self, task: str) -> dict[Any, Any]:
         """A task's words and own settings; two words of one's own keep those that are there."""
-        from scripts.workbench.page import slider_range
-
         defaults = self.line.defaults(task)
         own = task == OWN_WORDS
         changes: dict[Any, Any] = {}
@@ -164,8 +168,6 @@ class Handlers:
 
     def _shown(self, made: Try) -> dict[Any, Any]:
         """All that the page tells of a try."""
-        from scripts.workbench.page import PLACES
-
         see = self.results
         changes: dict[Any, Any] = {
             see.status: status_html(f"{made.settings.source} → {made.settings.target}: {made.settings}"),

@@ -9,17 +9,11 @@ from typing import Any
 import gradio as gr
 
 from scripts.workbench.engine import Studio
-from scripts.workbench.handlers import Handlers, status_html
-from scripts.workbench.settings import OWN_WORDS, SLIDERS, CommandLine
+from scripts.workbench.handlers import PLACES, Handlers, status_html
+from scripts.workbench.settings import OWN_WORDS, SLIDERS, CommandLine, slider_range
 
 PICTURE_HEIGHT = 290  # of the edit and what stands beside it
 OWN_WORDS_LABEL = "two words of my own"
-PLACES = {  # of the pictures: name -> label
-    "edit": "The teacher's edit",
-    "reconstruction": "Its reconstruction of the input",
-    "generator": "A distilled generator's edit",
-    "truth": "The true edit (rendered)",
-}
 HELP = {  # of the sliders: label, what it does
     "strength": (
         "Direction strength",
@@ -196,17 +190,6 @@ def lay_out_controls(line: CommandLine) -> Controls:
 def uploaded_path(payload: Any) -> str | None:
     """The path of an uploaded file, which lies in the studio's own folder; None without a picture."""
     return payload.path if payload else None
-
-
-def slider_range(name: str, value: float) -> tuple[float, float, float]:
-    """Lowest, highest and step of a slider that holds a task's own value: all three belong to the teacher."""
-    if name == "steps":
-        return 2, max(100, int(value)), 1
-    if name == "amount":
-        return 0, max(3 * value, 0.3), 0.05 if value >= 1 else 0.01
-    if name == "scale":
-        return 1, max(15.0, value), 0.5
-    return (0, max(4.0, 2 * value), 0.1) if name == "strength" else (0, max(2.0, value), 0.1)
 
 
 def lay_out_results() -> Results:

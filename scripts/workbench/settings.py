@@ -173,6 +173,17 @@ class CommandLine:
         return f"# Chosen in the studio with teacher={config.teacher.name}.\n{body}"
 
 
+def slider_range(name: str, value: float) -> tuple[float, float, float]:
+    """Lowest, highest and step of a slider that holds a task's own value: all three belong to the teacher."""
+    if name == "steps":
+        return 2, max(100, int(value)), 1
+    if name == "amount":
+        return 0, max(3 * value, 0.3), 0.05 if value >= 1 else 0.01
+    if name == "scale":
+        return 1, max(15.0, value), 0.5
+    return (0, max(4.0, 2 * value), 0.1) if name == "strength" else (0, max(2.0, value), 0.1)
+
+
 def task_name(name: str) -> str:
     """The name as configs/loader.py makes a task's. UserError where nothing is left of it."""
     clean = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-")
