@@ -68,6 +68,8 @@ def test_a_command_says_what_differs_and_loads_as_it_was_set():
     assert (config.direction.strength, config.guidance.amount, config.edit.steps) == (3, 0.35, 7)
     assert config.edit.keep == load(["task=tree2fall"]).edit.keep and config.runs_dir == "/r"
     assert "source.images=PHOTOS" in line.command(chosen, False, "x")
+    assert line.defaults("oak2pine").strength == 3 and line.defaults(OWN_WORDS).strength == 3
+    assert line.defaults("oak2pine").amount == load(["task=oak2pine"]).guidance.amount
 
 
 @pytest.mark.parametrize("word", ["a cat: asleep", '{it\'s} "x" # $HOME `ls`', "x=y, [z]"])

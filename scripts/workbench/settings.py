@@ -65,12 +65,15 @@ class CommandLine:
         self.start_task = DEFAULT_CHOICE["task"]
         self.given: list[str] = []
         self.task_keys: list[str] = []  # of the task that they name
+        self.slider_keys: list[str] = []  # where the sliders start, whatever the task
         for argument in given:
             if argument.startswith("task="):
                 self.start_task = argument.partition("=")[2]
             elif sets(argument, "task"):
                 self.task_keys.append(argument)
-            elif not sets(argument, "studio", *SLIDERS.values()):
+            elif sets(argument, *SLIDERS.values()):
+                self.slider_keys.append(argument)
+            elif not sets(argument, "studio"):
                 self.given.append(argument)
 
     def tasks(self) -> list[str]:
@@ -81,12 +84,14 @@ class CommandLine:
         return sorted({*names, self.start_task} - {OWN_WORDS})
 
     def defaults(self, task: str) -> Settings:
-        """A task's own settings with this teacher; as they were given, of the task that was given."""
+        """A task's own settings with this teacher, but for the sliders that were given; the words of a task
+        that was given, none of OWN_WORDS else.
+        """
         config = self.start
         words = [config.task.source, config.task.target]
         if task != self.start_task:
             words = ["", ""]
-            config = load(self._task_arguments(task, "source", "target"))
+            config = load([*self._task_arguments(task, "source", "target"), *self.slider_keys])
             if task != OWN_WORDS:
                 words = [config.task.source, config.task.target]
         sliders = {field: attrgetter(key)(config) for field, key in SLIDERS.items()}
