@@ -49,6 +49,7 @@ setup(
         "scripts.measure",
         "scripts.miniature",
         "scripts.published",
+        "scripts.workbench",
     ],
     entry_points={"console_scripts": ["zero2gan = scripts.zero2gan:main"]},
     install_requires=REQUIREMENTS,
@@ -66,6 +67,7 @@ setup(
         "inception": [
             "torch-fidelity==0.3.0"
         ],  # FID's own network; 0.4.0 installs a package `tests` that hides ours
+        "studio": ["gradio>=6.0,<7"],  # the page of scripts/studio.py
         "video": ["av>=14.2"],  # videos and cameras in distill/translate.py; it carries FFmpeg
         "tracker": ["tensorboard>=2.14"],  # accelerate logs the training to it where it is installed
     },

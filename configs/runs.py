@@ -22,7 +22,18 @@ from configs.loader import RUN_FILE, known_keys, to_yaml
 from configs.schema import Config, Scorer
 
 # What changes nothing that any stage makes: where it is made, and the commands that only use it.
-FREE_FOR_ALL = ("runs_dir", "device", "json", "force", "export", "evaluate", "compare", "benchmark", "demo")
+FREE_FOR_ALL = (
+    "runs_dir",
+    "device",
+    "json",
+    "force",
+    "export",
+    "evaluate",
+    "compare",
+    "benchmark",
+    "demo",
+    "studio",
+)
 
 # What a run does not remember: where it lies, where it is computed, and what is said each time.
 NOT_REMEMBERED = ("run", "runs_dir", "device", "json", "force")

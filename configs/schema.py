@@ -495,6 +495,13 @@ class Benchmark:
 
 
 @dataclass
+class Studio:
+    """scripts/studio.py: edits by hand in a browser, on this machine alone."""
+
+    port: int = option(7860, "of the page's address; 0: any free one", at_least=0, at_most=65_535)
+
+
+@dataclass
 class Config:
     """Everything, in the order in which a user meets it."""
 
@@ -525,3 +532,4 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     compare: Compare = field(default_factory=Compare)
     benchmark: Benchmark = field(default_factory=Benchmark)
+    studio: Studio = field(default_factory=Studio)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from configs.schema import Guidance
 from generate.inversion import ddim_step
-from generate.progress import told
+from generate.progress import tell_prediction, told
 from models.teacher import Step, Teacher
 
 # Float16 loses gradients below 6e-8, and these are small; a power of two changes no other digit.
@@ -120,10 +120,12 @@ def edit_step(teacher: Teacher, edit_BCHW: Tensor, step: Step, texts: Texts, sca
     """
     if scale == 1:
         noise_BCHW = teacher.noise(edit_BCHW, step.timestep, texts.edited)
+        tell_prediction(edit_BCHW, noise_BCHW, step.alpha)
         return ddim_step(edit_BCHW, noise_BCHW, step.alpha, step.alpha_next)
     rows_BCHW = edit_BCHW.repeat(2, 1, 1, 1)  # 2B
     both_BTD = torch.cat([texts.negative, texts.edited])  # 2B x T x D
     noise_BCHW = classifier_free(teacher.noise(rows_BCHW, step.timestep, both_BTD), scale)
+    tell_prediction(edit_BCHW, noise_BCHW, step.alpha)
     # The first B rows are the edit again, but contiguous whatever its memory layout was: for another
     # layout the autoencoder rounds differently.
     return ddim_step(rows_BCHW[: len(edit_BCHW)], noise_BCHW, step.alpha, step.alpha_next)

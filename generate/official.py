@@ -24,7 +24,7 @@ from torch import Tensor
 from configs.schema import Guidance
 from generate.guidance import Texts, attention_gradient, classifier_free, count_guided, reference_noise
 from generate.inversion import ddim_step
-from generate.progress import told
+from generate.progress import tell_prediction, told
 from models.teacher import Step, Teacher
 
 
@@ -75,5 +75,6 @@ def edit_as_published(
             rows_BCHW = rows_BCHW - guidance.amount / 2 * gradient_BCHW  # a half (3)
         noise_BCHW = classifier_free(teacher.noise(rows_BCHW, timestep, both_BTD), scale)
         negative_BCHW, _ = rows_BCHW.chunk(2)
+        tell_prediction(negative_BCHW, noise_BCHW, step.alpha)
         edit_BCHW = ddim_step(negative_BCHW, noise_BCHW, step.alpha, step.alpha_next)  # (2)
     return reference_BCHW, edit_BCHW

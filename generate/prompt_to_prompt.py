@@ -17,7 +17,7 @@ from torch import Tensor
 
 from generate.guidance import Texts, classifier_free, share_of
 from generate.inversion import ddim_step
-from generate.progress import told
+from generate.progress import tell_prediction, told
 from models.attention import AttentionControl
 from models.teacher import Step, Teacher
 
@@ -66,6 +66,7 @@ def edit_by_replacing(
             predicted_BCHW = teacher.noise(rows_BCHW, step.timestep, texts_BTD)  # 3B
         reference_noise_BCHW = predicted_BCHW[: len(noise_BCHW)]
         edit_noise_BCHW = classifier_free(predicted_BCHW[len(noise_BCHW) :], scale)
+        tell_prediction(edit_BCHW, edit_noise_BCHW, step.alpha)
         reference_BCHW = ddim_step(reference_BCHW, reference_noise_BCHW, step.alpha, step.alpha_next)
         edit_BCHW = ddim_step(edit_BCHW, edit_noise_BCHW, step.alpha, step.alpha_next)
     return reference_BCHW, edit_BCHW

@@ -28,6 +28,7 @@ STAGES = {  # name -> module, what it does
     "evaluate": ("scripts.evaluate", "the paper's tables, and sweeps of keys, against the true edit"),
     "compare": ("scripts.compare", "the same training in several ways"),
     "benchmark": ("scripts.benchmark", "time a stage beside a plain loop"),
+    "studio": ("scripts.studio", "a page with sliders: try an edit before thousands are made"),
     "report": ("scripts.report", "one page about a run"),
     "fetch": ("scripts.fetch", "download the weights of a preset"),
     "verify": ("scripts.verify", "check every file of a run against its hash"),
