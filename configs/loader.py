@@ -21,12 +21,16 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from configs.errors import UserError
 from configs.files import find_file
+from configs.methods import METHODS, needs_teacher
 from configs.removed import REMOVED
 from configs.schema import Config, Teacher
 
 HERE = Path(__file__).resolve().parent
 CHOICES = ("generator", "preset", "teacher", "task")
 DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter", "generator": "comodgan"}
+# Side of the pictures, pixels, where nothing says it: of a method that edits without a Stable Diffusion
+OTHER_SIDE = 512
+IMPLIES = {"source.pairs": "pairs", "edit.pipeline": "pipeline"}  # key -> the edit.method that it is for
 
 
 def available(kind: str) -> list[str]:
@@ -81,13 +85,16 @@ def load(argv: Sequence[str]) -> Config:
     names = dict(DEFAULT_CHOICE)
     for preset in presets.values():
         names |= preset.pop("choose", {})
+    given = [Layer(f"'{key}={value}'", _override(key, value)) for key, value in overrides]
+    other = _other_method([_fragment("task", (names | chosen)["task"]), *given])
+    if other:  # it stands in the place of a teacher
+        names["teacher"] = other
+        given.append(Layer(f"edit.method={other}", {"edit": {"method": other}}))
     names |= chosen
 
     layers = [Layer(f"configs/preset/{name}.yaml", preset) for name, preset in presets.items()]
     layers += _teacher_and_task(names["teacher"], names["task"])
-    layers.append(_fragment("generator", names["generator"]))
-    for key, value in overrides:
-        layers.append(Layer(f"'{key}={value}'", _override(key, value)))
+    layers += [_fragment("generator", names["generator"]), *given]
     config = _merged(layers)
     _complete(config, names)
     _check_limits(config)
@@ -103,9 +110,40 @@ def _presets(names: str) -> dict[str, dict[str, Any]]:
     return {default: _fragment("preset", default).values} | presets
 
 
+def _other_method(layers: Sequence[Layer]) -> str:
+    """The method without a Stable Diffusion that the last of the layers asks for; '' where none does.
+
+    UserError for a key of IMPLIES beside another method than its own.
+    """
+    method = _last_value(layers, "edit.method")
+    for key, implied in IMPLIES.items():
+        value = _last_value(layers, key)
+        if value and method not in ("", implied):
+            raise UserError(
+                f"{key}={value} is for edit.method={implied}, not {method}: leave out one of them"
+            )
+        if value:
+            method = implied
+    return "" if needs_teacher(method) else method
+
+
+def _last_value(layers: Sequence[Layer], key: str) -> str:
+    """The value that the last of the layers to have it gives a key; '' where none does."""
+    section, _, name = key.partition(".")
+    value = ""
+    for layer in layers:
+        values = layer.values.get(section)
+        if isinstance(values, Mapping):
+            value = values.get(name, value)
+    return str(value)
+
+
 def _teacher_and_task(teacher: str, task: str) -> list[Layer]:
     """The teacher's values, the task's, and those that the teacher has for this task."""
-    general = _fragment("teacher", teacher)
+    if teacher in METHODS and not needs_teacher(teacher):
+        general = Layer(f"teacher={teacher}", {"edit": {"method": teacher}})
+    else:
+        general = _fragment("teacher", teacher)
     per_task = general.values.pop("tasks", {})
     return [
         general,
@@ -165,7 +203,8 @@ def _complete(config: Config, names: Mapping[str, str]) -> None:
     """
     task = names["task"]
     teacher = names["teacher"]
-    if not config.teacher.path:
+    by_teacher = needs_teacher(config.edit.method)
+    if by_teacher and not config.teacher.path:
         meaning = known_keys()["teacher.path"].metadata["help"]
         raise UserError(f"teacher={teacher}: set teacher.path=, a {meaning}")
     if not (config.task.source and config.task.target):
@@ -177,7 +216,7 @@ def _complete(config: Config, names: Mapping[str, str]) -> None:
     config.task.name = re.sub(r"[^a-z0-9_-]+", "-", config.task.name.lower()).strip("-")
     config.teacher.name = teacher
     if not config.teacher.resolution:
-        config.teacher.resolution = _own_resolution(config.teacher)
+        config.teacher.resolution = _own_resolution(config.teacher) if by_teacher else OTHER_SIDE
 
 
 def _own_resolution(config: Teacher) -> int:
