@@ -30,6 +30,7 @@ CHOICES = ("generator", "preset", "teacher", "task")
 DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter", "generator": "comodgan"}
 # Side of the pictures, pixels, where nothing says it: of a method that edits without a Stable Diffusion
 OTHER_SIDE = 512
+ALL_PAIRS = 1_000_000  # of those that exist: a preset's number is for pairs that are to be made
 IMPLIES = {"source.pairs": "pairs", "edit.pipeline": "pipeline"}  # key -> the edit.method that it is for
 
 
@@ -89,7 +90,7 @@ def load(argv: Sequence[str]) -> Config:
     other = _other_method([_fragment("task", (names | chosen)["task"]), *given])
     if other:  # it stands in the place of a teacher
         names["teacher"] = other
-        given.append(Layer(f"edit.method={other}", {"edit": {"method": other}}))
+        given.insert(0, _layer_of(other))
     names |= chosen
 
     layers = [Layer(f"configs/preset/{name}.yaml", preset) for name, preset in presets.items()]
@@ -127,6 +128,14 @@ def _other_method(layers: Sequence[Layer]) -> str:
     return "" if needs_teacher(method) else method
 
 
+def _layer_of(method: str) -> Layer:
+    """The values that belong to a method without a Stable Diffusion."""
+    values: dict[str, Any] = {"edit": {"method": method}}
+    if method == "pairs":
+        values["generate"] = {"pairs": ALL_PAIRS}
+    return Layer(f"edit.method={method}", values)
+
+
 def _last_value(layers: Sequence[Layer], key: str) -> str:
     """The value that the last of the layers to have it gives a key; '' where none does."""
     section, _, name = key.partition(".")
@@ -140,10 +149,8 @@ def _last_value(layers: Sequence[Layer], key: str) -> str:
 
 def _teacher_and_task(teacher: str, task: str) -> list[Layer]:
     """The teacher's values, the task's, and those that the teacher has for this task."""
-    if teacher in METHODS and not needs_teacher(teacher):
-        general = Layer(f"teacher={teacher}", {"edit": {"method": teacher}})
-    else:
-        general = _fragment("teacher", teacher)
+    other = teacher in METHODS and not needs_teacher(teacher)
+    general = _layer_of(teacher) if other else _fragment("teacher", teacher)
     per_task = general.values.pop("tasks", {})
     return [
         general,

@@ -8,11 +8,12 @@ generate/sources.py; a pair whose pictures differ in size would be cut to differ
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
@@ -90,6 +91,7 @@ def open_ready_pairs(config: Source, task: Task, resolution: int, limit: int) ->
     else:
         pairs = _pairs_of_tars(str(root / "*.tar") if root.is_dir() else config.pairs, roles)[:limit]
     _refuse_many_halves(config, roles, pairs)
+    _tell_of_enlarging(pairs[0], resolution)
 
     def load(index: int) -> InputImage:
         pair = pairs[index]
@@ -181,6 +183,21 @@ def _refuse_many_halves(config: Source, roles: Mapping[str, str], pairs: Sequenc
             f"source.pairs={config.pairs}: {len(halves)} of {len(pairs)} have no partner: "
             f"{', '.join(halves[:NAMED])}. Mend or remove them, or raise source.max_unreadable_share"
         )
+
+
+def _tell_of_enlarging(pair: ReadyPair, resolution: int) -> None:
+    """Print where the first pair's input is smaller than it will be."""
+    with contextlib.suppress(Unreadable, KeyError):
+        side = min(_size(pair, "input"))
+        if side < resolution:
+            _tell(
+                f"pictures of {side} pixels are enlarged to {resolution}: teacher.resolution= sets the side"
+            )
+
+
+@cache  # told once
+def _tell(text: str) -> None:
+    print(text, flush=True)
 
 
 def _size(pair: ReadyPair, role: str) -> tuple[int, int]:
