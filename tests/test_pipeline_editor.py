@@ -17,6 +17,7 @@ from tests.test_pairs import safe_teacher
 
 ARGUMENTS = {  # of a call with few steps
     "StableDiffusionInstructPix2PixPipeline": {"num_inference_steps": 3, "image_guidance_scale": 1.5},
+    "StableDiffusionXLImg2ImgPipeline": {"num_inference_steps": 4, "strength": 0.75},
     "StableDiffusionImg2ImgPipeline": {"num_inference_steps": 4, "strength": 0.75, "guidance_scale": 3.0},
 }
 ANY = "StableDiffusionImg2ImgPipeline"
@@ -32,12 +33,49 @@ def pipeline_folders(tiny_teacher_folder, tmp_path_factory):
     torch.manual_seed(0)
     wide = UNet2DConditionModel.from_config({**parts["unet"].config, "in_channels": 8})
     folders = {}
+    no_checker = {"requires_safety_checker": False}
+    own = {
+        "StableDiffusionInstructPix2PixPipeline": {**parts, **no_checker, "unet": wide},
+        "StableDiffusionImg2ImgPipeline": {**parts, **no_checker},
+        "StableDiffusionXLImg2ImgPipeline": {**xl_parts(parts), "add_watermarker": False},
+    }
     for name in ARGUMENTS:
-        own = parts | ({"unet": wide} if "Instruct" in name else {})
         folders[name] = tmp_path_factory.mktemp("pipelines") / name
-        pipeline = getattr(diffusers, name)(**own, requires_safety_checker=False)
-        pipeline.save_pretrained(folders[name])
+        getattr(diffusers, name)(**own[name]).save_pretrained(folders[name])
     return folders
+
+
+def xl_parts(parts):
+    """The same tokenizer and VAE with what SDXL has else: two text encoders, a UNet that takes the size."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection
+
+    torch.manual_seed(1)
+    text_config = parts["text_encoder"].config
+    text_config.projection_dim = 32
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=2,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+        norm_num_groups=8,
+    )
+    return {
+        "vae": parts["vae"],
+        "text_encoder": parts["text_encoder"],
+        "text_encoder_2": CLIPTextModelWithProjection(text_config),
+        "tokenizer": parts["tokenizer"],
+        "tokenizer_2": parts["tokenizer"],
+        "unet": unet,
+        "scheduler": parts["scheduler"],
+    }
 
 
 @pytest.fixture
