@@ -98,7 +98,7 @@ def open_source(config: Source, task: Task, resolution: int, limit: int) -> Inpu
     }
     named = {key: value for key, value in sources.items() if value}
     if len(named) > 1:
-        raise UserError(f"{' and '.join(named)} are {len(named)} sources: name one")
+        raise UserError(f"{' and '.join(list(named)[:2])} are two sources: name one")
     for key, value in named.items():
         if value.startswith("pipe:"):
             raise UserError(f"{key}={value}: a pipe: runs a command and is refused; name files or an address")

@@ -216,7 +216,7 @@ def test_a_few_bad_pairs_are_left_out_and_many_are_an_error(tmp_path, capsys):
         ("source.pairs=/nowhere", "source.pairs=/nowhere is no folder and cannot be read as webdataset tars"),
         ("source.pairs={tmp}/empty.tar", "no pictures input and edit in it"),
         ("source.pairs=pipe:cat x.tar", "a pipe: runs a command and is refused"),
-        ("source.images=.", "source.images and source.pairs are 2 sources: name one"),
+        ("source.images=.", "source.images and source.pairs are two sources: name one"),
         ("source.prompts=x.txt", "source.images=FOLDER"),
         ("source.pairs=", "edit.method=pairs: name the folder or the tars"),
     ],
