@@ -129,11 +129,11 @@ def _other_method(layers: Sequence[Layer]) -> str:
 
 
 def _layer_of(method: str) -> Layer:
-    """The values that belong to a method without a Stable Diffusion."""
-    values: dict[str, Any] = {"edit": {"method": method}}
+    """The values that belong to a method without a Stable Diffusion: a preset's are for its own teacher."""
+    generate = {"batch": 0}
     if method == "pairs":
-        values["generate"] = {"pairs": ALL_PAIRS}
-    return Layer(f"edit.method={method}", values)
+        generate["pairs"] = ALL_PAIRS
+    return Layer(f"edit.method={method}", {"edit": {"method": method}, "generate": generate})
 
 
 def _last_value(layers: Sequence[Layer], key: str) -> str:

@@ -55,8 +55,8 @@ class PipelineEditor(PictureEditor):
         first = os.environ.get("RANK", "0") == "0"
         self.pipeline.set_progress_bar_config(disable=not (first and sys.stderr.isatty()), leave=False)
         self.in_batches = type(self.pipeline).__name__ in BATCHED
-        if not self.in_batches:
-            self.batch = 1
+        if not self.in_batches or device.type == "cpu":
+            self.batch = 1  # a CPU is kept busy by one picture, and has memory for few
         # Pictures a call; fewer once the memory was too small.
         self.together = config.generate.batch or self.batch if self.in_batches else 1
 

@@ -113,7 +113,7 @@ def plan(config: Config) -> dict[str, Any]:
 def _picture_bytes(config: Config, pairs: int) -> int:
     """About the size of all pictures: a lossless PNG is a little smaller than its pixels."""
     has_reconstruction = config.generate.save_reconstruction or config.generate.save_latents
-    pictures = 3 if has_reconstruction else 2
+    pictures = 3 if has_reconstruction and needs_teacher(config.edit.method) else 2
     return pairs * pictures * 3 * config.teacher.resolution**2
 
 

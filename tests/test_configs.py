@@ -108,6 +108,7 @@ def test_an_editor_of_its_own_stands_in_the_place_of_the_teacher(asked):
     config = load(asked)
     assert config.edit.method == "pipeline" and str(run_dir(config)) == "runs/tree2winter/pipeline"
     assert config.teacher.resolution == 512 and not config.teacher.path
+    assert config.generate.batch == 0 and load([*asked, "generate.batch=4"]).generate.batch == 4
     assert config.scorer.model == "ViT-L-14"  # that of photographs, not the miniature's
     assert load([*asked, "teacher.resolution=256"]).teacher.resolution == 256
 
