@@ -22,6 +22,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from configs.errors import UserError
 from configs.files import find_file
+from configs.methods import METHODS, needs_teacher
 from configs.removed import REMOVED
 from configs.schema import Config, Task, Teacher
 
@@ -30,6 +31,10 @@ CHOICES = ("generator", "preset", "teacher", "task")
 DEFAULT_CHOICE = {"preset": "miniature", "task": "tree2winter", "generator": "comodgan"}
 THRESHOLDS = ("task.clip_gain", "task.overlap")
 RUN_FILE = "run.yaml"  # in a run's folder: its configuration, which configs/runs.py writes
+# Side of the pictures, pixels, where nothing says it: of a method that edits without a Stable Diffusion
+OTHER_SIDE = 512
+ALL_PAIRS = 1_000_000  # of those that exist: a preset's number is for pairs that are to be made
+IMPLIES = {"source.pairs": "pairs", "edit.pipeline": "pipeline"}  # key -> the edit.method that it is for
 
 
 def available(kind: str) -> list[str]:
@@ -88,10 +93,9 @@ def load(argv: Sequence[str]) -> Config:
     if not overrides.keys().isdisjoint(THRESHOLDS):  # in the place of a task's own selection
         overrides = {"filter.select": "[]"} | overrides
     run = chosen.pop("run", "")
-    layers = _layers_of_run(run, chosen) if run else _layers_of_choices(chosen)
-    for key, value in overrides.items():
-        layers.append(Layer(f"'{key}={value}'", _override(key, value)))
-    config = _merged(layers)
+    given = [Layer(f"'{key}={value}'", _override(key, value)) for key, value in overrides.items()]
+    layers = _layers_of_run(run, chosen) if run else _layers_of_choices(chosen, given)
+    config = _merged([*layers, *given])
     _complete(config, chosen)
     if run and "runs_dir" not in overrides:
         config.run = run
@@ -100,16 +104,24 @@ def load(argv: Sequence[str]) -> Config:
     return config
 
 
-def _layers_of_choices(chosen: dict[str, str]) -> list[Layer]:
-    """The yaml fragments of the choices; `chosen` gets those that were not made."""
+def _layers_of_choices(chosen: dict[str, str], given: Sequence[Layer]) -> list[Layer]:
+    """The yaml fragments of the choices; `chosen` gets those that were not made.
+
+    given: the command line's, which may ask for a method without a teacher.
+    """
     presets = _presets(chosen.get("preset", DEFAULT_CHOICE["preset"]))
     names = dict(DEFAULT_CHOICE)
     for preset in presets.values():
         names |= preset.pop("choose", {})
-    chosen.update({name: choice for name, choice in names.items() if name not in chosen})
+    other = _other_method([_fragment("task", (names | chosen)["task"]), *given])
+    if other:  # it stands in the place of a teacher
+        names["teacher"] = other
+    chosen.update(names | chosen)
     layers = [Layer(f"configs/preset/{name}.yaml", preset) for name, preset in presets.items()]
     layers += _teacher_and_task(chosen["teacher"], chosen["task"])
     layers.append(_fragment("generator", chosen["generator"]))
+    if other:
+        layers.append(_layer_of(other))
     return layers
 
 
@@ -156,9 +168,46 @@ def _presets(names: str) -> dict[str, dict[str, Any]]:
     return {default: _fragment("preset", default).values} | presets
 
 
+def _other_method(layers: Sequence[Layer]) -> str:
+    """The method without a Stable Diffusion that the last of the layers asks for; '' where none does.
+
+    UserError for a key of IMPLIES beside another method than its own.
+    """
+    method = _last_value(layers, "edit.method")
+    for key, implied in IMPLIES.items():
+        value = _last_value(layers, key)
+        if value and method not in ("", implied):
+            raise UserError(
+                f"{key}={value} is for edit.method={implied}, not {method}: leave out one of them"
+            )
+        if value:
+            method = implied
+    return "" if needs_teacher(method) else method
+
+
+def _layer_of(method: str) -> Layer:
+    """The values that belong to a method without a Stable Diffusion: a preset's are for its own teacher."""
+    generate = {"batch": 0}
+    if method == "pairs":
+        generate["pairs"] = ALL_PAIRS
+    return Layer(f"edit.method={method}", {"edit": {"method": method}, "generate": generate})
+
+
+def _last_value(layers: Sequence[Layer], key: str) -> str:
+    """The value that the last of the layers to have it gives a key; '' where none does."""
+    section, _, name = key.partition(".")
+    value = ""
+    for layer in layers:
+        values = layer.values.get(section)
+        if isinstance(values, Mapping):
+            value = values.get(name, value)
+    return str(value)
+
+
 def _teacher_and_task(teacher: str, task: str) -> list[Layer]:
     """The teacher's values, the task's, and those that the teacher has for this task."""
-    general = _fragment("teacher", teacher)
+    other = teacher in METHODS and not needs_teacher(teacher)
+    general = _layer_of(teacher) if other else _fragment("teacher", teacher)
     per_task = general.values.pop("tasks", {})
     return [
         general,
@@ -240,7 +289,8 @@ def _complete(config: Config, names: Mapping[str, str]) -> None:
     """
     task = names.get("task", config.task.name)
     teacher = names.get("teacher", config.teacher.name)
-    if not config.teacher.path:
+    by_teacher = needs_teacher(config.edit.method)
+    if by_teacher and not config.teacher.path:
         meaning = known_keys()["teacher.path"].metadata["help"]
         raise UserError(f"teacher={teacher}: set teacher.path=, a {meaning}")
     if not (config.task.source and config.task.target):
@@ -255,7 +305,7 @@ def _complete(config: Config, names: Mapping[str, str]) -> None:
     if config.source.scenes and not config.task.scene_input:
         _find_scenes(config.task)
     if not config.teacher.resolution:
-        config.teacher.resolution = _own_resolution(config.teacher)
+        config.teacher.resolution = _own_resolution(config.teacher) if by_teacher else OTHER_SIDE
 
 
 def _find_scenes(task: Task) -> None:

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.limits import option
-
-# The entries of generate.editors.METHODS; named here because --help must not load torch.
-METHODS = ("sdedit", "prompt-to-prompt", "A", "B", "C", "D", "pix2pix-zero")
+from configs.methods import METHODS
 
 
 @dataclass
@@ -85,7 +83,16 @@ class Source:
         "or a text file of prompts, from which the teacher makes the inputs itself "
         "(a path, or a file in configs/banks)",
     )
-    scenes: bool = False  # of a teacher whose world can be rendered: scenes, where neither is named
+    pairs: str = option(
+        "",
+        "or pairs that exist: a folder with input/NAME.png and edit/NAME.png, or webdataset .tar with "
+        "KEY.input.png and KEY.edit.png (docs/editors.md)",
+    )
+    pair_names: list[str] = option(
+        ["input", "edit"],
+        "what source.pairs calls the two pictures: its folders, or its tars' members: [before,after]",
+    )
+    scenes: bool = False  # of a teacher whose world can be rendered: scenes, where none is named
     caption: str = option(
         "",
         "one for every image; empty: the image's own (NAME.txt beside it), else the captioner's, "
@@ -145,8 +152,20 @@ class Edit:
 
     method: str = option(
         "pix2pix-zero",
-        "pix2pix-zero (E of the paper's Table 2), that table's A to D, or another paper's method",
-        choices=METHODS,
+        "pix2pix-zero (E of the paper's Table 2), that table's A to D, another paper's method, any pipeline "
+        "of diffusers, or pairs that exist (docs/editors.md)",
+        choices=tuple(METHODS),
+    )
+    pipeline: str = option(
+        "",
+        "pipeline: folder or hub name of a diffusers pipeline that takes a picture and a text "
+        "(timbrooks/instruct-pix2pix)",
+    )
+    instruction: str = option(
+        "", "pipeline: its text: 'make it winter'; empty: the caption with the words swapped (task.swap)"
+    )
+    arguments: dict[str, Any] = option(
+        {}, "pipeline: further arguments of its call: {num_inference_steps: 20, image_guidance_scale: 1.5}"
     )
     steps: int = option(
         100, "DDIM steps of the inversion, the reference and the edit", at_least=1, first=True

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.errors import UserError
 from configs.files import find_file
+from configs.methods import needs_teacher
 from configs.schema import Config
 from generate.directions import EditDirection
 from generate.editors import METHODS, Editor
@@ -78,7 +79,7 @@ def slow_on_cpu(config: Config, pairs: float) -> str:
     Known before any weight is loaded: from the arithmetic of the UNet that the teacher's folder
     describes, and this machine's rate of matrix products. It is no measurement.
     """
-    if pick_device(config.device).type != "cpu":
+    if pick_device(config.device).type != "cpu" or not needs_teacher(config.edit.method):
         return ""
     folder = Path(find_file(config.teacher.config or config.teacher.path))
     try:
@@ -145,6 +146,8 @@ def time_for(config: Config, pairs: float) -> str:
     slow = slow_on_cpu(config, pairs)
     if slow:
         return slow
+    if not needs_teacher(config.edit.method):
+        return "unknown: the first batch tells"
     try:
         editor = _editor_for_timing(config)
     except UserError as error:

@@ -1,7 +1,7 @@
 """An editor: images and captions in, edited images out, by pix2pix-zero or a method it is compared with.
 
-A method is an entry of METHODS, and Editor.__call__ shows what happens for it. A new method is a
-file of its own, an entry and a branch here, and a name in configs/schema.py.
+A method is an entry of METHODS. Editor.__call__ shows what happens for one that has a Stable Diffusion
+teacher; any other is a PictureEditor in a file of its own (docs/editors.md).
 
 Shapes: B images, H W pixels, C h w latent channels and cells, T text tokens, D text width.
 """
@@ -10,12 +10,15 @@ import hashlib
 import re
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.errors import UserError
+from configs.methods import METHODS, needs_teacher
 from configs.schema import Config, Task
 from generate.directions import EditDirection
 from generate.guidance import Texts, count_guided, edit_in_lockstep
@@ -24,35 +27,6 @@ from generate.official import edit_as_published, official_steps_upwards
 from generate.prompt_to_prompt import align_tokens, edit_by_replacing
 from generate.unchanged import keep_unchanged
 from models.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class Method:
-    """What a method is made of.
-
-    - noise, how the image becomes the noise that the edit starts from: 'stochastic', random noise
-      is added up to the noisiest level; 'partial', up to edit.strength of the steps; 'ddim', by
-      DDIM inversion; 'regularised', by DDIM inversion with the paper's regularisation.
-    - text, how the caption becomes the edit's text: by a 'swap' of words or the edit 'direction'.
-    - guided: whether the reference's attention maps guide the edit.
-    - replaced: whether the reference's attention maps take the place of the edit's.
-    """
-
-    noise: str
-    text: str
-    guided: bool = False
-    replaced: bool = False
-
-
-METHODS = {
-    "sdedit": Method("partial", "swap"),  # Meng et al. 2022
-    "prompt-to-prompt": Method("ddim", "swap", replaced=True),  # Hertz et al. 2022
-    "A": Method("stochastic", "swap"),  # A to D: the configurations of the paper's Table 2
-    "B": Method("ddim", "swap"),
-    "C": Method("regularised", "swap"),
-    "D": Method("regularised", "direction"),
-    "pix2pix-zero": Method("regularised", "direction", guided=True),
-}
 
 
 @dataclass(frozen=True)
@@ -65,17 +39,25 @@ class Edited:
       the noise that the trajectories start from.
     - noises, B x C x h x w: 'inverted' again; of an inversion also 'predicted' and 'regularised',
       the noise of its last step before and after the regularisation.
+
+    flagged: which of the B its own safety checker objects to; empty where it has none.
     """
 
     pictures: dict[str, Tensor]
-    latents: dict[str, Tensor]
-    noises: dict[str, Tensor]
+    latents: dict[str, Tensor] = field(default_factory=dict)
+    noises: dict[str, Tensor] = field(default_factory=dict)
+    flagged: Sequence[bool] = ()
 
 
 class Editor:
     """One method with one teacher and one direction. UserError where keys do not go together."""
 
     def __init__(self, teacher: Teacher, direction: EditDirection, config: Config) -> None:
+        if not needs_teacher(config.edit.method):
+            raise UserError(
+                f"edit.method={config.edit.method} edits without a Stable Diffusion: its pairs are made by "
+                "generate/run.py, and this command needs a method that has one"
+            )
         self.teacher = teacher
         self.direction = direction
         self.config = config
@@ -101,6 +83,29 @@ class Editor:
         if self.method.noise == "partial":
             steps = max(1, round(config.edit.strength * config.edit.steps))
             self.schedule = self.schedule[-steps:]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its networks run."""
+        return self.teacher.device
+
+    @property
+    def report(self) -> str:
+        """What is printed of it before the first pair."""
+        return self.direction.report
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What the record of every pair says of it."""
+        return {"direction": self.direction.hash}
+
+    def read_of(self, caption: str) -> str | None:
+        """What is read of a caption that is too long; None where all of it is."""
+        return self.teacher.read_of(caption)
+
+    def flagged(self, image_BCHW: Tensor) -> list[bool]:
+        """Which images in [-1, 1] the teacher's safety checker objects to."""
+        return self.teacher.flagged(image_BCHW)
 
     def shortened(self, steps: int) -> "Editor":
         """The same with the noisiest `steps` steps of each pass: as much memory, a share of the work."""
@@ -202,6 +207,77 @@ class Editor:
             return Inverted(white_BChw)
         alpha = self.schedule[0].alpha
         return Inverted(alpha**0.5 * input_BChw + (1 - alpha) ** 0.5 * white_BChw)
+
+
+class PictureEditor:
+    """A method that edits pictures without a Stable Diffusion teacher; a subclass says how, in `edit`.
+
+    It may use any key of the configuration, and is made again from it in every process. UserError for
+    one that it cannot use, in `check` where that is known before anything is loaded.
+    """
+
+    batch = 8  # pictures edited together, unless generate.batch= says how many
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """UserError for what is known to be wrong before anything is loaded or written."""
+
+    @property
+    def report(self) -> str:
+        """What is printed of it before the first pair."""
+        return f"edited by {self.config.edit.method}"
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What the record of every pair says of it, as JSON."""
+        return {"method": self.config.edit.method}
+
+    def edit(
+        self, image_BCHW: Tensor, captions: Sequence[str], generators: Sequence[torch.Generator]
+    ) -> Edited:
+        """Edit images B x 3 x H x W in [-1, 1] on the CPU: `Edited({"edit": edit_BCHW})`, of the same shape.
+
+        generators: on the CPU, one an image, from which all its random draws come.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(
+        self, image_BCHW: Tensor | None, captions: Sequence[str], keys: Sequence[str], reconstruct: bool
+    ) -> Edited:
+        """As Editor.__call__; there is no reconstruction. UserError where captions should make the images."""
+        method = self.config.edit.method
+        if image_BCHW is None:
+            raise UserError(f"edit.method={method} edits pictures: name them with source.images=FOLDER")
+        generators = [torch.Generator().manual_seed(sample_seed(self.config.seed, key)) for key in keys]
+        edited = self.edit(image_BCHW, captions, generators)
+        edit_BCHW = edited.pictures["edit"].float().cpu()
+        if edit_BCHW.shape != image_BCHW.shape:
+            shapes = f"{tuple(edit_BCHW.shape)} for pictures of {tuple(image_BCHW.shape)}"
+            raise UserError(f"edit.method={method} gave {shapes}: an edit has the shape of its input")
+        kept_BCHW = keep_unchanged(image_BCHW, edit_BCHW, self.config.edit.keep)
+        return replace(edited, pictures={**edited.pictures, "edit": kept_BCHW})
+
+    def read_of(self, caption: str) -> str | None:
+        """What is read of a caption that is too long; None where all of it is."""
+        return None
+
+    def flagged(self, image_BCHW: Tensor) -> list[bool]:
+        """Which images in [-1, 1] it objects to, beside those that Edited.flagged names."""
+        return [False] * len(image_BCHW)
+
+
+def picture_editor(method: str) -> type[PictureEditor]:
+    """The class of a method that has no teacher. UserError where its entry names none."""
+    module, _, name = METHODS[method].editor.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"edit.method={method}: configs/methods.py names {module}:{name}: {error}") from error
 
 
 def swap_words(caption: str, task: Task) -> str:

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from configs.errors import UserError
+from configs.methods import needs_teacher
 from configs.runs import pairs_dir
 from configs.schema import Config, Generate
 from generate.batch_size import largest_batch
 from generate.captions import Captioner, blip_captioner, caption_the_rest
 from generate.directions import edit_direction
-from generate.editors import Edited, Editor
+from generate.editors import Edited, Editor, PictureEditor, picture_editor
 from generate.inversion import noise_statistics
 from generate.progress import Progress
 from generate.shards import Pair, write_shard
@@ -45,22 +46,22 @@ def write_shards(
     pixels. rank: of this process; the first prints how far it is. UserError as PairMaker raises it.
     """
     editor = make_editor(config)
-    device = editor.teacher.device
+    device = editor.device
     count = sum(map(len, shards.values()))
     most = min(config.generate.pairs_per_shard, count)
-    batch = min(config.generate.batch or largest_batch(editor, most), most)
+    batch = min(config.generate.batch or batch_of_its_own(editor, most), most)
     captioner = blip_captioner(config.source.captioner, device) if config.source.captioner else None
     versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
     common = {
         "seed": config.seed,
-        "direction": editor.direction.hash,
+        **editor.made_by,
         "configuration": made_with,
         "versions": versions,
     }
     maker = PairMaker(editor, replace(config.generate, batch=batch), captioner, common)
     progress = Progress(count, printed=rank == 0)
     if rank == 0:
-        print(f"{editor.direction.report}\nbatches of {batch} on {device}", flush=True)
+        print(f"{editor.report}\nbatches of {batch} on {device}", flush=True)
     folder = pairs_dir(config)
     for index, ids in shards.items():
         began = time.monotonic()
@@ -75,7 +76,7 @@ def write_shards(
                 f"{datetime.now():%Y-%m-%d %H:%M:%S} {index:06d}.tar: {counts}, {seconds:.1f} s, "
                 f"process {rank} on {device}\n"
             )
-    if maker.cut and rank == 0:
+    if maker.cut and rank == 0 and isinstance(editor, Editor):
         print(
             f"{len(maker.cut)} of {count} captions have more than {editor.teacher.most_tokens} tokens "
             f"and were cut, as {maker.cut[0]}'s (its record has both texts)",
@@ -83,9 +84,16 @@ def write_shards(
         )
 
 
-def make_editor(config: Config) -> Editor:
-    """The configuration's method with its teacher and its direction."""
+def batch_of_its_own(editor: Editor | PictureEditor, most: int) -> int:
+    """How many pairs an editor makes at once where generate.batch= does not say; at most `most`."""
+    return editor.batch if isinstance(editor, PictureEditor) else largest_batch(editor, most)
+
+
+def make_editor(config: Config) -> Editor | PictureEditor:
+    """The configuration's method; with its teacher and its direction, where it has one."""
     device = pick_device(config.device)
+    if not needs_teacher(config.edit.method):
+        return picture_editor(config.edit.method)(config, device)
     settings = config.generate
     teacher = Teacher(
         config.teacher, device, settings.dtype, compiled=settings.compile, checker=settings.safety_checker
@@ -103,7 +111,7 @@ class PairMaker:
     UserError where an edit is not finite, or where a batch does not fit into memory.
     """
 
-    editor: Editor
+    editor: Editor | PictureEditor
     config: Generate
     captioner: Captioner | None
     common: dict[str, Any]
@@ -166,7 +174,13 @@ class PairMaker:
             yield Pair(item.key, images, self._record(item, noise), arrays)
 
     def _edited(self, inputs: Sequence[InputImage]) -> Edited:
-        """The editor's result for a batch. UserError where the GPU's memory does not hold it."""
+        """The editor's result for a batch, or the edits that came with the inputs.
+
+        UserError where the GPU's memory does not hold it.
+        """
+        ready = [item.edit for item in inputs if item.edit is not None]
+        if ready:
+            return Edited({"edit": batch_of(ready)})
         images = [item.image for item in inputs if item.image.size]
         image_BCHW = batch_of(images) if images else None  # the teacher makes them from the captions
         captions = [item.caption for item in inputs]
@@ -196,14 +210,14 @@ class PairMaker:
                 )
 
     def _flagged(self, edited: Edited) -> list[bool]:
-        """Which rows the teacher's safety checker flags, in the edit or in an input that it made."""
-        flagged_B = [False] * len(edited.pictures["edit"])
+        """Which rows a safety checker flags, in the edit or in an input that the teacher made."""
+        flagged_B = list(edited.flagged) or [False] * len(edited.pictures["edit"])
         if not self.config.safety_checker:
             return flagged_B
         for name, picture_BCHW in edited.pictures.items():
             if name == "reconstruction":  # of a picture that was given: it is not the teacher's own
                 continue
-            for row, flagged in enumerate(self.editor.teacher.flagged(picture_BCHW)):
+            for row, flagged in enumerate(self.editor.flagged(picture_BCHW)):
                 flagged_B[row] = flagged_B[row] or flagged
         return flagged_B
 
@@ -216,7 +230,7 @@ class PairMaker:
             "noise": noise,
             **self.common,
         }
-        read = self.editor.teacher.read_of(item.caption)
+        read = self.editor.read_of(item.caption)
         if read is not None:
             record["caption_read"] = read
             self.cut.append(item.key)

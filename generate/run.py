@@ -1,13 +1,17 @@
-"""Make before/after pairs with pix2pix-zero: stage 1.
+"""Make before/after pairs with pix2pix-zero, or another editor: stage 1.
 
   zero2gan generate task=tree2winter runs_dir=runs/mine
   zero2gan generate task=custom task.source=tree task.target="blossoming tree" source.images=PHOTOS
   zero2gan generate runs/mine/tree2winter/miniature generate.pairs=500       more of the same
+  zero2gan generate task=tree2winter source.images=PHOTOS edit.pipeline=timbrooks/instruct-pix2pix \\
+      edit.instruction="make it winter"
+  zero2gan generate task=tree2winter source.pairs=FOLDER                     pairs that exist
   accelerate launch generate/run.py task=tree2winter preset=paper            every GPU there is
 
-Reads rendered scenes, photographs, webdataset tars or prompts (source.*), writes pair shards to
-<runs_dir>/<task>/<teacher>/pairs and the keys to run.yaml beside them, which later stages read. Run
-the same command again to go on after an interruption; a larger generate.pairs= adds to what is there.
+Reads rendered scenes, photographs, webdataset tars, prompts or ready pairs (source.*), writes pair
+shards to <runs_dir>/<task>/<teacher>/pairs and the keys to run.yaml beside them, which later stages
+read. Run the same command again to go on after an interruption; a larger generate.pairs= adds to what
+is there.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.files import digest, exclusive, find_file, model_files, write_json
 from configs.loader import to_yaml
+from configs.methods import needs_teacher
 from configs.runs import (
     FREE_FOR_ALL,
     changes,
@@ -79,6 +84,14 @@ FREE = (
 )
 # What run.yaml has of this stage.
 REMEMBERED = ("task", "teacher", "source", "direction", "inversion", "edit", "guidance", "generate", "seed")
+# Keys that count for one method alone, so that the folders of all others know nothing of them.
+OF_ONE_METHOD = {
+    "source.pairs": "pairs",
+    "source.pair_names": "pairs",
+    "edit.pipeline": "pipeline",
+    "edit.instruction": "pipeline",
+    "edit.arguments": "pipeline",
+}
 # What a shard's manifest says of the inputs that it lacks, and what that means in a message.
 LEFT_OUT = {"unreadable": "images could not be read", "flagged": "edits were flagged by the safety checker"}
 SETTINGS = "made_with.json"  # beside the shards: what they were made with
@@ -102,7 +115,7 @@ def plan(config: Config) -> dict[str, Any]:
     UserError where the run itself would refuse the folder.
     """
     config = for_this_device(config)
-    refuse_side(config)
+    refuse_early(config)
     refuse_other_settings(pairs_dir(config), config)
     source = input_source(config, retrieve=False)
     shards = split_into_shards(len(source.names), config.generate.pairs_per_shard)
@@ -121,7 +134,7 @@ def plan(config: Config) -> dict[str, Any]:
 def _picture_bytes(config: Config, pairs: int) -> int:
     """About the size of all pictures: a lossless PNG is a little smaller than its pixels."""
     has_reconstruction = config.generate.save_reconstruction or config.generate.save_latents
-    pictures = 3 if has_reconstruction else 2
+    pictures = 3 if has_reconstruction and needs_teacher(config.edit.method) else 2
     return pairs * pictures * 3 * config.teacher.resolution**2
 
 
@@ -144,7 +157,7 @@ def generate(config: Config, remembered: bool = False) -> Path:
     could not be read.
     """
     config = for_this_device(config)
-    refuse_side(config)
+    refuse_early(config)
     state = process_group()
     rank = state.process_index
     folder = pairs_dir(config)
@@ -189,6 +202,21 @@ def for_this_device(config: Config) -> Config:
 @cache  # told once
 def _tell_of_float32() -> None:
     print("generate.dtype=float16 is for a GPU: this CPU computes in float32", flush=True)
+
+
+def refuse_early(config: Config) -> None:
+    """UserError for what the method cannot do, as far as it is known before any weight is loaded."""
+    if needs_teacher(config.edit.method):
+        refuse_side(config)
+        return
+    from generate.editors import picture_editor
+
+    if config.source.prompts:
+        raise UserError(
+            "source.prompts: a Stable Diffusion teacher makes pictures of them, and there is none with "
+            f"edit.method={config.edit.method}: name pictures with source.images=FOLDER"
+        )
+    picture_editor(config.edit.method).check(config)
 
 
 def refuse_side(config: Config) -> None:
@@ -309,14 +337,21 @@ def claim(folder: Path, config: Config) -> None:
 def made_with(config: Config) -> dict[str, Any]:
     """What decides a pair's pixels, as JSON: all settings but FREE, and hashes of models and sentences.
 
-    Of the inputs their place counts (source.images, source.prompts), not their content.
+    Of the inputs their place counts (source.images, source.prompts, source.pairs), not their content.
     """
+    method = config.edit.method
+    free = [*FREE, *(key for key, user in OF_ONE_METHOD.items() if user != method)]
+    editor = model_files(config.edit.pipeline)
+    direction = ""
+    if needs_teacher(method):
+        editor = model_files(config.teacher.path) | model_files(config.teacher.config)
+        direction = _direction_hash(config.task, config.direction)
     source_models: list[Any] = [model_files(config.source.captioner)]
     if config.source.retrieve.k > 0:
         source_models += [config.scorer, scorer_files(config.scorer)]
-    return settings_of(config, FREE) | {
-        "teacher.files": digest(model_files(config.teacher.path) | model_files(config.teacher.config)),
-        "direction.made_of": _direction_hash(config.task, config.direction),
+    return settings_of(config, free) | {
+        "teacher.files": digest(editor),
+        "direction.made_of": direction,
         "source.models": digest(source_models),
     }
 

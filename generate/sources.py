@@ -1,4 +1,4 @@
-"""Where the inputs come from: photographs, webdataset tars, prompts alone, or rendered scenes.
+"""Where the inputs come from: photographs, webdataset tars, prompts alone, rendered scenes, ready pairs.
 
 A source lists the same inputs in the same order every time. A new kind of source is a function with
 the arguments of open_photos, an entry in OPENERS and a word in kind_of; its key stands in
@@ -57,7 +57,8 @@ class InputImage:
 
     key: its name in a shard, `[a-z0-9_-]+`. image: RGB uint8 side x side x 3; 0 x 0 x 3 where the
     teacher makes it from the caption. caption_from: where the caption is from. source: what the
-    pair's record says of the source.
+    pair's record says of the source. edit: the edited image, of the same form, where it is there
+    already.
     """
 
     key: str
@@ -65,6 +66,7 @@ class InputImage:
     caption: str
     caption_from: str
     source: dict[str, Any]
+    edit: np.ndarray | None = None
 
 
 def no_metadata(index: int) -> dict[str, Any]:
@@ -91,17 +93,24 @@ def open_source(config: Source, task: Task, resolution: int, limit: int) -> Inpu
     resolution: side of the images in pixels. UserError where it names two sources, or one that holds
     nothing.
     """
-    if config.prompts and config.images:
-        raise UserError("source.images and source.prompts are two sources: name one")
-    if config.images.startswith("pipe:"):
-        raise UserError(
-            f"source.images={config.images}: a pipe: runs a command and is refused; name files or an address"
-        )
+    sources = {
+        "source.images": config.images,
+        "source.prompts": config.prompts,
+        "source.pairs": config.pairs,
+    }
+    named = {key: value for key, value in sources.items() if value}
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(list(named)[:2])} are two sources: name one")
+    for key, value in named.items():
+        if value.startswith("pipe:"):
+            raise UserError(f"{key}={value}: a pipe: runs a command and is refused; name files or an address")
     return OPENERS[kind_of(config)](config, task, resolution, limit)
 
 
 def kind_of(config: Source) -> str:
     """Which of OPENERS the configuration asks for."""
+    if config.pairs:
+        return "pairs"
     if config.prompts:
         return "prompts"
     if not config.images:
@@ -168,6 +177,13 @@ def open_prompts(config: Source, task: Task, resolution: int, limit: int) -> Inp
         return InputImage(names[index], no_image, prompt, bank_name, {"id": names[index]})
 
     return InputSource(names, load)
+
+
+def open_pairs(config: Source, task: Task, resolution: int, limit: int) -> InputSource:
+    """Pairs that exist, generate/ready_pairs.py."""
+    from generate.ready_pairs import open_ready_pairs  # which takes the rest from here
+
+    return open_ready_pairs(config, task, resolution, limit)
 
 
 @dataclass(frozen=True)
@@ -267,12 +283,18 @@ def open_tars(config: Source, task: Task, resolution: int, limit: int) -> InputS
 
 def _tar_samples(pattern: str) -> Iterator[TarSample]:
     """The samples with a picture in the tars that one path, address or glob names."""
+    for sample in all_tar_samples(pattern):
+        if picture_suffix(sample.members):
+            yield sample
+
+
+def all_tar_samples(pattern: str) -> Iterator[TarSample]:
+    """The samples in those tars, whatever they hold."""
     for path in local_files(pattern):
         # What is fetched from an address has a name of the cache's: the address knows a better one.
         tar_name = path.name if "*" in pattern else Path(pattern).name
         for key, members in tar_members(path).items():
-            if picture_suffix(members):
-                yield TarSample(f"{tar_name}/{key}", path, members)
+            yield TarSample(f"{tar_name}/{key}", path, members)
 
 
 def picture_suffix(members: Mapping[str, Member]) -> str:
@@ -356,4 +378,5 @@ OPENERS: dict[str, Callable[[Source, Task, int, int], InputSource]] = {
     "prompts": open_prompts,
     "photos": open_photos,
     "tars": open_tars,
+    "pairs": open_pairs,
 }

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,33 @@ def load_pixel_unet(path: str, key: str, advice: str) -> tuple[Any, Any]:
     return unet, scheduler
 
 
+def load_networks(folder: Path, key: str, index: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Every network of a diffusers pipeline of any kind, by the name of its part, each whole.
+
+    key: of the configuration, with its value. index: what model_index.json names, part -> [library, class].
+    Parts without weights (tokenizers, schedulers) are not among them. UserError where one lacks a tensor,
+    and where all are larger than the memory that is free.
+    """
+    classes = {}
+    for part, entry in index.items():
+        has_weights = (folder / part).is_dir() and weight_files(folder / part)[0]
+        if has_weights and isinstance(entry, list) and len(entry) == 2 and entry[0]:
+            classes[part] = _part_class(*entry)
+    whole = _Folder(folder, key, DTYPES[dtype])
+    whole._refuse_too_large(tuple(classes))
+    with _quiet():
+        return {part: whole._network(part, found) for part, found in classes.items() if found is not None}
+
+
+def _part_class(library: str, name: str) -> Any:
+    """A class that a model_index.json names; None where this library has none of that name."""
+    module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+    try:
+        return getattr(import_module(module), name, None)
+    except ImportError:
+        return None
+
+
 @dataclass
 class _Folder:
     """A folder in diffusers' layout. key: the configuration's, with its value, for messages."""
@@ -133,10 +161,10 @@ class _Folder:
             parts.safety_checker, parts.feature_extractor = self._checker()
         return parts
 
-    def _refuse_too_large(self) -> None:
+    def _refuse_too_large(self, parts: Sequence[str] = ("text_encoder", "vae", "unet")) -> None:
         """UserError where the networks alone take more memory than is free: the process would be killed."""
         size = 0
-        for name in ("text_encoder", "vae", "unet"):
+        for name in parts:
             if (self.path / name).is_dir():
                 size += sum(file.stat().st_size for file in weight_files(self.path / name)[0])
         free = free_memory()

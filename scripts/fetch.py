@@ -190,6 +190,7 @@ def models_of(config: Config) -> list[Model]:
     named = [
         ("teacher", "teacher.path", config.teacher.path),
         ("configuration", "teacher.config", config.teacher.config),
+        ("editor", "edit.pipeline", config.edit.pipeline),
         ("captioner", "source.captioner", config.source.captioner),
     ]
     if needs_masks and segmenter.detector:

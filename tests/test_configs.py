@@ -122,6 +122,44 @@ def test_a_folder_that_says_no_resolution_is_refused():
     assert load(["teacher=diffusers", "teacher.path=x", "teacher.resolution=256"]).teacher.resolution == 256
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["edit.method=pipeline"],
+        ["edit.pipeline=some/editor"],
+        ["teacher=pipeline"],
+        ["preset=paper", "edit.pipeline=some/editor"],
+    ],
+)
+def test_an_editor_of_its_own_stands_in_the_place_of_the_teacher(asked):
+    config = load(asked)
+    assert config.edit.method == "pipeline" and str(run_dir(config)) == "runs/tree2winter/pipeline"
+    assert config.teacher.resolution == 512 and not config.teacher.path
+    assert config.generate.batch == 0 and load([*asked, "generate.batch=4"]).generate.batch == 4
+    assert config.scorer.model == "ViT-L-14"  # that of photographs, not the miniature's
+    assert load([*asked, "teacher.resolution=256"]).teacher.resolution == 256
+
+
+def test_a_world_may_be_named_beside_an_editor_of_its_own():
+    config = load(["teacher=miniature", "source.pairs=here"])
+    assert config.edit.method == "pairs" and str(run_dir(config)) == "runs/tree2winter/miniature"
+    assert config.teacher.resolution == 128 and "miniature" in config.scorer.model
+    assert str(run_dir(load(["source.pairs=here"]))) == str(run_dir(load(["teacher=pairs"])))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["source.pairs=here", "edit.method=pix2pix-zero"],
+        ["source.pairs=here", "edit.pipeline=some/editor"],
+        ["edit.pipeline=some/editor", "edit.method=sdedit"],
+    ],
+)
+def test_two_ways_to_the_pairs_are_refused(wrong):
+    with pytest.raises(UserError, match="leave out one of them"):
+        load(wrong)
+
+
 def test_later_layers_win():
     assert load([]).generate.pairs == 48
     paper = load(["preset=paper"])
@@ -190,7 +228,7 @@ def test_wrong_arguments_name_the_right_ones(argument, says):
     ("argument", "says"),
     [
         ("edit.steps=0", "edit.steps=0: it is 1 or more"),
-        ("edit.method=magic", "it is sdedit, prompt-to-prompt, A, B, C, D or pix2pix-zero"),
+        ("edit.method=magic", "it is sdedit, prompt-to-prompt, A, B, C, D, pix2pix-zero, pipeline or pairs"),
         ("augment.crop=0", "augment.crop=0.0: it is above 0, to 1"),
         ("generator.dropout=1", "it is from 0 to below 1"),
         ("guidance.until=1.5", "it is from 0 to 1"),
@@ -222,7 +260,7 @@ def test_a_removed_key_says_what_took_its_place(key):
 
 
 def test_keys_are_few_and_none_came_back():
-    assert len(known_keys()) <= 123
+    assert len(known_keys()) <= 128
     assert not known_keys().keys() & REMOVED.keys()
 
 

@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 import torch
 
-from configs import schema
 from configs.errors import UserError
 from configs.loader import load
+from configs.methods import METHODS, needs_teacher
 from configs.schema import Guidance, Inversion
 from configs.schema import Teacher as TeacherConfig
 from generate.directions import EditDirection
-from generate.editors import METHODS, Editor, sample_seed
+from generate.editors import Editor, PictureEditor, picture_editor, sample_seed
 from generate.guidance import Texts, attention_gradient, edit_in_lockstep, edit_step
 from generate.inversion import ddim_step, invert, steps_upwards
 from models.teacher import Teacher
@@ -35,8 +35,16 @@ def edit(teacher, arguments, image=None, reconstruct=True):
     return Editor(teacher, direction, load(arguments))(image, CAPTIONS, KEYS, reconstruct)
 
 
-def test_the_configuration_knows_every_method():
-    assert tuple(METHODS) == schema.METHODS
+def test_every_method_without_a_teacher_has_its_class():
+    others = [name for name in METHODS if not needs_teacher(name)]
+    assert {"pipeline", "pairs"} <= set(others)
+    for name in others:
+        assert issubclass(picture_editor(name), PictureEditor)
+
+
+def test_a_method_without_a_teacher_is_refused_where_one_is_needed(tiny_teacher):
+    with pytest.raises(UserError, match="edit.method=pipeline edits without a Stable Diffusion"):
+        edit(tiny_teacher, ["edit.method=pipeline"])
 
 
 def test_sdedit_is_diffusers_image_to_image(tiny_teacher, tiny_teacher_folder):

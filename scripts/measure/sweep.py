@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import UserError
 from configs.loader import known_keys, nearest
+from configs.methods import METHODS, Method
 from configs.schema import Config
-
-if TYPE_CHECKING:
-    from generate.editors import Method
 
 SECTIONS = ("edit", "direction", "guidance", "inversion")  # their keys decide what an edit looks like
 # The keys that the name of an edit always has or, where its method does not use them, never.
@@ -55,8 +53,6 @@ def with_used_values(config: Config, values: Mapping[str, Any]) -> Config:
     Its edits are the same whatever the others are, so that they lie in one folder, made with one
     configuration. UserError as with_values raises it.
     """
-    from generate.editors import METHODS
-
     method = METHODS[with_values(config, values).edit.method]
     used = {key: value for key, value in values.items() if uses(method, key)}
     return with_values(config, used)
@@ -95,8 +91,6 @@ def _with_value(config: Config, key: str, value: Any) -> Config:
 
 def edit_name(config: Config, swept: Sequence[str]) -> str:
     """What the edits of a configuration are called: method, its settings, any other key of `swept`."""
-    from generate.editors import METHODS
-
     method = METHODS[config.edit.method]
     parts = [config.edit.method, f"scale {config.guidance.scale:g}"]
     if uses(method, "edit.strength"):
