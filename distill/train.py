@@ -233,7 +233,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Distill, image
         group["lr"] = lr * group["rate"]
 
 
-def prepare(config: Config, accelerator: Accelerator, folder: Path, pair_count: int) -> Training:
+def prepare(config: Config, accelerator: Accelerator, folder: Path, pair_count: int = 0) -> Training:
     """Everything a step uses, as it is before the first one."""
     import torch
 

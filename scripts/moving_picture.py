@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from configs.cli import entry
 from configs.errors import UserError
 from configs.schema import Config
 from scripts.evaluate import generators, make_edits, variants
-from scripts.measure.sweep import with_values
 from scripts.measure.truth import true_edit
 
 SECTIONS = ("task", "teacher", "edit", "guidance", "evaluate")
@@ -47,7 +47,7 @@ def draw(config: Config, target: Path) -> None:
     """Make the edits and write the picture. UserError for a task without a true edit or a generator."""
     if not config.task.scene_truth or config.source.images:
         raise UserError(f"task={config.task.name} has no true edit to show: name a task of rendered scenes")
-    one_row = with_values(config, {"evaluate.sweep": {"edit.method": ["pix2pix-zero"]}})
+    one_row = replace(config, evaluate=replace(config.evaluate, sweep={"edit.method": ["pix2pix-zero"]}))
     edits = make_edits(variants(one_row, "sweep"), config.evaluate.scenes)
     side = edits.inputs_NHWC.shape[1]
     translators = list(generators(config, edits.keys, side).values())

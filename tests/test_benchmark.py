@@ -52,7 +52,7 @@ def test_infer_times_the_teacher_and_each_file(tiny_run, tmp_path, capsys):
     ]
     assert (
         benchmark.main(["infer", *small, "distill.init="]) == 2
-        and "run distill/export.py" in capsys.readouterr().err
+        and "run `zero2gan export`" in capsys.readouterr().err
     )
     assert benchmark.main(["infer", *small, f"distill.init={tmp_path}/generator.safetensors"]) == 0
     found, printed = json.loads((tmp_path / "found.json").read_text()), capsys.readouterr().out

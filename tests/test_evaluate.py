@@ -205,6 +205,7 @@ def test_the_shipped_generator_is_not_measured_on_scenes_it_may_know():
         == names("evaluate.first_seed=1500000", "source.images=photos")
         == {"distilled, shipped"}
     )
+    assert names("task=tree2fall") == set()  # which starts from it, but is another edit
 
 
 def test_the_filters_table_by_hand(tiny_run, tmp_path, capsys, monkeypatch):

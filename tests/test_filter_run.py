@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -147,7 +148,11 @@ def test_select_alone_loads_no_network(arguments: list[str], run: Path) -> None:
         return json.loads((run / "selection.json").read_text()), done.stdout
 
     selection, printed = selected(*arguments, "task.clip_gain=9")
-    assert selection["yield"] == 0 and "no pair passes" in printed
+    assert selection["yield"] == 0 and "that is few" in printed
+    advised = printed.split("the change in picture and text: ")[1].splitlines()[0]
+    assert advised == f"zero2gan filter {run} --select keep=0.6 by=clip_directional"
+    selection, printed = selected(*shlex.split(advised)[2:])  # as it is printed
+    assert selection["yield"] == pytest.approx(0.6, abs=0.1) and "that is few" not in printed
     shutil.rmtree(run.parent.parent.parent / "scorer")  # scores may be copied to a machine that has no models
     items = ["--select", "keep=0.5", "by=image_image"]
     more = ["clip_gain=-2", "--select", "lpips_input_edit=0:"]

@@ -148,7 +148,7 @@ def test_a_damaged_record_of_the_settings_is_named(tiny_run, tmp_path, capsys):
 
 
 def test_dry_run_writes_nothing(tiny_run, tmp_path, capsys):
-    assert run.main([*tiny_run, "--dry-run"]) == 0
+    assert run.main([*tiny_run, "--dry-run", "--config"]) == 0
     printed = capsys.readouterr().out
     assert "shards: 3" in printed and "steps: 3" in printed
     assert not (tmp_path / "runs").exists()

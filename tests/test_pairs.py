@@ -77,9 +77,9 @@ def test_the_estimate_extends_a_few_steps_to_all(monkeypatch):
 
 
 def test_dry_run_says_how_long(tiny_run, capsys):
-    assert run.main([*tiny_run, "--dry-run"]) == 0
+    assert run.main([*tiny_run, "--dry-run", "--time"]) == 0
     assert "time for the rest, about:" in capsys.readouterr().out
-    assert run.main([*tiny_run, "--dry-run", "teacher.path=nowhere"]) == 0
+    assert run.main([*tiny_run, "--dry-run", "--time", "teacher.path=nowhere"]) == 0
     assert "unknown (teacher.path=nowhere" in capsys.readouterr().out
 
 

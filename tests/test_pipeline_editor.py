@@ -336,6 +336,6 @@ def test_rendered_scenes_of_the_miniature_world(pipeline_folders, tmp_path):
 
 def test_dry_run_loads_no_weights(pipeline_folders, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("generate.pipeline_editor.load_pipeline", None)
-    assert run.main([*arguments_of(pipeline_folders[ANY], photos, tmp_path, {}), "--dry-run"]) == 0
+    assert run.main([*arguments_of(pipeline_folders[ANY], photos, tmp_path, {}), "--dry-run", "--time"]) == 0
     printed = capsys.readouterr().out
     assert "pairs: 3" in printed and "unknown: the first batch tells" in printed

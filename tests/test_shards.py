@@ -122,5 +122,5 @@ def test_two_writers_are_refused(tmp_path):
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"generate/run\.py"):
+    with pytest.raises(UserError, match=r"zero2gan generate"):
         finished_shards(tmp_path)

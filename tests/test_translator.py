@@ -237,10 +237,12 @@ def test_wrong_paths_and_models_say_so(run, tmp_path, capsys):
         (tmp_path / "broken.pt2", tmp_path / "a.png", "no program of distill/export.py"),
         (run / "export" / "generator-float.onnx", tmp_path / "a.png", "not uint8 pictures"),
         (run, tmp_path / "missing.png", "no such picture"),
+        (run, tmp_path, "is the name of a file"),
     ):
-        assert translate.main([str(model), str(source), str(tmp_path / "out")]) == 2
+        target = tmp_path / ("out.png" if source == tmp_path else "out")
+        assert translate.main([str(model), str(source), str(target)]) == 2
         assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.png").exists()
 
 
 # ---- videos ----
