@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -37,6 +38,21 @@ FREE_FOR_ALL = (
 
 # What a run does not remember: where it lies, where it is computed, and what is said each time.
 NOT_REMEMBERED = ("run", "runs_dir", "device", "json", "force")
+
+# What is said of a setting that is a hash: two rows of hex digits would say nothing.
+OF_HASHES = {
+    "pairs": "other ones, or other pictures in them",
+    "labels": "the file of distill.labels= has another content",
+    "teacher.files": "the files of teacher.path= or teacher.config= have another content",
+    "direction.made_of": "its sentences, or the files of direction.*, are others",
+    "source.models": "the captioner, or the CLIP that chooses the inputs, is another",
+    "scorer.files": "the files of scorer.model= or scorer.pretrained= have another content",
+    "lpips_generator.files": "the file of filter.generator= has another content",
+    "segmenter.model.files": "the files of segmenter.model= have another content",
+    "segmenter.checkpoint.files": "the file of segmenter.checkpoint= has another content",
+    "segmenter.detector.files": "the files of segmenter.detector= have another content",
+    "shard": "the pairs have another content",
+}
 
 
 def run_dir(config: Config) -> Path:
@@ -120,12 +136,18 @@ def settings_of(config: Config, free: Collection[str]) -> dict[str, Any]:
     return settings
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two settings: a sorted list of 'key: before -> now', None for a missing key."""
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], words: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """What differs between two settings: a sorted list of 'key: before -> now', None for a missing key.
+
+    words: what is said of a key in the place of its values, where more is known than OF_HASHES says.
+    """
+    said = OF_HASHES | dict(words)
     texts = []
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
-            texts.append(f"{key}: {before.get(key)} -> {now.get(key)}")
+            texts.append(f"{key}: {said.get(key, f'{before.get(key)} -> {now.get(key)}')}")
     return texts
 
 

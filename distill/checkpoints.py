@@ -148,13 +148,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, state, tensors)
 
 
-def refuse_changes(checkpoint: Checkpoint, made_with: Mapping[str, Any], force: bool) -> None:
+def refuse_changes(
+    checkpoint: Checkpoint, made_with: Mapping[str, Any], pair_count: int, force: bool
+) -> None:
     """UserError with the keys that differ, where settings or data do; with `force` a warning.
 
     made_with: the settings of the run that goes on (configs/runs.py) and what identifies its data;
-    JSON values.
+    JSON values. pair_count: how many pairs are selected now.
     """
-    differences = "; ".join(changes(checkpoint.state["made_with"], made_with))
+    words = {"pairs": _counts(checkpoint.state.get("pairs"), pair_count)}
+    differences = "; ".join(changes(checkpoint.state["made_with"], made_with, words))
     if not differences:
         return
     if not force:
@@ -165,6 +168,13 @@ def refuse_changes(checkpoint: Checkpoint, made_with: Mapping[str, Any], force: 
         )
     warning = f"warning: going on from {checkpoint.path} with other settings: {differences}"
     print(warning, file=sys.stderr)
+
+
+def _counts(then: int | None, now: int) -> str:
+    """What is said of another selection. then: pairs of the checkpoint; None: an earlier version's."""
+    if then == now:
+        return f"as many as then, {now}, but other ones or other pictures in them"
+    return f"{'others' if then is None else then} then, {now} now"
 
 
 def _bytes(tensors: Mapping[str, Tensors]) -> int:

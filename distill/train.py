@@ -301,7 +301,7 @@ def resume(training: Training, made_with: dict[str, Any], force: bool) -> tuple[
     checkpoint = checkpoints.newest(folder)
     if checkpoint is None:
         return 0, folder
-    checkpoints.refuse_changes(checkpoint, made_with, force)
+    checkpoints.refuse_changes(checkpoint, made_with, training.pair_count, force)
     load_checkpoint(training.networks, training.optimizer, checkpoint)
     return checkpoint.state["step"], checkpoint.path
 

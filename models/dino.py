@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.functional import normalize
 
 from configs.errors import UserError
-from models.hub import cache_alone_where_not_reached
+from models.hub import cache_alone_where_not_reached, what_the_hub_says
 from models.weights import first_line, load_tensors, loaded, refuse_broken_files
 
 ARCHITECTURE = "vit_base_patch8_224.dino"  # timm's name
@@ -43,7 +43,8 @@ def load_dino(weights: str, device: torch.device | str = "cpu") -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - the hub's client, torch and safetensors raise a dozen kinds
-        raise UserError(f"{origin}: no weights of DINO ViT-B/8 ({first_line(error)}): {advice}") from error
+        reason = what_the_hub_says(ARCHITECTURE, error) if weights == "hub" else first_line(error)
+        raise UserError(f"{origin}: no weights of DINO ViT-B/8 ({reason}): {advice}") from error
     return vit.to(device).eval().requires_grad_(False)
 
 

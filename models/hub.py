@@ -8,6 +8,7 @@ would try for minutes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -20,6 +21,8 @@ from configs.errors import UserError
 from configs.files import find_file
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/MODEL
+CUT = "the connection to the hub fails"  # it took one before
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # of a disk that takes no more
 PROBE_S = 3.0  # a hub that is there answers in a fraction of it
 CONFIGURATIONS = ("model_index.json", "config.json", "open_clip_config.json")  # a model has one of them
 SMALL = (".json", ".txt", ".model")  # configurations and vocabularies
@@ -60,7 +63,10 @@ def downloaded(
         files = (wanted or wanted_files)(HfApi().list_repo_files(name))
         return Path(snapshot_download(name, allow_patterns=files, local_dir=to))
     except Exception as error:  # noqa: BLE001 - the hub's client and its transport raise a dozen kinds
-        raise UserError(f"{key}={name}: no folder here, and {what_the_hub_says(name, error)}") from error
+        reason = what_the_hub_says(name, error)
+        if reason.startswith(CUT):
+            reason += f". Or where there is a network: {by_hand(name, key)}"
+        raise UserError(f"{key}={name}: no folder here, and {reason}") from error
 
 
 def cached(name: str) -> Path | None:
@@ -79,25 +85,37 @@ def cached(name: str) -> Path | None:
 
 
 def what_the_hub_says(name: str, error: Exception) -> str:
-    """Why a model was not downloaded, and what to do, in the half of a line."""
+    """Why a model was not downloaded, and what to do, in the half of a line.
+
+    In our own words: the client's speak of its Python arguments.
+    """
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):
         return f"its licence is not accepted yet: do so at {constants.ENDPOINT}/{name}, then hf auth login"
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no model of that name that it would show you (a private one: hf auth login)"
-    reason = str(error).strip() or type(error).__name__
-    return f"the hub says: {reason.splitlines()[0]}"
+    response = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
+    if response is not None:
+        reason = str(getattr(response, "reason_phrase", "") or getattr(response, "reason", ""))
+        answer = f"{response.status_code} {reason}".strip()
+        return f"the hub answers '{answer}': run the same command again later"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"it cannot be written ({error.strerror}): make room in {constants.HF_HUB_CACHE} (HF_HOME=)"
+    return f"{CUT}: run the same command again to go on"
 
 
 def not_reached(name: str, key: str) -> str:
     """The line for a hub name that is not in the cache, on a machine that does not reach the hub."""
+    where = f"Where there is a network: {by_hand(name, key)}"
+    return f"{key}={name}: no folder here, and the hub is not reached. {where}"
+
+
+def by_hand(name: str, key: str) -> str:
+    """How to bring a model from another machine."""
     folder = name.partition("/")[2]
-    return (
-        f"{key}={name}: no folder here, and the hub is not reached. Where there is a network: "
-        f"hf download {name} --local-dir {folder}; then bring the folder and set {key}={folder}"
-    )
+    return f"hf download {name} --local-dir {folder}; then bring the folder and set {key}={folder}"
 
 
 def hub_is_reached() -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 import time
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -134,8 +135,8 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if lines[0].endswith(":") and len(lines) > 1:
-        return f"{lines[0]} {lines[1].strip()}"[:MOST_LETTERS]
-    return lines[0]
+        lines[0] += f" {lines[1].strip()}"
+    return textwrap.shorten(lines[0], MOST_LETTERS, placeholder=" ...")  # between two words
 
 
 def refuse_gaps(report: Mapping[str, Any], origin: str, advice: str = "") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
+from configs.files import write_json
 from configs.loader import load
 from distill import checkpoints, losses
 from distill import train as train_module
@@ -27,6 +29,7 @@ from models.comodgan import CoModGenerator
 from tests.helpers import TINY, laplacian_variance, make_selected_pairs, tiny_training
 
 ROOT = Path(__file__).resolve().parents[1]
+HASH = re.compile("[0-9a-f]{16}")
 ON_CPU = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 ADVERSARY = ["distill.adversarial=0.5"]
 
@@ -138,7 +141,24 @@ def test_other_pictures_under_the_same_keys_are_another_selection(run, capsys):
     shutil.rmtree(run / "pairs")
     make_selected_pairs(run, seed=1)
     assert main(tiny_training(run, "distill.images=4", "distill.lpips=0")) == 2
-    assert "with other settings: pairs: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "with other settings: pairs: as many as then, 12, but other ones or other pictures" in error
+
+
+@pytest.mark.parametrize("counted", [True, False])  # by an earlier version: not
+def test_another_selection_says_how_many_pairs_there_were_and_are(run, capsys, counted):
+    assert main(tiny_training(run, "distill.images=4", "distill.lpips=0")) == 0
+    (state,) = run.rglob("state.json")
+    if not counted:
+        content = json.loads(state.read_text())
+        del content["pairs"]
+        state.write_text(json.dumps(content))
+    selection = json.loads((run / "selection.json").read_text())
+    write_json(run / "selection.json", selection | {"kept": selection["kept"][:8]})
+    assert main(tiny_training(run, "distill.images=4", "distill.lpips=0")) == 2
+    error = capsys.readouterr().err
+    assert f"with other settings: pairs: {'12' if counted else 'others'} then, 8 now. " in error
+    assert not HASH.search(error)
 
 
 def test_a_damaged_picture_is_named(run, capsys):
@@ -378,7 +398,7 @@ def test_the_average_has_its_half_life():
 
 def test_adam_has_the_rates_of_decay(run):
     arguments = tiny_training(run, "distill.beta1=0.7", *ADVERSARY)
-    training = prepare(load(arguments), Accelerator(cpu=True), run / "train")
+    training = prepare(load(arguments), Accelerator(cpu=True), run / "train", 12)
     of_generator, of_critic = training.optimizer.param_groups
     assert of_generator["betas"] == (0.7, 0.99) and of_critic["betas"] == (0.5, 0.99)
     assert len(of_critic["params"]) == len(list(training.networks.critic.parameters()))
@@ -394,7 +414,7 @@ def test_validation_measures_the_averaged_weights(run):
     """All held-out pairs: they are fewer than MAX_PAIRS."""
     config = load(tiny_training(run))
     held_out = open_pairs(config)[1]
-    training = prepare(config, Accelerator(cpu=True), run / "train")
+    training = prepare(config, Accelerator(cpu=True), run / "train", 12)
     average = training.networks.ema.network
     perceptual = training.criterion.perceptual
     inputs = []
@@ -423,7 +443,7 @@ def test_validation_measures_the_averaged_weights(run):
 def test_validation_stops_at_its_most_pairs(run, monkeypatch):
     config = load(tiny_training(run, "distill.validation_share=0.5"))
     held_out = open_pairs(config)[1]
-    training = prepare(config, Accelerator(cpu=True), run / "train")
+    training = prepare(config, Accelerator(cpu=True), run / "train", 12)
     networks = (training.networks.ema.network, training.criterion.perceptual)
     values = []
     for most in (2, 3):

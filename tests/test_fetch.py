@@ -1,11 +1,16 @@
 """Weights from a hub: what is downloaded, what is kept of it, and one line for all that can go wrong."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from configs.errors import UserError
 from configs.loader import load
@@ -91,9 +96,51 @@ def test_a_connection_that_breaks_is_one_line_and_the_next_try_ends_the_download
     served.cut.add(WANTED[-1])
     with pytest.raises(UserError) as caught:
         local_model(TEACHER, "teacher.path")
-    assert str(caught.value).startswith(f"teacher.path={TEACHER}: ") and "\n" not in str(caught.value)
+    assert str(caught.value) == (
+        f"teacher.path={TEACHER}: no folder here, and the connection to the hub fails: run the same command "
+        f"again to go on. Or where there is a network: hf download {TEACHER} --local-dir small-diffusion; "
+        "then bring the folder and set teacher.path=small-diffusion"
+    )
     served.cut.clear()
     assert files_below(local_model(TEACHER, "teacher.path")) == WANTED
+
+
+@pytest.mark.parametrize("answers", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"])
+def test_a_hub_that_takes_a_connection_and_no_more_is_told_in_our_own_words(served, monkeypatch, answers):
+    """The client's words advise its Python arguments, which no command here has."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer_all, args=(server, answers), daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UserError) as caught:
+            local_model(TEACHER, "teacher.path")
+    said = "the hub answers '503 Service Unavailable'" if answers else hub.CUT
+    message = str(caught.value)
+    assert f"teacher.path={TEACHER}: no folder here, and {said}: run the same command again" in message
+    assert "\n" not in message
+
+
+def answer_all(server: socket.socket, answer: bytes) -> None:
+    """Answer each connection so, until the server is closed."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (LocalEntryNotFoundError("To enable downloads online, pass 'local_files_only=False'."), hub.CUT),
+        (OSError(errno.ENOSPC, "No space left on device"), "it cannot be written (No space left on device)"),
+        (RuntimeError(), hub.CUT),
+    ],
+)
+def test_no_python_argument_is_advised(error, says):
+    message = hub.what_the_hub_says(TEACHER, error)
+    assert message.startswith(says) and "local_files_only" not in message
 
 
 # ---- the command ----

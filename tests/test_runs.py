@@ -1,11 +1,19 @@
 """What a folder was made with: every key counts unless it is listed as free."""
 
+import re
 from dataclasses import dataclass, field
 
+import pytest
+
+import distill.train
+import filter.score_table
+import generate.run
 from configs.limits import option
 from configs.loader import known_keys, load
 from configs.runs import changes, settings_of
 from configs.schema import Config
+from distill.pairs import PairDataset, find_pairs, selected_keys
+from tests.helpers import make_selected_pairs
 
 
 @dataclass
@@ -47,6 +55,26 @@ def test_changes_name_the_key_and_both_values():
     now = {"b": 2.5, "a": [1, 2], "new": None, "same": {}}
     assert changes(before, now) == ["a: [1] -> [1, 2]", "b: 1 -> 2.5", "gone: x -> None"]
     assert changes(now, now) == []
+
+
+@pytest.mark.parametrize("stage", ["generate", "filter", "distill"])
+def test_no_message_shows_a_hash(stage, tmp_path):
+    """Of whatever a stage writes down beside the keys, as the messages of what has changed show it."""
+    hashed = {}
+    config = load(["task=oak2pine", "segmenter.detector=models/miniature/segmenter"])
+    if stage == "generate":
+        hashed = generate.run.made_with(config)
+    elif stage == "filter":
+        hashed = filter.score_table.made_with(config) | {"shard": "0" * 64}
+    else:
+        make_selected_pairs(tmp_path)
+        pairs = PairDataset(find_pairs(tmp_path / "pairs", selected_keys(tmp_path)), 16)
+        hashed = distill.train.hashes_of_files(config, pairs)
+    before = {key: value for key, value in hashed.items() if key not in known_keys() and key != "format"}
+    assert before and all(re.fullmatch("[0-9a-f]{16,64}", value) for value in before.values())
+    for now in ({key: value[::-1] + "0" for key, value in before.items()}, {}):
+        texts = changes(before, now)
+        assert len(texts) == len(before) and not re.search("[0-9a-f]{16}|None", "; ".join(texts))
 
 
 def test_settings_are_what_json_reads_back():

@@ -50,6 +50,8 @@ def test_an_error_that_announces_its_reason_is_given_with_it():
     line = first_line(caught.value)
     assert "\n" not in line and "encoder.weight" in line and len(line) <= 300
     assert first_line(ValueError("one\ntwo")) == "one" and first_line(KeyError()) == "KeyError"
+    long = first_line(ValueError("tensors:\n" + "unet.weight " * 100))
+    assert 280 < len(long) <= 300 and long.endswith(" unet.weight ...")  # cut between two words
 
 
 def test_the_reports_of_both_libraries_are_understood():
