@@ -13,6 +13,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.loader import CHOICES, available, known_keys, load, to_yaml
 from configs.schema import Config
+from models.threads import wait_passively
 
 OPTIONS = """options:
   RUN or run=FOLDER                    a run that was begun: it remembers every key it was given
@@ -69,6 +70,7 @@ def _entry(
         sys.stdout.flush()  # so that a pipe that was closed is noticed here
         return 0
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    wait_passively()
     try:
         config = load([argument for argument in arguments if argument not in FLAGS])
         _refuse_absent_device(config.device)

@@ -527,7 +527,9 @@ class Config:
     run: str = ""  # the folder of run=FOLDER, filled in by configs/loader.py
     runs_dir: str = option("runs", "everything is written below <runs_dir>/<task>/<teacher>", first=True)
     device: str = option(
-        "auto", "where all networks run: auto (a GPU if there is one), cpu, cuda or cuda:N", first=True
+        "auto",
+        "where all networks run: auto (a GPU if there is one), cpu, cuda, cuda:N, mps, xpu",
+        first=True,
     )
     seed: int = option(0, "every random draw derives from it and from the sample's key")
     force: bool = option(False, "go on in a run folder that was made with another configuration")

@@ -348,8 +348,10 @@ def processes(config: Config, folder: Path) -> Iterator[Accelerator]:
 
     settings = config.distill
     device = pick_device(config.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # where one process trains; of several, each has its own
+    if device.type in ("cuda", "xpu"):
+        torch.get_device_module(device).set_device(device)  # where one process trains; of several, its own
+    if device.type == "mps" and settings.dtype != "float32":
+        raise UserError(f"distill.dtype={settings.dtype}: training on mps is in float32")
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=PRECISIONS[settings.dtype],
@@ -370,7 +372,7 @@ def check(config: Config, count: int = 1) -> None:
     batch = config.distill.batch
     if batch % count:
         raise UserError(f"distill.batch={batch} cannot be shared by {count} processes: give a multiple")
-    if count > 1 and config.device.startswith("cuda:"):
+    if count > 1 and ":" in config.device:
         raise UserError(f"device={config.device} is one GPU for {count} processes: take device=auto")
     side = training_side(config)
     if side > config.teacher.resolution:

@@ -84,7 +84,7 @@ class PairScorer:
 
 
 def _float64(features: torch.Tensor) -> np.ndarray:
-    return features.double().cpu().numpy()
+    return features.cpu().double().numpy()
 
 
 def clip_scores(

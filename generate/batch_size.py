@@ -39,25 +39,28 @@ def largest_batch(editor: Editor, most: int) -> int:
 
     Memory does not depend on the number of steps, so a single step of every pass tells; but with
     guidance.maps=inversion, where the maps of the guided steps wait in memory, all steps are made.
-    A GPU is tried with the BATCHES until one is too large. A CPU edits one pair, and as many fit as
-    that took, at most CPU_BATCH.
+    A GPU is tried with the BATCHES until one is too large. A CPU, and Apple's GPU, edit one pair, and as
+    many fit as that took, on a CPU at most CPU_BATCH.
     """
     device = editor.teacher.device
     trial = editor if editor.guidance.maps == "inversion" else editor.shortened(1)
     if device.type == "cpu":
         return 1 if most == 1 else min(CPU_BATCH, most, _pairs_that_fit(trial))
-    memory_limit = MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return 1 if most == 1 else min(BATCHES[-1], most, _pairs_that_fit_apple(trial))
+    gpu = torch.get_device_module(device)
+    memory_limit = MEMORY_SHARE * gpu.get_device_properties(device).total_memory
     fits = 1
     for size in sorted({min(size, most) for size in BATCHES}):
         try:
-            torch.cuda.reset_peak_memory_stats(device)
+            gpu.reset_peak_memory_stats(device)
             _edit_blank_images(trial, size)
         except torch.OutOfMemoryError:
             break
-        if torch.cuda.max_memory_reserved(device) > memory_limit:
+        if gpu.max_memory_reserved(device) > memory_limit:
             break
         fits = size
-    torch.cuda.empty_cache()
+    gpu.empty_cache()
     return fits
 
 
@@ -71,6 +74,20 @@ def _pairs_that_fit(trial: Editor) -> int:
             f"warning: a pair takes {peak.bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB were free", flush=True
         )
     return max(1, int(free / max(peak.bytes, LEAST_BYTES)))
+
+
+def _pairs_that_fit_apple(trial: Editor) -> int:
+    """How many pairs an Apple GPU holds, by editing one; at least 1.
+
+    It tells no peak, but what it has taken it keeps until empty_cache.
+    """
+    torch.mps.empty_cache()
+    before = torch.mps.driver_allocated_memory()
+    _edit_blank_images(trial, 1)
+    pair = torch.mps.driver_allocated_memory() - before
+    torch.mps.empty_cache()
+    free = MEMORY_SHARE * torch.mps.recommended_max_memory() - before
+    return max(1, int(free / max(pair, LEAST_BYTES)))
 
 
 def slow_on_cpu(config: Config, pairs: float) -> str:

@@ -225,7 +225,7 @@ def noise_statistics(noise_BCHW: Tensor) -> list[dict[str, float]]:
     all shifts r below half the side. White unit noise of N cells a channel has 0, 1 and about
     1 / sqrt(N).
     """
-    noise_BCHW = noise_BCHW.double().cpu()
+    noise_BCHW = noise_BCHW.cpu().double()
     correlations = []
     for shift in range(1, _shift_limit(noise_BCHW.shape[2])):
         for axis in (2, 3):

@@ -190,18 +190,19 @@ def generate(config: Config, remembered: bool = False) -> Path:
 
 
 def for_this_device(config: Config) -> Config:
-    """The configuration with float32 in the place of float16 where a CPU edits: it has no float16."""
-    from models.devices import pick_device
+    """The configuration with float32 in the place of float16 where the device lacks operators for that."""
+    from models.devices import has_half, pick_device
 
-    if config.generate.dtype == "float16" and pick_device(config.device).type == "cpu":
-        _tell_of_float32()
+    device = pick_device(config.device)
+    if config.generate.dtype == "float16" and not has_half(device):
+        _tell_of_float32("this CPU" if device.type == "cpu" else device.type)
         return replace(config, generate=replace(config.generate, dtype="float32"))
     return config
 
 
 @cache  # told once
-def _tell_of_float32() -> None:
-    print("generate.dtype=float16 is for a GPU: this CPU computes in float32", flush=True)
+def _tell_of_float32(device: str) -> None:
+    print(f"generate.dtype=float16 is for a GPU that has all of it: {device} computes in float32", flush=True)
 
 
 def refuse_early(config: Config) -> None:

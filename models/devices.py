@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import threading
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import UserError
+from models.threads import take_the_cores
 
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
+
+# The GPUs that are known, by PyTorch's names: NVIDIA's and AMD's; Apple's; Intel's.
+GPUS = ("cuda", "mps", "xpu")
+NAMES = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
+KNOWN = "auto, cpu, cuda or cuda:N, mps, xpu or xpu:N"
 
 CONTROL_GROUP_FILES = (  # limit and use, in versions 2 and 1
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -27,46 +31,45 @@ CONTROL_GROUP_FILES = (  # limit and use, in versions 2 and 1
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device called 'auto' (a GPU where there is one), 'cpu', 'cuda' or 'cuda:N'.
+    """The torch device called 'auto' (a GPU where PyTorch has one), 'cpu', or as NAMES has it.
 
-    With `accelerate launch`, 'auto' and 'cuda' are the process's own GPU, shared where there are
-    more processes than GPUs. UserError for another name or a GPU that is not there.
+    With `accelerate launch`, 'auto' and a name without a number are the process's own GPU, shared where
+    there are more processes than GPUs. UserError for another name or a GPU that is not there.
     """
     import torch
 
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise UserError(f"device '{name}': it is auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and not count):
-        _tell_of_idle_cores()
+    if not NAMES.fullmatch(name):
+        raise UserError(f"device '{name}': it is {KNOWN}")
+    kind = gpu_kind()
+    if name == "cpu" or (name == "auto" and not kind):
+        take_the_cores()
         return torch.device("cpu")
-    if not count:
-        advice = "use auto or cpu, or install a CUDA build of PyTorch"
-        raise UserError(f"device '{name}': PyTorch sees no GPU here; {advice}")
-    _, _, number = name.partition(":")
+    wanted, _, number = name.partition(":")
+    if wanted not in ("auto", kind):
+        present = f"the GPU that PyTorch sees here is {kind}" if kind else "PyTorch sees no GPU here"
+        advice = f"use auto or cpu, or install a build of PyTorch for {wanted}"
+        raise UserError(f"device '{name}': {present}; {advice}")
+    count = torch.accelerator.device_count()
     index = int(number or int(os.environ.get("LOCAL_RANK", 0)) % count)
     if index >= count:
-        present = f"PyTorch sees {count} (cuda:0 to cuda:{count - 1})"
+        present = f"PyTorch sees {count} ({kind}:0 to {kind}:{count - 1})"
         raise UserError(f"device '{name}': GPU {index} is not there; {present}")
-    return torch.device("cuda", index)
+    return torch.device(kind, index)
 
 
-@cache  # told once
-def _tell_of_idle_cores() -> None:
-    """Tell on standard error where `accelerate launch` leaves CPU cores idle.
-
-    On a CPU it starts one process, whatever --num_processes says, and allows it one thread unless
-    told otherwise.
-    """
+def gpu_kind() -> str:
+    """Which of GPUS PyTorch has here; '' where it has none, or one that nobody tried."""
     import torch
 
-    cores = os.cpu_count() or 1
-    threads = torch.get_num_threads()
-    launched_alone = "ACCELERATE_USE_CPU" in os.environ and _process_count() == 1
-    if launched_alone and threads < cores:
-        note = f"note: accelerate launch lets this process use {threads} of {cores} CPU cores"
-        launch = f"`accelerate launch --num_cpu_threads_per_process {cores}`"
-        print(f"{note}; {launch}, or python in its place, uses them all", file=sys.stderr)
+    if not torch.accelerator.is_available():
+        return ""
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator.type if accelerator is not None and accelerator.type in GPUS else ""
+
+
+def has_half(device: torch.device) -> bool:
+    """Whether all that an edit takes has float16 there: not on a CPU, and on Apple's GPUs not for certain."""
+    return device.type in ("cuda", "xpu")
 
 
 def process_group() -> PartialState:
@@ -79,7 +82,7 @@ def process_group() -> PartialState:
 
     several = _process_count() > 1
     # Shards take unlike times: the processes done first wait longer than the default's minutes.
-    state = PartialState(cpu=several or not torch.cuda.is_available(), timeout=timedelta(days=1))
+    state = PartialState(cpu=several or not gpu_kind(), timeout=timedelta(days=1))
     if several:
         # Accelerate's own asks for a GPU of each process's number.
         state.wait_for_everyone = torch.distributed.barrier

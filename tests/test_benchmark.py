@@ -67,7 +67,7 @@ def test_infer_times_the_teacher_and_each_file(tiny_run, tmp_path, capsys):
 
 
 def test_train_writes_what_each_loop_took(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(case_train.STEPS, "cpu", 1)
+    monkeypatch.setattr(case_train, "CPU_STEPS", 1)
     sizes = ["channel_base=64", "channel_max=8", "w_dim=8", "code_dim=16", "mapping_layers=2"]
     settings = [
         "benchmark.side=16",

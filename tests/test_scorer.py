@@ -4,7 +4,6 @@ initialised model.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,8 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.schema import Scorer
-from models import clip_scorer, devices, hub
+from models import clip_scorer, hub
 from models.clip_scorer import ClipScorer
-from models.devices import pick_device
 from tests.helpers import make_scorer_folder
 
 
@@ -138,55 +136,3 @@ def test_a_folder_without_weights_is_refused(settings: Scorer) -> None:
     (Path(settings.model.removeprefix("local-dir:")) / "open_clip_model.safetensors").unlink()
     with pytest.raises(UserError, match="weights are needed"):
         ClipScorer(settings)
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
-    for name, message in (
-        ("gpu", "auto, cpu, cuda or cuda:N"),
-        ("cuda:x", "auto, cpu"),
-        ("cuda", "no GPU"),
-        ("cuda:1", "no GPU"),
-    ):
-        with pytest.raises(UserError, match=message):
-            pick_device(name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert pick_device("auto") == pick_device("cuda") == pick_device("cuda:1") == torch.device("cuda:1")
-    assert pick_device("cuda:0") == torch.device("cuda:0")
-    monkeypatch.setenv("LOCAL_RANK", "5")  # six processes on two GPUs
-    assert pick_device("auto") == torch.device("cuda:1")
-    with pytest.raises(UserError, match="PyTorch sees 2"):
-        pick_device("cuda:2")
-
-
-@pytest.mark.parametrize(
-    ("launcher", "world", "threads", "told"),
-    [
-        ({"ACCELERATE_USE_CPU": "False"}, "1", 1, True),
-        ({}, "1", 1, False),
-        ({"ACCELERATE_USE_CPU": "False"}, "2", 1, False),
-        ({"ACCELERATE_USE_CPU": "False"}, "1", 8, False),
-    ],
-)
-def test_idle_cores_are_told_of(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    launcher: dict[str, str],
-    world: str,
-    threads: int,
-    told: bool,
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    for key, value in {**launcher, "WORLD_SIZE": world}.items():
-        monkeypatch.setenv(key, value)
-    devices._tell_of_idle_cores.cache_clear()
-    pick_device("cpu")
-    pick_device("cpu")
-    said = capsys.readouterr().err
-    assert said.count("note:") == said.count("use 1 of 8 CPU cores") == told

@@ -89,6 +89,8 @@ def hardware_name(device: torch.device) -> str:
     """The GPU's name, or how many threads of the CPU are used."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
     return f"CPU, {torch.get_num_threads()} threads"
 
 

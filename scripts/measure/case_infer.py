@@ -36,8 +36,11 @@ from scripts.measure.editing import (
 from scripts.measure.timing import medians, progress
 
 EAGER = "PyTorch, eager, float32"
-HEADLINES = {"cuda": "PyTorch, generator-fp16.pt2", "cpu": "ONNX Runtime, generator.onnx"}
-FORMATS = {"cuda": ("fp16", "pt2"), "cpu": ("int8", "pt2")}  # beside generator.onnx
+# By the device; the files run on a CPU where the GPU is none of CUDA's.
+HEADLINES = {"cuda": "PyTorch, generator-fp16.pt2"}
+HEADLINE = "ONNX Runtime, generator.onnx"
+FORMATS = {"cuda": ("fp16", "pt2")}  # beside generator.onnx
+CPU_FORMATS = ("int8", "pt2")
 
 Call = Callable[[], object]
 
@@ -58,8 +61,10 @@ def run(config: Config) -> Result:
     calls = {EAGER: _eager_call(generator, image_BHWC, device)}
     progress("exporting")
     with tempfile.TemporaryDirectory() as folder:
-        runs_onnx = device.type == "cpu" or "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        write_formats(Path(folder), generator, metadata, FORMATS[device.type], image_BHWC, runs_onnx)
+        runs_onnx = device.type != "cuda" or "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        write_formats(
+            Path(folder), generator, metadata, FORMATS.get(device.type, CPU_FORMATS), image_BHWC, runs_onnx
+        )
         calls |= _file_calls(Path(folder), image_BHWC, device)
         seconds = medians(calls, settings.calls)
 
@@ -75,7 +80,7 @@ def run(config: Config) -> Result:
         f"{metadata['teacher']}, {side} x {side}, generator of {parameters / 1e6:.1f} M parameters, "
         f"{settings.images_at_once} at once, median of {settings.calls} calls"
     )
-    return Result(timed, device, rows, HEADLINES[device.type])
+    return Result(timed, device, rows, HEADLINES.get(device.type, HEADLINE))
 
 
 def generator_to_time(config: Config) -> tuple[CoModGenerator, dict[str, Any]]:

@@ -348,8 +348,8 @@ def set_distances(features_ND: Tensor, reference_ND: Tensor) -> dict[str, float]
     identity = torch.nn.Identity()  # in the place of the network: the features are there
     identity.num_features = features_ND.shape[1]  # type: ignore[assignment]
     frechet = FrechetInceptionDistance(feature=identity)
-    features_ND = features_ND.double().cpu()
-    reference_ND = reference_ND.double().cpu()
+    features_ND = features_ND.cpu().double()
+    reference_ND = reference_ND.cpu().double()
     frechet.update(features_ND, real=False)
     frechet.update(reference_ND, real=True)
     return {"fid": float(frechet.compute()), "kid": float(poly_mmd(reference_ND, features_ND))}

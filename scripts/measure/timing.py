@@ -15,7 +15,10 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and --help none
     import torch
 
 STARTED = time.perf_counter()
-PRODUCT_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product gives the machine's rate
+# Of the square matrices whose product gives the machine's rate
+PRODUCT_SIDE = 8192
+CPU_PRODUCT_SIDE = 2048
+PEAKS = ("cuda", "xpu")  # GPUs of which PyTorch counts the peak memory
 PRODUCTS = 6  # the fastest counts
 ROUNDS = 5  # of calls of each runtime, after one that does not count
 GENERATOR_CALLS = 50  # the middle one counts
@@ -62,7 +65,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating point operations a second of a large matrix product on this machine, at its best."""
     import torch
 
-    side = PRODUCT_SIDE[device.type]
+    side = CPU_PRODUCT_SIDE if device.type == "cpu" else PRODUCT_SIDE
     operations = 2 * side**3
     matrix = torch.randn(side, side, device=device, dtype=dtype)
 
@@ -80,25 +83,27 @@ def wait_for(device: torch.device) -> None:
     """Return once the GPU has done what it was given; at once on a CPU."""
     import torch
 
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Begin anew to count the GPU's peak memory, once it has done what it was given."""
     import torch
 
-    if device.type == "cuda":
+    if device.type in PEAKS:
         wait_for(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.get_device_module(device).reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes: PyTorch's most on the GPU since reset_peak_memory, or on a CPU the process's so far."""
+    """Bytes: PyTorch's most on the GPU since reset_peak_memory, or the process's so far on a CPU and on
+    Apple's GPUs, which share its memory.
+    """
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type in PEAKS:
+        return torch.get_device_module(device).max_memory_allocated(device)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * 1024
 
