@@ -215,6 +215,12 @@ class Guidance:
         at_least=0,
         at_most=1,
     )
+    self_attention: float = option(
+        0.0,
+        "the edit takes the reference's self-attention in this share of the steps, from the noise on",
+        at_least=0,
+        at_most=1,
+    )
     every: int = option(1, "attention guides one of so many of these steps, so many times as far", at_least=1)
     maps: str = option(
         "reference",

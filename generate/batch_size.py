@@ -138,6 +138,8 @@ def unet_rows_a_step(config: Config) -> float:
     has_reference = method.replaced or (method.guided and guidance.maps == "reference")
     if has_reference or config.generate.save_reconstruction:
         rows += 1
+    elif method.guided:
+        rows += guidance.self_attention  # the reference, as far as its self-attention is taken
     if method.guided:
         rows += 3 * guidance.until / guidance.every  # the edit's maps, and their gradient
     return rows

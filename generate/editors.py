@@ -65,7 +65,7 @@ class Editor:
         self.official = config.edit.mode == "official"
         self.guidance = config.guidance
         if not self.method.guided:
-            self.guidance = replace(config.guidance, amount=0.0)
+            self.guidance = replace(config.guidance, amount=0.0, self_attention=0.0)
         self.inversion = config.inversion
         if self.method.noise != "regularised":
             self.inversion = replace(config.inversion, lambda_ac=0.0, lambda_kl=0.0)

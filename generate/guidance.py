@@ -8,7 +8,8 @@ Shapes: B images, C H W latent channels and cells, T text tokens, D text width.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from configs.schema import Guidance
 from generate.inversion import ddim_step
 from generate.progress import tell_prediction, told
+from models.attention import AttentionControl
 from models.teacher import Step, Teacher
 
 # Float16 loses gradients below 6e-8, and these are small; a power of two changes no other digit.
@@ -64,19 +66,56 @@ def edit_in_lockstep(
     scale = guidance.scale
     guided_steps = count_guided(len(schedule), guidance)
     scaled_steps = share_of(guidance.scale_until, len(schedule))
+    attending_steps = share_of(guidance.self_attention, len(schedule))
     for index, step in enumerate(told("edit", schedule)):
         may_guide = index < guided_steps
         guide = may_guide and index % guidance.every == 0
         maps = ready_maps.get(step.timestep, [])
         record = guide and not maps
-        if record or follow_reference or (may_guide and not ready_maps):
-            reference_BCHW, recorded = reference_step(teacher, reference_BCHW, step, texts, scale, record)
+        layout = SelfAttention(len(noise_BCHW)) if index < attending_steps else None
+        if record or layout or follow_reference or (may_guide and not ready_maps):
+            with controlled(teacher, layout and layout.recorded):
+                reference_BCHW, recorded = reference_step(teacher, reference_BCHW, step, texts, scale, record)
             maps = recorded or maps
         if guide:  # eq. 5
             gradient_BCHW = attention_gradient(teacher, edit_BCHW, step.timestep, texts.edited, maps)
             edit_BCHW = edit_BCHW - guidance.every * guidance.amount * gradient_BCHW
-        edit_BCHW = edit_step(teacher, edit_BCHW, step, texts, scale if index < scaled_steps else 1.0)
+        with controlled(teacher, layout and layout.taken):
+            edit_BCHW = edit_step(teacher, edit_BCHW, step, texts, scale if index < scaled_steps else 1.0)
     return reference_BCHW, edit_BCHW
+
+
+class SelfAttention:
+    """The self-attention of one step of B images, B x heads x pixels x pixels a layer: the edit takes the
+    reference's, so that what belongs together in the input does so in the edit (Tumanyan et al. 2023).
+
+    images: B.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.layers: list[Tensor] = []
+
+    def recorded(self, is_cross: bool, pixels: int) -> Callable[[Tensor], Tensor] | None:
+        """The control of the reference's pass: it keeps each layer's."""
+        return None if is_cross else self._keep
+
+    def taken(self, is_cross: bool, pixels: int) -> Callable[[Tensor], Tensor] | None:
+        """The control of the edit's pass, of B rows or more: each layer takes what was kept of it."""
+        return None if is_cross else self._take
+
+    def _keep(self, probabilities: Tensor) -> Tensor:
+        self.layers.append(probabilities[-self.images :])  # of 2B rows the last B are the caption's
+        return probabilities
+
+    def _take(self, probabilities: Tensor) -> Tensor:
+        reference = self.layers.pop(0)
+        return reference.repeat(len(probabilities) // self.images, 1, 1, 1)
+
+
+def controlled(teacher: Teacher, control: AttentionControl | None) -> AbstractContextManager:
+    """teacher.controlled, or nothing without a control."""
+    return teacher.controlled(control) if control else nullcontext()
 
 
 def reference_step(

@@ -219,7 +219,9 @@ def variants(config: Config, table: str) -> dict[str, Config]:
 
 
 def _paper_rows(config: Config, table: str) -> dict[str, dict[str, Any]]:
-    """Name -> values of keys. The paper's methods keep nothing; a last row has the configured edit.keep."""
+    """Name -> values of keys. The paper's methods have neither edit.keep nor guidance.self_attention; a
+    last row has what is configured.
+    """
     rows: dict[str, dict[str, Any]] = {}
     if table == "table1":
         for strength in SDEDIT_STRENGTHS:
@@ -227,9 +229,9 @@ def _paper_rows(config: Config, table: str) -> dict[str, dict[str, Any]]:
     for label, method in PAPER_ROWS[table].items():
         rows[label] = {"edit.method": method}
     for values in rows.values():
-        values["edit.keep"] = 0.0
-    if config.edit.keep:
-        rows[f"pix2pix-zero, edit.keep={config.edit.keep:g}"] = {"edit.method": "pix2pix-zero"}
+        values |= {"edit.keep": 0.0, "guidance.self_attention": 0.0}
+    if config.edit.keep or config.guidance.self_attention:
+        rows["pix2pix-zero as configured here"] = {"edit.method": "pix2pix-zero"}
     return rows
 
 

@@ -128,3 +128,75 @@ def test_maps_alone_are_the_maps(setting):
     again, maps = teacher.noise_and_maps(latent, 500, caption)
     assert torch.equal(again, noise) and len(maps) == len(expected)
     torch.testing.assert_close(teacher.noise(latent, 500, caption), noise, rtol=1e-4, atol=1e-5)
+
+
+def test_the_edit_takes_the_references_self_attention(setting):
+    """Against diffusers' own attention scores, stored in one pass and put in place in the other."""
+    teacher, latent, caption, edited = setting
+    scale = 3.0
+    schedule = teacher.schedule(2)
+    guidance = Guidance(0.0, scale, self_attention=1.0)
+    texts = Texts(caption, edited, caption)
+    ours = edit_in_lockstep(teacher, schedule, latent, texts, guidance)
+    _, without = edit_in_lockstep(teacher, schedule, latent, texts, Guidance(0.0, scale))
+    assert not torch.allclose(ours[1], without, atol=1e-3)
+
+    stored = []
+
+    class Plain:
+        """Attention by its definition; in self-attention stored, or taken from what was stored."""
+
+        def __init__(self, takes):
+            self.takes = takes
+
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            query, key, value = (
+                attn.head_to_batch_dim(project(states))
+                for project, states in (
+                    (attn.to_q, hidden_states),
+                    (attn.to_k, context),
+                    (attn.to_v, context),
+                )
+            )
+            scores = attn.get_attention_scores(query, key)  # (rows x heads) x pixels x keys
+            if encoder_hidden_states is None and self.takes:
+                reference = stored.pop(0)
+                scores = reference.repeat(len(scores) // len(reference), 1, 1)
+            elif encoder_hidden_states is None:
+                stored.append(scores)
+            return attn.to_out[0](attn.batch_to_head_dim(scores @ value))
+
+    def step(x, noise, a, b):
+        return b**0.5 * (x - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - b) ** 0.5 * noise
+
+    def noise_of(x, t, text, takes):
+        teacher.unet.set_attn_processor(Plain(takes))
+        return teacher.unet(x, t, encoder_hidden_states=text).sample
+
+    x = y = latent
+    with torch.no_grad():
+        for t, a, b in schedule:
+            x = step(x, noise_of(x, t, caption, False), a, b)
+            kept = list(stored)
+            negative = noise_of(y, t, caption, True)
+            stored[:] = kept
+            positive = noise_of(y, t, edited, True)
+            y = step(y, negative + scale * (positive - negative), a, b)
+    torch.testing.assert_close(ours[0], x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours[1], y, rtol=1e-3, atol=1e-3)
+
+
+def test_self_attention_needs_the_reference_no_longer_than_it_is_taken(setting):
+    """Without a reconstruction it stops there, and the edit is the same."""
+    teacher, latent, caption, edited = setting
+    texts = Texts(caption, edited, caption)
+    guidance = Guidance(0.0, 3.0, self_attention=0.5)
+    schedule = teacher.schedule(4)
+    whole, expected = edit_in_lockstep(teacher, schedule, latent, texts, guidance)
+    half, edit = edit_in_lockstep(
+        teacher, teacher.schedule(4), latent, texts, guidance, follow_reference=False
+    )
+    assert torch.equal(edit, expected) and not torch.allclose(half, whole)
+    first, _ = edit_in_lockstep(teacher, schedule[:2], latent, texts, guidance)
+    torch.testing.assert_close(half, first)
