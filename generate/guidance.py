@@ -74,13 +74,13 @@ def edit_in_lockstep(
         record = guide and not maps
         layout = SelfAttention(len(noise_BCHW)) if index < attending_steps else None
         if record or layout or follow_reference or (may_guide and not ready_maps):
-            with controlled(teacher, layout and layout.recorded):
+            with controlled(teacher, layout.recorded if layout else None):
                 reference_BCHW, recorded = reference_step(teacher, reference_BCHW, step, texts, scale, record)
             maps = recorded or maps
         if guide:  # eq. 5
             gradient_BCHW = attention_gradient(teacher, edit_BCHW, step.timestep, texts.edited, maps)
             edit_BCHW = edit_BCHW - guidance.every * guidance.amount * gradient_BCHW
-        with controlled(teacher, layout and layout.taken):
+        with controlled(teacher, layout.taken if layout else None):
             edit_BCHW = edit_step(teacher, edit_BCHW, step, texts, scale if index < scaled_steps else 1.0)
     return reference_BCHW, edit_BCHW
 
