@@ -28,6 +28,7 @@ import numpy as np
 
 from configs.cli import entry, is_word
 from configs.files import find_file, write_json
+from configs.methods import METHODS
 from configs.runs import run_dir
 from configs.schema import Config, Task
 from generate.run import generate, input_source
@@ -229,7 +230,9 @@ def _paper_rows(config: Config, table: str) -> dict[str, dict[str, Any]]:
     for label, method in PAPER_ROWS[table].items():
         rows[label] = {"edit.method": method}
     for values in rows.values():
-        values |= {"edit.keep": 0.0, "guidance.self_attention": 0.0}
+        values["edit.keep"] = 0.0
+        if METHODS[values["edit.method"]].guided:
+            values["guidance.self_attention"] = 0.0
     if config.edit.keep or config.guidance.self_attention:
         rows["pix2pix-zero as configured here"] = {"edit.method": "pix2pix-zero"}
     return rows
@@ -237,7 +240,6 @@ def _paper_rows(config: Config, table: str) -> dict[str, dict[str, Any]]:
 
 def _of_held_out(config: Config, name: str) -> Config:
     """The configuration that makes a row's edits of the held-out images, in a folder of their own."""
-    from generate.editors import METHODS
 
     generate_settings = replace(
         config.generate,

@@ -64,7 +64,7 @@ def uses(method: Method, key: str) -> bool:
         return method.noise == "partial"
     if key == "direction.strength":
         return method.text == "direction"
-    if key == "guidance.amount":
+    if key in ("guidance.amount", "guidance.self_attention"):
         return method.guided
     return True
 
