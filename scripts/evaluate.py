@@ -240,7 +240,6 @@ def _paper_rows(config: Config, table: str) -> dict[str, dict[str, Any]]:
 
 def _of_held_out(config: Config, name: str) -> Config:
     """The configuration that makes a row's edits of the held-out images, in a folder of their own."""
-
     generate_settings = replace(
         config.generate,
         pairs=config.evaluate.scenes,
