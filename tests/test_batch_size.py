@@ -85,7 +85,8 @@ def test_the_arithmetic_of_stable_diffusions_unet():
     [
         # inversion, reference, two of the edit; a forward pass for the maps and a backward one, which is two
         ([], 1 + 1 + 2 + 3),
-        (["guidance.maps=inversion"], 1 + 2 + 3),
+        # and a fifth of the reference, whose self-attention the edit takes so long
+        (["guidance.maps=inversion"], 1 + 0.2 + 2 + 3),
         (["edit.method=D"], 1 + 2),
         (["guidance.until=0.5", "guidance.every=2", "guidance.scale_until=0.25"], 1 + 1 + 1.25 + 0.75),
         (["edit.method=A"], 2),
@@ -93,7 +94,7 @@ def test_the_arithmetic_of_stable_diffusions_unet():
 )
 def test_what_a_step_sends_through_the_unet(arguments, rows):
     config = load(["generate.save_reconstruction=false", *arguments])
-    assert unet_rows_a_step(config) == rows
+    assert unet_rows_a_step(config) == pytest.approx(rows)
 
 
 @pytest.fixture
