@@ -44,14 +44,18 @@ def entry(
     doc: the module's docstring, printed by --help before the keys of `sections`.
     work: does what the command is for. plan: gives what --dry-run prints; a value that takes long to
     find out is a function, which --time calls.
-    Exit codes: 0 done; 2 a UserError, printed as one line; 130 Ctrl-C; 143 SIGTERM.
+    Exit codes: 0 done; 2 a UserError, printed as one line; 130 Ctrl-C; 141 nobody reads what it prints
+    any more, and its work was cut short; 143 SIGTERM.
     Any other exception is a bug and shows its traceback.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _entry(doc, sections, work, plan, list(sys.argv[1:] if argv is None else argv))
+        code = _entry(doc, sections, work, plan, arguments)
+        sys.stdout.flush()  # so that a pipe that was closed is noticed here
+        return code
     except BrokenPipeError:  # whoever reads, as `| head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0 if any(word in arguments for word in ("--help", "-h", "--list", "--dry-run")) else 141
 
 
 def _entry(
@@ -67,7 +71,6 @@ def _entry(
     if "--list" in arguments:
         for kind in reversed(CHOICES):
             print(f"{kind}: {', '.join(available(kind))}")
-        sys.stdout.flush()  # so that a pipe that was closed is noticed here
         return 0
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     wait_passively()

@@ -13,6 +13,8 @@ from typing import Any
 from configs.limits import option
 from configs.methods import METHODS
 
+MOST_SEED = 2**63 - 1  # that PyTorch's generators take
+
 
 @dataclass
 class Task:
@@ -36,7 +38,9 @@ class Task:
     clip_gain: float | None = option(
         0.10, "keep pairs whose CLIP gain is at least this in the paper's units: raw, x scorer.gain_unit"
     )
-    overlap: float | None = option(None, "keep pairs whose mask IoU is at least this; null: not asked for")
+    overlap: float | None = option(
+        None, "keep pairs whose mask IoU is at least this; null: not asked for", at_least=0, at_most=1
+    )
     scene_input: dict[str, str] = option({}, "look of a rendered input scene (models.miniature.scenes.Look)")
     scene_truth: dict[str, str] = option({}, "look of its true edit, the judge in scripts/evaluate.py")
 
@@ -67,7 +71,9 @@ class Retrieve:
         0, "so many are kept, nearest first (the paper: 250); 0: all, in the source's order", at_least=0
     )
     aesthetics: float = option(
-        0.0, "with k: least aesthetics score, where an image's metadata has one (the paper: 9)"
+        0.0,
+        "with k: least aesthetics score, where an image's metadata has one (the paper: 9)",
+        at_least=0,
     )
 
 
@@ -252,7 +258,9 @@ class Inversion:
     lambda_ac: float = option(20.0, "weight of the auto-correlation term; 0: without it", at_least=0)
     lambda_kl: float = option(20.0, "weight of the KL term; 0: without it", at_least=0)
     pool_gain: float = option(
-        1.0, "factor after each pooling: 1 as the reference code, 2 keeps unit variance as the paper says"
+        1.0,
+        "factor after each pooling: 1 as the reference code, 2 keeps unit variance as the paper says",
+        above=0,
     )
 
 
@@ -291,7 +299,9 @@ class Scorer:
 
     model: str = option("ViT-L-14", "open_clip model name, or local-dir:FOLDER")
     pretrained: str = option("openai", "open_clip pretrained tag or checkpoint; empty with local-dir")
-    gain_unit: float = option(1.0, "a gain of g in the paper's CLIP counts as g x gain_unit in this one")
+    gain_unit: float = option(
+        1.0, "a gain of g in the paper's CLIP counts as g x gain_unit in this one", above=0
+    )
 
 
 @dataclass
@@ -311,9 +321,14 @@ class Segmenter:
     min_predicted_iou: float = option(
         0.88,
         "proposed masks of which the model itself expects less are left out (segment-anything's default)",
+        at_least=0,
+        at_most=1,
     )
     min_stability: float = option(
-        0.95, "so are masks that change more than this with the cut-off (segment-anything's default)"
+        0.95,
+        "so are masks that change more than this with the cut-off (segment-anything's default)",
+        at_least=0,
+        at_most=1,
     )
     other_nouns: list[str] = option(["the background", "the sky", "the ground"], "what else a mask may show")
 
@@ -537,7 +552,9 @@ class Config:
         "where all networks run: auto (a GPU if there is one), cpu, cuda, cuda:N, mps, xpu",
         first=True,
     )
-    seed: int = option(0, "every random draw derives from it and from the sample's key")
+    seed: int = option(
+        0, "every random draw derives from it and from the sample's key", at_least=0, at_most=MOST_SEED
+    )
     force: bool = option(False, "go on in a run folder that was made with another configuration")
     json: str = option("", "scripts/benchmark.py also writes its table here")
     task: Task = field(default_factory=Task)

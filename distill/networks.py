@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from configs.errors import UserError
-from configs.files import find_file
+from configs.files import ROOT, find_file
 from configs.runs import training_side
 from configs.schema import Config
 from distill.checkpoints import Checkpoint
@@ -19,6 +19,7 @@ from distill.growth import can_grow, grow
 from models.comodgan import CoModGenerator, make_generator
 from models.critic import Critic
 
+SHIPPED = ROOT / "models"  # what lies below it is the project's own
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, of each parameter
 
 
@@ -27,13 +28,14 @@ class Networks:
     """The networks of one process, on its device.
 
     critic: None where distill.adversarial is 0. trained: the parameters that Adam moves, by
-    their names in a checkpoint's adam.safetensors.
+    their names in a checkpoint's adam.safetensors. begins: how the generator does, in a line.
     """
 
     generator: CoModGenerator
     ema: EMA
     critic: Critic | None
     trained: dict[str, nn.Parameter]
+    begins: str
 
     def by_file(self) -> dict[str, nn.Module]:
         """The networks by the names of their files in a checkpoint."""
@@ -46,7 +48,8 @@ class Networks:
 def build_networks(config: Config, device: torch.device) -> Networks:
     """The networks as training starts: weights drawn by config.seed, or those of distill.init.
 
-    UserError where that file is no exported generator, or is one of another configuration.
+    UserError where that file is no exported generator, or is one of another configuration; a shipped
+    one of another, which the teacher's configuration names for all networks, is passed over.
     """
     settings = config.distill
     resolution = training_side(config)
@@ -56,13 +59,12 @@ def build_networks(config: Config, device: torch.device) -> Networks:
     critic = None
     if settings.adversarial > 0:
         critic = Critic().to(device).to(memory_format=torch.channels_last)
-    if settings.init:
-        load_initial_weights(generator, Path(find_file(settings.init)))
+    begins = begin(generator, settings.init)
     generator = generator.to(device).to(memory_format=torch.channels_last)
     for layer in [*generator.ups, *generator.layers]:
         layer.noise_strength.requires_grad_(False)  # no noise is drawn: it gets no gradient
     ema = EMA(generator, settings.ema_half_life_images, settings.batch)
-    return Networks(generator, ema, critic, trained_parameters(generator, critic))
+    return Networks(generator, ema, critic, trained_parameters(generator, critic), begins)
 
 
 def trained_parameters(generator: CoModGenerator, critic: Critic | None) -> dict[str, nn.Parameter]:
@@ -77,18 +79,24 @@ def trained_parameters(generator: CoModGenerator, critic: Critic | None) -> dict
     return parameters
 
 
-def load_initial_weights(generator: CoModGenerator, path: Path) -> None:
-    """Fill the generator from an exported generator.safetensors, of its own size or smaller.
+def begin(generator: CoModGenerator, init: str) -> str:
+    """Fill the generator from an exported generator.safetensors, where one is named: of its size or smaller.
 
-    UserError where it is no such file, or one of a generator that this one cannot begin as.
+    Returns how it begins, in a line. UserError as build_networks raises it.
     """
+    if not init:
+        return "starting from nothing"
+    path = Path(find_file(init))
     exported, _ = read_generator(path)
-    if not can_grow(exported, generator):
-        raise UserError(
-            f"{path} was made with {exported.config}, this run's generator is {generator.config}: "
-            "set generator.* to match, or distill.init= to start anew"
-        )
-    grow(exported, generator)
+    if can_grow(exported, generator):
+        grow(exported, generator)
+        return f"starting from {init}; distill.init= starts from nothing"
+    if path.resolve().is_relative_to(SHIPPED):
+        return f"starting from nothing, as {init} is of another side or of other sizes"
+    raise UserError(
+        f"{path} was made with {exported.config}, this run's generator is {generator.config}: "
+        "set generator.* to match, or distill.init= to start anew"
+    )
 
 
 def checkpoint_tensors(

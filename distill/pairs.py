@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import UserError
 from configs.files import digest, find_file
-from configs.runs import pairs_dir, run_dir, selected_keys, training_side
+from configs.runs import command, pairs_dir, run_dir, selected_keys, training_side
 from configs.schema import Augment, Config
 from generate.shards import PairLocation, finished_shards, locate, read_manifest, read_pair
 from models.pictures import resized, to_signed
@@ -161,7 +161,11 @@ def split_pairs(config: Config, share: float, seed: int) -> tuple[list[PairLocat
     """The run's selected pairs for training and for validation, divided by split()."""
     locations = find_pairs(pairs_dir(config), selected_keys(run_dir(config)))
     sources = [str(read_pair(location, ()).record["source"]["id"]) for location in locations]
-    training, held_out = split(sources, share, seed)
+    try:
+        training, held_out = split(sources, share, seed)
+    except UserError as error:
+        more = command("filter", run_dir(config), "--select", "keep=0.6", "by=clip_directional")
+        raise UserError(f"{error}: select more, {more}, or make more (generate.pairs=)") from error
     return [locations[place] for place in training], [locations[place] for place in held_out]
 
 
@@ -186,10 +190,7 @@ def split(sources: Sequence[str], share: float, seed: int) -> tuple[list[int], l
         else:
             training.append(position)
     if not training:
-        raise UserError(
-            f"{len(places)} source image(s) leave nothing to train on beside the held-out ones: select more "
-            "(zero2gan filter RUN --select keep=0.6 by=clip_directional), or make more (generate.pairs=)"
-        )
+        raise UserError(f"{len(places)} source image(s) leave nothing to train on beside the held-out ones")
     return training, validation
 
 

@@ -103,8 +103,8 @@ def train(config: Config) -> Path:
         log = RunLog(config, accelerator, folder, images=step * settings.batch)
         if step > 0:
             log.say(f"going on from {checkpoint}")
-        elif settings.init:
-            log.say(f"starting from {settings.init}; distill.init= starts from nothing")
+        else:
+            log.say(training.networks.begins)
         device = accelerator.device
         log.say(f"{len(pairs)} pairs, {len(held_out)} held out, to {settings.images} images on {device}")
 

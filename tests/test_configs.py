@@ -1,5 +1,6 @@
 """The command line: every task loads, later layers win, and what is wrong is named beside what is right."""
 
+import os
 import re
 import subprocess
 import sys
@@ -81,6 +82,19 @@ def test_whoever_reads_the_list_may_stop(tmp_path):
         text=True,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("t", "", 0)
+
+
+def test_work_that_nobody_reads_of_any_more_is_not_done():
+    """141, as a shell has it of a process that a closed pipe ended; a list cut short is no failure."""
+    code = (
+        "import sys; from configs.cli import entry\n"
+        "sys.exit(entry('x', (), lambda config: print('x' * 100_000), lambda config: {}, sys.argv[1:]))"
+    )
+    for arguments, expected in (("", 141), ("--help", 0), ("--dry-run", 0)):
+        shell = f'{sys.executable} -c "$CODE" {arguments} | true; exit ${{PIPESTATUS[0]}}'
+        own = os.environ | {"CODE": code}
+        done = subprocess.run(["bash", "-c", shell], cwd=ROOT, env=own, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (expected, ""), arguments
 
 
 def test_a_custom_task_is_two_words():
@@ -232,6 +246,14 @@ def test_wrong_arguments_name_the_right_ones(argument, says):
         ("augment.crop=0", "augment.crop=0.0: it is above 0, to 1"),
         ("generator.dropout=1", "it is from 0 to below 1"),
         ("guidance.until=1.5", "it is from 0 to 1"),
+        ("scorer.gain_unit=0", "it is above 0"),
+        ("inversion.pool_gain=-1", "it is above 0"),
+        ("segmenter.min_predicted_iou=5", "it is from 0 to 1"),
+        ("segmenter.min_stability=-1", "it is from 0 to 1"),
+        ("task.overlap=2", "it is from 0 to 1"),
+        ("source.retrieve.aesthetics=-1", "it is 0 or more"),
+        ("seed=-1", "it is from 0 to"),
+        ("seed=99999999999999999999", "it is from 0 to"),
         ("export.formats=[float,int4]", "it is float, fp16, int8, pt2 or page"),
         ("export.formats=float,int4", "it is float, fp16, int8, pt2 or page"),
         ("generate.pairs=-3", "it is 1 or more"),
@@ -257,6 +279,18 @@ def test_a_removed_key_says_what_took_its_place(key):
         assert name in known_keys(), str(error.value)
     for path in re.findall(r"[a-z]+/[a-z_/]+\.(?:py|md)", REMOVED[key]):
         assert (ROOT / path).is_file(), str(error.value)
+
+
+# Numbers of which every finite value means something.
+UNLIMITED = {"task.clip_gain", "guidance.scale", "direction.strength"}
+
+
+def test_every_number_has_limits():
+    unlimited = set()
+    for key, item in known_keys().items():
+        if item.type in ("int", "float", "float | None") and not str(item.metadata["limits"]):
+            unlimited.add(key)
+    assert unlimited == UNLIMITED
 
 
 def test_keys_are_few_and_none_came_back():

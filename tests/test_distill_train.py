@@ -161,6 +161,28 @@ def test_another_selection_says_how_many_pairs_there_were_and_are(run, capsys, c
     assert not HASH.search(error)
 
 
+def test_a_shipped_generator_that_does_not_fit_is_passed_over_and_that_is_said(run, capsys):
+    """It is the default of every task of the teacher: other sizes than the preset's must train too."""
+    shipped = "models/miniature/generator/generator.safetensors"
+    assert main(tiny_training(run, f"distill.init={shipped}", "distill.images=4", "distill.lpips=0")) == 0
+    assert f"starting from nothing, as {shipped} is of another side" in capsys.readouterr().out
+
+
+def test_a_folder_is_no_generator_to_start_from(run, capsys):
+    assert main(tiny_training(run, f"distill.init={run}", "distill.images=4")) == 2
+    assert f"{run} is not an exported generator.safetensors" in capsys.readouterr().err
+
+
+def test_too_few_sources_say_which_command_keeps_more(run, capsys):
+    selection = json.loads((run / "selection.json").read_text())
+    write_json(run / "selection.json", selection | {"kept": selection["kept"][:1]})
+    assert main(tiny_training(run, "distill.images=4")) == 2
+    says = f"zero2gan filter {run} --select keep=0.6 by=clip_directional"
+    assert (
+        f"leave nothing to train on beside the held-out ones: select more, {says}" in capsys.readouterr().err
+    )
+
+
 def test_a_damaged_picture_is_named(run, capsys):
     shard = run / "pairs" / "000001.tar"
     data = bytearray(shard.read_bytes())

@@ -6,7 +6,7 @@ import torch
 from configs.errors import UserError
 from distill.formats import write_weights
 from distill.growth import can_grow, grow
-from distill.networks import load_initial_weights
+from distill.networks import begin
 from models.comodgan import CoModGenerator
 from tests.helpers import TINY
 
@@ -61,4 +61,4 @@ def test_what_cannot_begin_as_the_other_is_refused(tmp_path):
     path = tmp_path / "small.safetensors"
     write_weights(path, small, {"config": small.config})
     with pytest.raises(UserError, match="set generator.\\* to match"):
-        load_initial_weights(generator(1, code_dim=8), path)
+        begin(generator(1, code_dim=8), str(path))

@@ -11,7 +11,10 @@ from configs.loader import load
 from configs.schema import Source, Task
 from generate.shards import KEY
 from generate.sources import Unreadable, open_source, photo_key, read_square
-from models.miniature.scenes import Look, render, scene
+from models.miniature.captions import caption
+from models.miniature.plants import SPECIES
+from models.miniature.scenes import SEASONS, Look, render, scene
+from models.miniature.words import fields, looks_of
 from models.translator import open_picture
 from tests.helpers import colour_profile, p3_as_srgb
 
@@ -266,3 +269,36 @@ def test_a_look_that_there_is_not_names_those_that_there_are(argument):
     config = load([argument])
     with pytest.raises(UserError, match=r"summer, autumn, winter or any.*oak, birch, pine.*photo, sketch"):
         open_source(config.source, config.task, 128, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("photo of a cat", "sketch of a cat"),
+        ("oak tree", "golden retriever"),
+        ("green apple", "golden apple"),
+        ("horse", "horse in snow"),
+        ("tree in summer", "tree in spring"),
+        ("sommer", "winter"),
+        ("\u00e9t\u00e9", "winter"),
+        ("tree", "tree"),
+    ],
+)
+def test_what_the_world_cannot_show_is_no_change_in_it(source, target):
+    """Though one of the words is known: the scenes would show trees, and the truth would be none."""
+    assert looks_of(source, target) is None
+
+
+def test_every_caption_of_the_world_is_understood():
+    for seed in range(60):
+        for season in SEASONS:
+            for species in SPECIES:
+                look = Look(season=season, species=species)
+                text = caption(scene(seed), look)
+                found = fields(text)
+                if {"brown", "orange", "red", "yellow", "white"} & set(text.split()):
+                    assert found is None, text  # it may be a house's
+                    continue
+                assert found is not None and found["species"] == species, text
+                if "needles" not in text:  # green ones stay so in autumn
+                    assert found.get("season", season) == season, text
