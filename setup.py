@@ -1,4 +1,4 @@
-"""Package metadata. Work in a clone: `pip install -e '.[dev,demo,studio]'`, or let `make` do it."""
+"""Package metadata. Work in a clone: `pip install -e '.[dev,demo]'`, or let `make` do it."""
 
 from setuptools import setup
 
