@@ -29,6 +29,9 @@ class Hub:
     url: str = ""
 
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
 @contextmanager
 def serving() -> Iterator[Hub]:
     """A hub at hub.url, until the block ends."""

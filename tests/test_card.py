@@ -43,9 +43,9 @@ def export(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    for proxy in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+    for proxy in hub_server.PROXIES:
         monkeypatch.delenv(proxy, raising=False)
-    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
+    monkeypatch.setenv("HF_TOKEN", "hf_for_the_stand_in")
     with hub_server.serving() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", server.url)

@@ -36,7 +36,7 @@ RUN = ["preset=paper", "task=cat2dog", f"teacher.path={TEACHER}", "segmenter.mod
 @pytest.fixture
 def served(monkeypatch, tmp_path):
     """A hub with one teacher and one CLIP, an empty cache and an empty home folder."""
-    for proxy in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+    for proxy in hub_server.PROXIES:
         monkeypatch.delenv(proxy, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with hub_server.serving() as server:

@@ -55,6 +55,14 @@ def test_a_list_and_a_dictionary_take_the_place_of_those_before(run):
     assert load([str(run)]).filter.select == ["keep=0.5"]
 
 
+@pytest.mark.parametrize("content", [b"", b"- 1", b"a: [", b"\xff\xfe", b"12"])
+def test_a_damaged_memory_is_written_anew(run, tmp_path, content):
+    config = load(["task=tree2fall", f"runs_dir={tmp_path}", "filter.batch=3"])
+    (run / RUN_FILE).write_bytes(content)
+    remember(config, ("filter",))
+    assert load([str(run)]).filter.batch == 3 and load([str(run)]).task == config.task
+
+
 def test_a_run_that_was_moved_is_where_it_is_now(run, tmp_path):
     moved = tmp_path / "elsewhere"
     run.rename(moved)
