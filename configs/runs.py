@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from configs.errors import UserError
 from configs.files import model_files, whole_file
@@ -75,16 +75,21 @@ def remember(config: Config, keys: Collection[str]) -> None:
     if config.generate.out:
         values["generate"]["out"] = str(pairs_dir(config).resolve())
     now = OmegaConf.create(values)
-    remembered = now
-    with contextlib.suppress(FileNotFoundError, ValueError, yaml.YAMLError):  # a new one, or a damaged one
-        before = OmegaConf.load(path)
-        if isinstance(before, DictConfig):
-            remembered = before
-            for key in keys:
-                OmegaConf.update(before, key, OmegaConf.select(now, key), merge=False)
+    remembered = OmegaConf.create(values | _remembered(path))
+    for key in keys:
+        OmegaConf.update(remembered, key, OmegaConf.select(now, key), merge=False)
     title = f"# What this run is made with. To go on: {command('filter', run_dir(config))}\n"
     with whole_file(path) as stream:
         stream.write((title + OmegaConf.to_yaml(remembered)).encode())
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """What a run.yaml holds by section; nothing where it is not there, or damaged."""
+    with contextlib.suppress(FileNotFoundError, ValueError, yaml.YAMLError):
+        content = yaml.safe_load(path.read_text())
+        if isinstance(content, dict):
+            return content
+    return {}
 
 
 def command(stage: str, run: Path, *arguments: str) -> str:
