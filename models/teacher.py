@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W pixels or latent cells, T text tokens, D text w
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from models.attention import AllMapsRecorded, Attention, AttentionControl
 from models.pictures import images_of
 from models.pipeline import DTYPES, load_parts
 
+BLOCK_FORMS = 32  # of one compiled block: its sizes in the UNet, batches, with a derivative or without
 TEXTS_AT_ONCE = 256  # of the text encoder, so that a bank of thousands of sentences fits into memory
 FINGERPRINT_WEIGHTS = 64  # the first of each tensor, which differ in another text encoder
 
@@ -81,12 +83,8 @@ class Teacher:
         cross_layers = sum(name.endswith(".attn2.processor") for name in self.unet.attn_processors)
         self._attention = Attention(cross_layers)
         self.unet.set_attn_processor(self._attention)
-        self._predict: Callable[..., tuple[Tensor, list[Tensor]]] = self._run_unet
-        self._predict_maps: Callable[..., list[Tensor]] = self._run_unet_until_last_map
         if compiled:
-            # No exception can leave a compiled UNet. The compiler itself drops what no map needs.
-            self._predict = torch.compile(self._run_unet, dynamic=False)
-            self._predict_maps = torch.compile(self._run_unet_for_maps, dynamic=False)
+            compile_blocks(self.unet)
 
     def schedule(self, steps: int) -> list[Step]:
         """DDIM's steps from noise to image; see ddim_schedule."""
@@ -155,7 +153,7 @@ class Teacher:
         """The predicted noise (epsilon) at a timestep, B x C x H x W; a v-prediction is converted.
         Differentiable in the latent.
         """
-        predicted_BCHW, _ = self._predict(*self._inputs(latent_BCHW, timestep, text_BTD))
+        predicted_BCHW, _ = self._run_unet(*self._inputs(latent_BCHW, timestep, text_BTD))
         return self._epsilon(predicted_BCHW, latent_BCHW, timestep)
 
     def noise_and_maps(
@@ -164,14 +162,21 @@ class Teacher:
         """The predicted noise, and the cross-attention probabilities (B, heads, pixels, T) of each
         attn2 layer, in order.
         """
-        predicted_BCHW, maps = self._predict(*self._inputs(latent_BCHW, timestep, text_BTD), record=True)
+        predicted_BCHW, maps = self._run_unet(*self._inputs(latent_BCHW, timestep, text_BTD), record=True)
         return self._epsilon(predicted_BCHW, latent_BCHW, timestep), maps
 
     def maps(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> list[Tensor]:
         """The cross-attention probabilities alone, differentiable in the latent; nothing behind the
         last of them is run.
         """
-        return self._predict_maps(*self._inputs(latent_BCHW, timestep, text_BTD))
+        sample_BCHW, timestep_, encoded_BTD = self._inputs(latent_BCHW, timestep, text_BTD)
+        maps: list[Tensor] = []
+        self._attention.maps = maps
+        self._attention.leave = True
+        with contextlib.suppress(AllMapsRecorded):
+            self.unet(sample_BCHW, timestep_, encoder_hidden_states=encoded_BTD, return_dict=False)
+        self._attention.maps = None
+        return maps
 
     @contextlib.contextmanager
     def controlled(self, control: AttentionControl) -> Iterator[None]:
@@ -218,22 +223,38 @@ class Teacher:
         self._attention.maps = None
         return predicted_BCHW, maps
 
-    def _run_unet_for_maps(self, sample_BCHW: Tensor, timestep: Tensor, text_BTD: Tensor) -> list[Tensor]:
-        """The maps of the UNet, which runs to its end; for the compiler, which cuts it short."""
-        _, maps = self._run_unet(sample_BCHW, timestep, text_BTD, record=True)
-        return maps
 
-    def _run_unet_until_last_map(
-        self, sample_BCHW: Tensor, timestep: Tensor, text_BTD: Tensor
-    ) -> list[Tensor]:
-        """The maps of the UNet, which is left as soon as the last of them is there."""
-        maps: list[Tensor] = []
-        self._attention.maps = maps
-        self._attention.leave = True
-        with contextlib.suppress(AllMapsRecorded):
-            self.unet(sample_BCHW, timestep, encoder_hidden_states=text_BTD, return_dict=False)
-        self._attention.maps = None
-        return maps
+def compile_blocks(unet: Any) -> None:
+    """Compile the parts of a UNet between its attentions, each where it is called first.
+
+    They are the ResNet blocks and the feed-forward networks, whose norms, activations and sums are kernels
+    of their own otherwise. The whole UNet as one graph takes minutes for each of its five uses (an inversion,
+    a reference, guidance with its derivative, one or two texts), and its maps could not leave it early.
+    """
+    from diffusers.models.attention import FeedForward
+    from diffusers.models.resnet import ResnetBlock2D
+
+    torch._dynamo.config.recompile_limit = BLOCK_FORMS
+    compiled: dict[str, Callable[..., Tensor]] = {}
+    for block in unet.modules():
+        if isinstance(block, ResnetBlock2D | FeedForward):
+            structure = repr(block)
+            if structure not in compiled:
+                compiled[structure] = torch.compile(_copy(type(block).forward), dynamic=False)
+            block.forward = MethodType(compiled[structure], block)
+
+
+def _copy(function: FunctionType) -> FunctionType:
+    """The function with a code object of its own: the compiler looks through all that it has compiled of one
+    code object in each call.
+    """
+    return FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
 
 
 def ddim_schedule(trained: Any, steps: int) -> list[Step]:
