@@ -142,7 +142,7 @@ class Generate:
         choices=("float32", "float16", "bfloat16"),
     )
     compile: bool = option(
-        False, "run the UNet's blocks through torch.compile: two minutes at the start, less time a pass"
+        False, "run the UNet's blocks through torch.compile: minutes at the start, less time a pass"
     )
     safety_checker: bool = option(True, "leave out what the teacher's safety checker flags, where it has one")
     out: str = option("", "folder of the shards; empty: <run>/pairs")

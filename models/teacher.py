@@ -153,7 +153,7 @@ class Teacher:
         """The predicted noise (epsilon) at a timestep, B x C x H x W; a v-prediction is converted.
         Differentiable in the latent.
         """
-        predicted_BCHW, _ = self._run_unet(*self._inputs(latent_BCHW, timestep, text_BTD))
+        predicted_BCHW = self._run_unet(*self._inputs(latent_BCHW, timestep, text_BTD))
         return self._epsilon(predicted_BCHW, latent_BCHW, timestep)
 
     def noise_and_maps(
@@ -162,20 +162,17 @@ class Teacher:
         """The predicted noise, and the cross-attention probabilities (B, heads, pixels, T) of each
         attn2 layer, in order.
         """
-        predicted_BCHW, maps = self._run_unet(*self._inputs(latent_BCHW, timestep, text_BTD), record=True)
+        maps: list[Tensor] = []
+        predicted_BCHW = self._run_unet(*self._inputs(latent_BCHW, timestep, text_BTD), maps)
         return self._epsilon(predicted_BCHW, latent_BCHW, timestep), maps
 
     def maps(self, latent_BCHW: Tensor, timestep: int, text_BTD: Tensor) -> list[Tensor]:
         """The cross-attention probabilities alone, differentiable in the latent; nothing behind the
         last of them is run.
         """
-        sample_BCHW, timestep_, encoded_BTD = self._inputs(latent_BCHW, timestep, text_BTD)
         maps: list[Tensor] = []
-        self._attention.maps = maps
-        self._attention.leave = True
         with contextlib.suppress(AllMapsRecorded):
-            self.unet(sample_BCHW, timestep_, encoder_hidden_states=encoded_BTD, return_dict=False)
-        self._attention.maps = None
+            self._run_unet(*self._inputs(latent_BCHW, timestep, text_BTD), maps, leave=True)
         return maps
 
     @contextlib.contextmanager
@@ -211,17 +208,25 @@ class Teacher:
         return alpha.sqrt() * predicted_BCHW.float() + (1 - alpha).sqrt() * latent_BCHW
 
     def _run_unet(
-        self, sample_BCHW: Tensor, timestep: Tensor, text_BTD: Tensor, record: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The UNet's prediction and its maps; none without `record`."""
-        maps: list[Tensor] = []
-        self._attention.maps = maps if record else None
-        self._attention.leave = False
-        (predicted_BCHW,) = self.unet(
-            sample_BCHW, timestep, encoder_hidden_states=text_BTD, return_dict=False
-        )
-        self._attention.maps = None
-        return predicted_BCHW, maps
+        self,
+        sample_BCHW: Tensor,
+        timestep: Tensor,
+        text_BTD: Tensor,
+        maps: list[Tensor] | None = None,
+        leave: bool = False,
+    ) -> Tensor:
+        """The UNet's prediction; its maps are appended to `maps`, and with `leave` the last of them
+        raises AllMapsRecorded.
+        """
+        self._attention.maps = maps
+        self._attention.leave = leave
+        try:
+            (predicted_BCHW,) = self.unet(
+                sample_BCHW, timestep, encoder_hidden_states=text_BTD, return_dict=False
+            )
+        finally:
+            self._attention.maps = None
+        return predicted_BCHW
 
 
 def compile_blocks(unet: Any) -> None:
@@ -234,7 +239,7 @@ def compile_blocks(unet: Any) -> None:
     from diffusers.models.attention import FeedForward
     from diffusers.models.resnet import ResnetBlock2D
 
-    torch._dynamo.config.recompile_limit = BLOCK_FORMS
+    torch._dynamo.config.cache_size_limit = BLOCK_FORMS  # the name that PyTorch 2.6 has too
     compiled: dict[str, Callable[..., Tensor]] = {}
     for block in unet.modules():
         if isinstance(block, ResnetBlock2D | FeedForward):

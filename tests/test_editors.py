@@ -215,12 +215,20 @@ def test_a_wrong_name_lists_the_right_ones(tiny_teacher, wrong):
 
 def test_compiled_is_the_same(tiny_teacher_folder, tiny_teacher, monkeypatch):
     """Through torch.compile's capture and its derivative, without the minutes of code generation."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     config = TeacherConfig("tiny", str(tiny_teacher_folder), 32)
     compiled = Teacher(config, torch.device("cpu"), compiled=True)
     arguments = ["edit.steps=1", "guidance.amount=50"]
     expected = edit(tiny_teacher, arguments, random_images()).latents
     latents = edit(compiled, arguments, random_images()).latents
+    assert graphs
     for name, latent in expected.items():
         torch.testing.assert_close(latents[name], latent, rtol=1e-3, atol=1e-3)
 
